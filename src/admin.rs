@@ -1,0 +1,171 @@
+//! `/livez`, `/readyz` and `/metrics` on listeners of their own, so that no path of a bank is ever shadowed.
+//! Must know nothing else of ours.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use prometheus::{Registry, TextEncoder};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+/// One admin listener.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it serves.
+    pub serve: Vec<Page>,
+}
+
+/// What an admin listener can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// `/livez`: the process answers.
+    Livez,
+    /// `/readyz`: it wants traffic.
+    Readyz,
+    /// `/metrics`: Prometheus text format.
+    Metrics,
+}
+
+impl Page {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            "/livez" => Some(Self::Livez),
+            "/readyz" => Some(Self::Readyz),
+            "/metrics" => Some(Self::Metrics),
+            _ => None,
+        }
+    }
+}
+
+/// What the pages report.
+#[derive(Default)]
+pub struct State {
+    registry: Registry,
+    ready: AtomicBool,
+}
+
+impl State {
+    /// Not ready yet.
+    pub fn new(registry: Registry) -> Arc<Self> {
+        Arc::new(Self { registry, ready: AtomicBool::new(false) })
+    }
+
+    /// Says whether the process wants traffic.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    fn page(&self, page: Page) -> Response<Text> {
+        match page {
+            Page::Livez => text(StatusCode::OK, "alive\n"),
+            Page::Readyz if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
+            Page::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
+            Page::Metrics => self.metrics(),
+        }
+    }
+
+    fn metrics(&self) -> Response<Text> {
+        match TextEncoder::new().encode_to_string(&self.registry.gather()) {
+            Ok(metrics) => text(StatusCode::OK, metrics),
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered\n"),
+        }
+    }
+}
+
+/// Serves the pages of one listener until `stop` resolves, then ends its connections.
+pub async fn serve(listener: TcpListener, pages: Vec<Page>, state: Arc<State>, stop: impl Future<Output = ()>) {
+    let pages: Arc<[Page]> = pages.into();
+    let graceful = GracefulShutdown::new();
+    let seats = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+        };
+        match (accepted, Arc::clone(&seats).try_acquire_owned()) {
+            (Ok((stream, _)), Ok(seat)) => {
+                let work = converse(stream, Arc::clone(&pages), Arc::clone(&state), graceful.watcher());
+                tokio::spawn(async move {
+                    let _seat = seat;
+                    let _ = tokio::time::timeout(LIFETIME, work).await;
+                });
+            }
+            (Ok(_), Err(_)) => {}
+            (Err(_), _) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    // A scraper in the middle of its scrape may finish it.
+    let _ = tokio::time::timeout(Duration::from_secs(1), graceful.shutdown()).await;
+}
+
+/// Probes and scrapers are few. A connection is closed after an hour at the latest: they dial again.
+const CONNECTIONS: usize = 64;
+const LIFETIME: Duration = Duration::from_secs(3600);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+
+async fn converse(stream: TcpStream, pages: Arc<[Page]>, state: Arc<State>, watcher: Watcher) {
+    let service = service_fn(|request| {
+        let response = answer(&request, &pages, &state);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    // A probe that hangs up early has what it wanted.
+    let _ = watcher.watch(connection).await;
+}
+
+fn answer(request: &Request<Incoming>, pages: &[Page], state: &State) -> Response<Text> {
+    match Page::at(request.uri().path()).filter(|page| pages.contains(page)) {
+        None => text(StatusCode::NOT_FOUND, "no such page\n"),
+        Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n")
+        }
+        Some(page) => state.page(page),
+    }
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Text> {
+    let mut response = Response::new(Text(Some(text.into())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    response
+}
+
+/// One piece of text as a body.
+struct Text(Option<Bytes>);
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|text| Ok(Frame::data(text))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |text| text.len() as u64))
+    }
+}

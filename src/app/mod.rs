@@ -1,0 +1,249 @@
+//! The composition root: configuration to app, app to bound listeners, served until a signal, drained. The only
+//! place that knows everyone.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+mod generation;
+
+use crate::admin;
+use crate::config::{Config, Finding};
+use crate::log::Log;
+use crate::proxy::listener::{Address, Drain, Hall, Listener, Reactor};
+use crate::proxy::{Metrics, Proxy, Shared};
+use crate::upstream::{Families, ReactorId};
+
+/// All that `run` does short of binding: a first generation, checked.
+pub struct App {
+    config: Config,
+    process: Process,
+    shared: Arc<Shared>,
+    findings: Vec<Finding>,
+}
+
+/// What lives as long as the process, whatever generation serves.
+struct Process {
+    registry: Registry,
+    proxy_metrics: Metrics,
+    upstream_metrics: Families,
+    expiry: GaugeVec,
+}
+
+impl Process {
+    fn new(log: &Log) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let expiry = GaugeVec::new(
+            Opts::new("sealproxy_certificate_expiry_timestamp_seconds", "When our certificates end, in Unix time."),
+            &["identity", "use"],
+        )?;
+        registry.register(Box::new(expiry.clone()))?;
+        registry.register(Box::new(log.dropped().clone()))?;
+        build_info(&registry)?;
+        Ok(Self {
+            proxy_metrics: Metrics::register(&registry)?,
+            upstream_metrics: Families::register(&registry)?,
+            expiry,
+            registry,
+        })
+    }
+
+    fn expiry(&self, identity: &str, part: &str, not_after: SystemTime) {
+        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        self.expiry.with_label_values(&[identity, part]).set(seconds);
+    }
+}
+
+fn build_info(registry: &Registry) -> Result<(), prometheus::Error> {
+    let labels = ["version", "rsa"];
+    let info = IntGaugeVec::new(Opts::new("sealproxy_build_info", "Always 1; what was built."), &labels)?;
+    let rsa = if cfg!(feature = "aws-lc") { "aws-lc" } else { "ring" };
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), rsa]).set(1);
+    registry.register(Box::new(info))
+}
+
+impl App {
+    /// Reads every file that the configuration names and checks it as of `now`.
+    pub async fn build(config: Config, log: Log, now: SystemTime) -> Result<Self, Vec<Finding>> {
+        let process = Process::new(&log).expect("each metric has a name of its own");
+        let generation = generation::build(&config, &process, now).await?;
+        let metrics = process.proxy_metrics.clone();
+        let shared = Shared::new(generation.routes, config.limits, config.timeouts, metrics, log);
+        Ok(Self { config, process, shared, findings: generation.findings })
+    }
+
+    /// Warnings and notes.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Binds every listener, or none. Call it within the runtime that will serve.
+    pub async fn bind(self) -> Result<Bound, Vec<Finding>> {
+        let file = self.config.file.clone();
+        let in_use = |key: String, address: &dyn std::fmt::Display, error: io::Error| {
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
+                io::ErrorKind::PermissionDenied => "this user may not bind there; choose a port from 1024 up",
+                _ => "choose an address of this machine",
+            };
+            vec![Finding::error(&file, key, format!("cannot listen on {address}: {error}")).hint(hint)]
+        };
+        let (mut listeners, mut admin) = (Vec::new(), Vec::new());
+        for (index, address) in self.config.listen.iter().enumerate() {
+            let bound = Listener::bind(address).await;
+            listeners.push(bound.map_err(|error| in_use(format!("listen[{index}]"), address, error))?);
+        }
+        for (index, settings) in self.config.admin.iter().enumerate() {
+            let bound = TcpListener::bind(settings.address).await;
+            admin.push(bound.map_err(|error| in_use(format!("admin[{index}]"), &settings.address, error))?);
+        }
+        Ok(Bound { app: self, listeners, admin })
+    }
+}
+
+/// An app whose listeners are bound.
+pub struct Bound {
+    app: App,
+    listeners: Vec<Listener>,
+    admin: Vec<TcpListener>,
+}
+
+impl Bound {
+    /// Where local clients reach the proxy.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+    }
+
+    /// Where the admin pages are.
+    pub fn admin_addresses(&self) -> Vec<std::net::SocketAddr> {
+        self.admin.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Reactors that will serve.
+    pub fn threads(&self) -> usize {
+        self.app.config.threads
+    }
+
+    /// Serves until `signal` resolves for the first time, then drains: readiness falls, no connection is accepted,
+    /// requests in flight finish within the drain time. A second signal ends the drain.
+    pub async fn serve(self, mut signal: impl AsyncFnMut()) -> io::Result<Ended> {
+        let Self { app, listeners, admin } = self;
+        let (draining, drain) = watch::channel(false);
+        let reactors = Reactors::start(app.config.threads)?;
+        let seats =
+            reactors.handles.iter().enumerate().map(|(index, handle)| {
+                Reactor::new(handle.clone(), Proxy::new(Arc::clone(&app.shared), ReactorId(index)))
+            });
+        let hall = Hall::new(seats.collect(), app.config.limits.connections, Drain::new(drain));
+        let state = admin::State::new(app.process.registry.clone());
+        let gone = Arc::new(Notify::new());
+        let settings = app.config.admin.iter().map(|settings| settings.serve.clone());
+        let pages: Vec<_> = admin
+            .into_iter()
+            .zip(settings)
+            .map(|(listener, pages)| {
+                let gone = Arc::clone(&gone);
+                tokio::spawn(admin::serve(listener, pages, Arc::clone(&state), async move { gone.notified().await }))
+            })
+            .collect();
+        let acceptors = listeners.into_iter().map(|listener| tokio::spawn(listener.serve(Arc::clone(&hall))));
+        let acceptors: Vec<_> = acceptors.collect();
+        state.set_ready(true);
+        signal().await;
+        state.set_ready(false);
+        // Nobody listens to this channel only where no connection was ever seated.
+        let _ = draining.send(true);
+        for acceptor in acceptors {
+            let _ = acceptor.await;
+        }
+        let ended = tokio::select! {
+            ended = drained(&hall, &app, app.config.drain) => ended,
+            () = signal() => Ended::Hurried,
+        };
+        reactors.stop();
+        gone.notify_waiters();
+        for page in pages {
+            page.abort();
+        }
+        Ok(ended)
+    }
+}
+
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Every request in flight finished.
+    Drained,
+    /// Some did not within the drain time, and were cut.
+    TimedOut,
+    /// A second signal cut the drain short.
+    Hurried,
+}
+
+async fn drained(hall: &Hall, app: &App, limit: Duration) -> Ended {
+    let deadline = Instant::now() + limit;
+    while hall.open() > 0 || app.process.proxy_metrics.in_flight.get() > 0 {
+        if Instant::now() >= deadline {
+            return Ended::TimedOut;
+        }
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+    Ended::Drained
+}
+
+/// How often a drain looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// The reactor threads: a current-thread runtime each.
+struct Reactors {
+    handles: Vec<Handle>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Vec<Arc<Notify>>,
+}
+
+impl Reactors {
+    fn start(count: usize) -> io::Result<Self> {
+        let mut reactors = Self { handles: Vec::new(), threads: Vec::new(), stop: Vec::new() };
+        for index in 0..count {
+            let (sender, handle) = mpsc::channel();
+            let stop = Arc::new(Notify::new());
+            let stopped = Arc::clone(&stop);
+            let thread = std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {
+                let runtime = Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.map(|runtime| (runtime.handle().clone(), runtime));
+                let (handle, runtime) = match runtime {
+                    Ok((handle, runtime)) => (Ok(handle), Some(runtime)),
+                    Err(error) => (Err(error), None),
+                };
+                // The one who waits for it is gone only if starting failed.
+                let _ = sender.send(handle);
+                if let Some(runtime) = runtime {
+                    runtime.block_on(stopped.notified());
+                    // A name that is being looked up must not hold up the end.
+                    runtime.shutdown_background();
+                }
+            })?;
+            let handle = handle.recv().map_err(|_| io::Error::other("a reactor thread ended at its start"))??;
+            reactors.handles.push(handle);
+            reactors.threads.push(thread);
+            reactors.stop.push(stop);
+        }
+        Ok(reactors)
+    }
+
+    fn stop(self) {
+        self.stop.iter().for_each(|stop| stop.notify_one());
+        for thread in self.threads {
+            // A reactor's panic was printed when it happened.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! `sealproxy dev`: a sandbox bank, throwaway certificates and the proxy, in one command and without a file. Sends
+//! one request through itself, tells what happened to it, then stays up.
+
+use std::io::{self, Read as _, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use super::signals::Signals;
+use super::{Failure, LOG_LINES, control_runtime};
+use crate::app::{App, Bound};
+use crate::config::Config;
+use crate::log::Log;
+use crate::sandbox::bank::Bank;
+use crate::sandbox::kit::Kit;
+
+pub(super) fn run(folder: Option<PathBuf>, port: u16) -> Result<(), Failure> {
+    let scratch = folder.is_none().then(Scratch::new).transpose()?;
+    let folder = folder.or_else(|| scratch.as_ref().map(|scratch| scratch.0.clone()));
+    let folder = folder.expect("either was given or made");
+    let (lines, first_line) = mpsc::channel();
+    let (log, writer) = Log::start(Tap { first: Some(lines) }, LOG_LINES)?;
+    let ended = control_runtime()?.block_on(serve(&folder, port, log, first_line));
+    writer.close();
+    ended
+}
+
+async fn serve(folder: &Path, port: u16, log: Log, first_line: mpsc::Receiver<Value>) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let kit = Kit::open_or_make(folder, SystemTime::now())?;
+    let bank = SandboxBank::start(&kit)?;
+    let proxy = free_port(port)?;
+    let admin = free_port(ADMIN)?;
+    let config = kit.write_config(bank.address, loopback(proxy), loopback(admin))?;
+    let (config, findings) = Config::load(&config).map_err(Failure::Configuration)?;
+    findings.iter().for_each(|finding| eprintln!("{finding}"));
+    let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
+    let bound = app.bind().await.map_err(Failure::Configuration)?;
+    print_parties(&bank, &bound, port);
+    let address = loopback(proxy);
+    std::thread::spawn(move || {
+        if let Err(error) = first_request(address, &first_line, &bank) {
+            eprintln!("the first request failed: {error}");
+        }
+    });
+    bound.serve(async || signals.next().await).await?;
+    Ok(())
+}
+
+/// The port that the admin pages have by default.
+const ADMIN: u16 = 9090;
+/// The sandbox bank's first choice of port.
+const BANK: u16 = 40443;
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// The first port from `wanted` on that nobody listens on.
+fn free_port(wanted: u16) -> io::Result<u16> {
+    let candidates = wanted..wanted.saturating_add(PORTS_TO_TRY);
+    let mut last = io::Error::other("no port to try");
+    for port in candidates {
+        match std::net::TcpListener::bind(loopback(port)) {
+            Ok(listener) => return Ok(listener.local_addr()?.port()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+const PORTS_TO_TRY: u16 = 50;
+
+/// A folder that goes when the process does.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> io::Result<Self> {
+        let folder = std::env::temp_dir().join(format!("sealproxy-dev-{}", uuid::Uuid::new_v4()));
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Throwaway files that stay behind harm nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The bank on a thread of its own, as a bank would be a machine of its own.
+struct SandboxBank {
+    address: SocketAddr,
+    bank: Arc<Bank>,
+}
+
+impl SandboxBank {
+    fn start(kit: &Kit) -> Result<Self, Failure> {
+        let address = loopback(free_port(BANK)?);
+        let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
+        let bank = Arc::new(Bank::new(kit.bank(authorities)?)?);
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let serving = Arc::clone(&bank);
+        std::thread::Builder::new().name("bank".into()).spawn(move || {
+            let runtime = control_runtime().expect("this process has just started a runtime like it");
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("the listener is non-blocking");
+                serving.serve(listener, std::future::pending()).await;
+            });
+        })?;
+        Ok(Self { address, bank })
+    }
+}
+
+fn print_parties(bank: &SandboxBank, bound: &Bound, wanted: u16) {
+    let proxy = bound.addresses().first().map(ToString::to_string).unwrap_or_default();
+    let taken = if proxy.ends_with(&format!(":{wanted}")) { String::new() } else { format!("({wanted} is taken)") };
+    let admin = bound.admin_addresses().first().map(ToString::to_string).unwrap_or_default();
+    println!(
+        "bank      https://{}   sandbox, strict, throwaway certificates; nothing leaves this machine",
+        bank.address
+    );
+    println!("proxy     {proxy:<27} {taken:<19} admin http://{admin}");
+}
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+
+/// Sends one request through the proxy and tells what each party made of it.
+fn first_request(proxy: SocketAddr, first_line: &mpsc::Receiver<Value>, bank: &SandboxBank) -> io::Result<()> {
+    let began = Instant::now();
+    let answer = ask(proxy)?;
+    let took = began.elapsed();
+    let line = first_line.recv_timeout(Duration::from_secs(5)).unwrap_or(Value::Null);
+    let seen = bank.bank.observations().into_iter().next_back();
+    let verified = seen.and_then(|seen| seen.verified);
+    let (covered, key_id) = verified.as_ref().map_or_else(Default::default, |verified| {
+        (verified.covered.join(" "), format!("{}\u{2026}", verified.key_id.get(..8).unwrap_or(&verified.key_id)))
+    });
+    let status = answer.split(' ').nth(1).unwrap_or("no status");
+    let accounts = answer.matches("\"resourceId\"").count();
+    let seal = line["seal_ms"].as_f64().unwrap_or_default();
+    println!("came in   GET {ACCOUNTS}        Authorization: Bearer demo");
+    println!("sealed    {covered}              key_id {key_id}  {seal:.1} ms");
+    println!(
+        "bank      {status}, {}, {accounts} accounts, {:.1} ms",
+        if verified.is_some() { "seal verified" } else { "seal NOT verified" },
+        took.as_secs_f64() * 1e3
+    );
+    println!("try       curl -s http://{proxy}{ACCOUNTS} -H 'Authorization: Bearer demo'");
+    println!("break it  the same with -H 'X-Sandbox-Fault: stale-date'       next: sealproxy init becm --sandbox");
+    io::stdout().flush()
+}
+
+fn ask(proxy: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&proxy, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(
+        stream,
+        "GET {ACCOUNTS} HTTP/1.1\r\nHost: {proxy}\r\nAuthorization: Bearer demo\r\nAccept: application/json\r\n\
+         Connection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The log's first line goes to whoever tells of the first request, the others to stdout.
+struct Tap {
+    first: Option<mpsc::Sender<Value>>,
+}
+
+impl Write for Tap {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self.first.take() {
+            // Nobody waits for it only where the first request failed, which was told already.
+            Some(first) => drop(first.send(serde_json::from_slice(line).unwrap_or(Value::Null))),
+            None => io::stdout().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+}

@@ -1,0 +1,11 @@
+//! `sealproxy init`: print an annotated configuration.
+
+use std::io::Write as _;
+
+use super::Failure;
+
+pub(super) fn run(sandbox: bool) -> Result<(), Failure> {
+    let text =
+        if sandbox { include_str!("../../config/becm-sandbox.yaml") } else { include_str!("../../config/becm.yaml") };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}

@@ -1,0 +1,199 @@
+//! The command line: one file per command, which parses nothing and decides nothing that the library could decide.
+//! stdout is data, stderr is for people.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand, ValueEnum};
+
+mod check;
+#[cfg(feature = "sandbox")]
+mod dev;
+mod health;
+mod init;
+mod run;
+#[cfg(feature = "sandbox")]
+mod sandbox;
+mod signals;
+
+use crate::config::Finding;
+
+/// A mutual-TLS signing forward proxy for open-banking APIs.
+#[derive(Debug, Parser)]
+#[command(name = "sealproxy", version, about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve with a configuration file
+    Run {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Try it: a sandbox bank, throwaway certificates and the proxy in one command; needs no files
+    #[cfg(feature = "sandbox")]
+    Dev {
+        /// Keep the certificates and a configuration that `run` accepts
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// The proxy's first choice of port; the next free one is taken
+        #[arg(long, value_name = "PORT", default_value_t = 8080)]
+        port: u16,
+    },
+    /// Print an annotated configuration
+    Init {
+        /// The bank
+        profile: Profile,
+        /// For the bank's sandbox
+        #[arg(long)]
+        sandbox: bool,
+    },
+    /// Check a configuration and every file it names, without serving
+    Check {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Ask a running proxy whether it is ready; for probes in images without a shell
+    Health {
+        /// Its admin address
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+        admin: String,
+        /// Ask only whether it is alive
+        #[arg(long)]
+        live: bool,
+    },
+    /// The sandbox bank alone
+    #[cfg(feature = "sandbox")]
+    #[command(hide = true)]
+    Sandbox {
+        /// Where it listens
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+        listen: std::net::SocketAddr,
+        /// Its certificates, made where absent, and a configuration for a proxy in front of it
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+/// A bank whose API and dialect are built in.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Profile {
+    /// Banque Européenne Crédit Mutuel
+    Becm,
+}
+
+/// Reads the command line.
+pub fn parse() -> Result<Command, Failure> {
+    match Arguments::try_parse() {
+        Ok(Arguments { command: Some(command) }) => Ok(command),
+        Ok(Arguments { command: None }) => Err(Failure::NoCommand),
+        Err(error) => Err(Failure::Usage(error)),
+    }
+}
+
+impl Command {
+    /// Does it.
+    pub fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Run { config } => run::run(&config),
+            #[cfg(feature = "sandbox")]
+            Self::Dev { dir, port } => dev::run(dir, port),
+            Self::Init { profile: Profile::Becm, sandbox } => init::run(sandbox),
+            Self::Check { config } => check::run(&config),
+            Self::Health { admin, live } => health::run(&admin, live),
+            #[cfg(feature = "sandbox")]
+            Self::Sandbox { listen, dir } => sandbox::run(listen, &dir),
+        }
+    }
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub enum Failure {
+    /// No command at all.
+    NoCommand,
+    /// The command line; also help and version, which are no failures.
+    Usage(clap::Error),
+    /// The configuration or a file it names, each with what to do.
+    Configuration(Vec<Finding>),
+    /// `check` said so already.
+    Checked,
+    /// Anything else.
+    Other(Box<dyn Error + Send + Sync>),
+}
+
+impl<E: Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(Box::new(error))
+    }
+}
+
+impl Failure {
+    /// Tells people on stderr, and the caller by the exit code (sysexits: 64 usage, 78 configuration).
+    pub fn report(self) -> ExitCode {
+        match self {
+            Self::NoCommand => {
+                eprintln!("{FIRST_STEPS}");
+                ExitCode::from(USAGE)
+            }
+            Self::Usage(error) => {
+                // Help and version go to stdout; a closed pipe is nobody's loss.
+                let _ = error.print();
+                match error.kind() {
+                    ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                    _ => ExitCode::from(USAGE),
+                }
+            }
+            Self::Configuration(findings) => {
+                findings.iter().for_each(|finding| eprintln!("{finding}"));
+                ExitCode::from(CONFIGURATION)
+            }
+            Self::Checked => ExitCode::from(CONFIGURATION),
+            Self::Other(error) => {
+                eprintln!("error: {}", chain(&*error));
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+const USAGE: u8 = 64;
+const CONFIGURATION: u8 = 78;
+
+const FIRST_STEPS: &str = "\
+sealproxy seals requests to a bank's API and sends them over mutual TLS.
+
+  sealproxy dev                  try it: a sandbox bank, throwaway certificates and the proxy, no files needed
+  sealproxy run --config FILE    serve; `sealproxy init becm` prints a configuration to start from
+
+`sealproxy --help` lists all commands.";
+
+/// An error and its causes in one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Writing to a String does not fail.
+        let _ = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// The runtime of the control thread: signals, acceptors, admin pages.
+fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Lines that the log may hold while nobody reads it.
+const LOG_LINES: usize = 16 * 1024;

@@ -1,0 +1,45 @@
+//! `sealproxy run`: serve with a configuration file.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::signals::Signals;
+use super::{Failure, LOG_LINES, control_runtime};
+use crate::app::{App, Bound, Ended};
+use crate::config::Config;
+use crate::log::Log;
+
+pub(super) fn run(file: &Path) -> Result<(), Failure> {
+    let (config, findings) = Config::load(file).map_err(Failure::Configuration)?;
+    findings.iter().for_each(|finding| eprintln!("{finding}"));
+    let (log, writer) = Log::start(std::io::stdout(), LOG_LINES)?;
+    let ended = control_runtime()?.block_on(serve(config, log));
+    writer.close();
+    ended
+}
+
+async fn serve(config: Config, log: Log) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let drain = config.drain;
+    let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
+    app.findings().iter().for_each(|finding| eprintln!("{finding}"));
+    let bound = app.bind().await.map_err(Failure::Configuration)?;
+    announce(&bound);
+    match bound.serve(async || signals.next().await).await? {
+        Ended::Drained => eprintln!("stopped: every request in flight has finished"),
+        Ended::TimedOut => eprintln!("stopped: requests that had not finished within {drain:?} were cut"),
+        Ended::Hurried => eprintln!("stopped at the second signal: requests in flight were cut"),
+    }
+    Ok(())
+}
+
+fn announce(bound: &Bound) {
+    let list = |addresses: Vec<String>| addresses.join(", ");
+    eprintln!(
+        "sealproxy {}: proxy {}; admin {}; threads {}",
+        env!("CARGO_PKG_VERSION"),
+        list(bound.addresses().iter().map(ToString::to_string).collect()),
+        list(bound.admin_addresses().iter().map(|address| format!("http://{address}")).collect()),
+        bound.threads(),
+    );
+}

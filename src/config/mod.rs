@@ -1,0 +1,195 @@
+//! The configuration: text to settings that are legal by construction. The only module that knows YAML and the
+//! environment. A fault names file, key path, reason and what to do; one reading tells all of them.
+//!
+//! What the settings name is not looked at here: whether a certificate exists, fits its key or has expired is for
+//! those who load it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::HeaderName;
+
+use crate::proxy::api::{Api, Environment};
+use crate::proxy::listener::Address;
+use crate::{admin, identity, proxy, seal, upstream};
+
+mod file;
+mod finding;
+mod identities;
+mod limits;
+mod listeners;
+mod machine;
+mod quantity;
+mod routes;
+mod section;
+mod upstreams;
+
+use file::Node;
+use finding::{Fault, Report};
+pub use finding::{Finding, Level};
+use machine::Machine;
+use section::{Section, Value};
+
+/// All settings of one proxy. A value of this type has passed every check that needs no other file.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it was read from.
+    pub file: PathBuf,
+    /// Where local clients reach the proxy; at least one, none twice.
+    pub listen: Vec<Address>,
+    /// Further names of the proxy itself, in lower case.
+    pub hosts: Vec<String>,
+    /// Where probes and metrics are served.
+    pub admin: Vec<admin::Settings>,
+    /// Reactors: 1 to 256.
+    pub threads: usize,
+    /// Who we are, by name; at least one.
+    pub identities: BTreeMap<String, identity::Settings>,
+    /// The banks, by name; at least one. The identity of each exists.
+    pub upstreams: BTreeMap<String, Upstream>,
+    /// Which paths go where; at least one. The upstream of each exists.
+    pub routes: Vec<proxy::route::Settings>,
+    /// What is taken at most.
+    pub limits: proxy::Limits,
+    /// How long the proxy waits.
+    pub timeouts: proxy::Timeouts,
+    /// How long requests under way have to finish once the process is asked to end; zero: no time.
+    pub drain: Duration,
+}
+
+/// One bank: how it is reached, who we are there, how it wants requests.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// How it is reached.
+    pub settings: upstream::Settings,
+    /// Which of its environments this is.
+    pub environment: Environment,
+    /// The name of the identity that is presented to it.
+    pub identity: String,
+    /// How requests are sealed.
+    pub profile: seal::Profile,
+    /// What is true of its API.
+    pub api: &'static Api,
+    /// Headers that may reach it beside those of the API.
+    pub pass: Vec<HeaderName>,
+}
+
+const KEYS: [&str; 9] =
+    ["listen", "hosts", "admin", "threads", "identities", "upstreams", "routes", "limits", "timeouts"];
+/// Room for thousands of upstreams; a path that leads to a log or an image is not read to its end.
+const MAX_FILE: u64 = 1 << 20;
+const MAX_THREADS: usize = 256;
+
+impl Config {
+    /// Reads a file, with the environment of this process. `Ok` carries what is legal but worth a look; `Err` has at
+    /// least one error.
+    pub fn load(path: &Path) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
+        let text = read(path).map_err(|finding| vec![finding])?;
+        Self::parse(path, &text, &|name| std::env::var(name).ok())
+    }
+
+    /// Parses a text as if it stood in the file `path`, where relative paths begin. Reads neither files nor the
+    /// environment; `auto` is what this machine has.
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
+        Self::parse_on(&Machine::here(), path, text, env)
+    }
+
+    fn parse_on(
+        machine: &Machine,
+        path: &Path,
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
+        let report = Report::new(path.to_owned());
+        let node = Node::read(text, env, &report);
+        let root = node.as_ref().and_then(|node| Value::root(node, &report).section(&KEYS));
+        let config = root.map(|root| Self::build(&root, path, machine));
+        match config {
+            Some(config) if !report.has_errors() => Ok((config, report.into_findings())),
+            _ => Err(report.into_findings()),
+        }
+    }
+
+    /// Reads every section. Where an error was reported a default may stand in, or an entry be missing.
+    fn build(root: &Section<'_>, path: &Path, machine: &Machine) -> Self {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let deadlines = limits::timeouts(root);
+        let listen = listeners::listen(root);
+        let hosts = listeners::hosts(root);
+        let admin = listeners::admin(root, &listen);
+        let threads = threads(root, machine);
+        let (identities, identity_names) = identities::identities(root, folder);
+        let context = upstreams::Context { folder, identities: &identity_names, timeouts: deadlines.upstream };
+        let (upstreams, upstream_names) = upstreams::upstreams(root, &context);
+        let routes = routes::routes(root, &upstream_names, &upstreams);
+        let config = Self {
+            file: path.to_owned(),
+            listen,
+            hosts,
+            admin,
+            threads,
+            identities,
+            upstreams,
+            routes,
+            limits: limits::limits(root, machine),
+            timeouts: deadlines.proxy,
+            drain: deadlines.drain,
+        };
+        if !root.report.has_errors() {
+            config.warn_of_unused(root.report);
+        }
+        config
+    }
+
+    fn warn_of_unused(&self, report: &Report) {
+        for name in self.identities.keys().filter(|name| !self.upstreams.values().any(|u| u.identity == **name)) {
+            let fault = Fault::new("no upstream has this identity").hint("name it in an upstream, or take it away");
+            report.warning(&format!("identities.{name}"), fault);
+        }
+        for name in self.upstreams.keys().filter(|name| !self.routes.iter().any(|route| route.upstream == **name)) {
+            let fault = Fault::new("no route leads to this upstream").hint("add a route, or take it away");
+            report.warning(&format!("upstreams.{name}"), fault);
+        }
+    }
+}
+
+fn threads(root: &Section<'_>, machine: &Machine) -> usize {
+    let auto = machine.cores.clamp(1, MAX_THREADS);
+    root.quantity(
+        "threads",
+        auto,
+        |text| if text == "auto" { Ok(auto) } else { quantity::whole(text, 1..=MAX_THREADS) },
+    )
+}
+
+fn read(path: &Path) -> Result<String, Finding> {
+    let mut bytes = Vec::new();
+    let result = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    result.map_err(|error| unreadable(path, &error))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(Finding::error(path, "", "the file is larger than 1MiB").hint("is it a configuration at all?"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        Finding::error(path, "", format!("line {line}: the file is not UTF-8")).hint("save it as UTF-8")
+    })
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Finding {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => "name it with --config FILE; `sealproxy init becm` prints one to begin with",
+        io::ErrorKind::PermissionDenied => "let the user that runs sealproxy read it",
+        _ => "name a regular file with --config FILE",
+    };
+    Finding::error(path, "", format!("the file cannot be read: {error}")).hint(hint)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,579 @@
+//! The configuration as a whole: defaults, the three files of `config/`, and one wrong file after another.
+
+use super::*;
+use crate::upstream::Trust;
+
+const REFERENCE: &str = include_str!("../../config/sealproxy.yaml");
+const EXAMPLES: [&str; 3] =
+    [REFERENCE, include_str!("../../config/becm.yaml"), include_str!("../../config/becm-sandbox.yaml")];
+
+const IDENTITIES: &str =
+    "identities: {main: {qwac: {certificate: w.pem, key: w.key}, qsealc: {certificate: s.pem, key: s.key}}}\n";
+const UPSTREAMS: &str =
+    "upstreams: {becm: {url: https://oauth2-apisi.e-i.com, environment: production, profile: becm}}\n";
+const ROUTES: &str = "routes: [{path: /becm/stet-psd2-api/, upstream: becm}, {path: /becm/oauth2/token, upstream: becm, methods: [POST], seal: false}]\n";
+const MACHINE: Machine = Machine { cores: 3, memory: None };
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "PORT" => Some("8081".into()),
+        "SECRET" => Some("hunter2: [#&*".into()),
+        "PEM" => Some("-----BEGIN PRIVATE KEY-----\nhunter2\n".into()),
+        "EMPTY" => Some(String::new()),
+        "SEAL" => Some("false".into()),
+        "SIZE" => Some("1MiB".into()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str) -> Result<(Config, Vec<Finding>), Vec<Finding>> {
+    Config::parse_on(&MACHINE, Path::new("/etc/sealproxy/f.yaml"), text, &env)
+}
+
+fn legal(text: &str) -> Config {
+    match parse(text) {
+        Ok((config, findings)) if findings.is_empty() => config,
+        other => panic!("{text}\n{other:?}"),
+    }
+}
+
+fn minimal() -> String {
+    format!("{IDENTITIES}{UPSTREAMS}{ROUTES}")
+}
+
+/// The legal minimum with further top-level settings.
+fn with(more: &str) -> String {
+    minimal() + more
+}
+
+/// The legal minimum with further settings of its upstream.
+fn with_upstream(more: &str) -> String {
+    minimal().replace("profile: becm", &format!("profile: becm, {more}"))
+}
+
+/// The legal minimum with other routes.
+fn with_routes(routes: &str) -> String {
+    format!("{IDENTITIES}{UPSTREAMS}routes: {routes}\n")
+}
+
+fn findings(text: &str) -> Vec<String> {
+    let findings = match parse(text) {
+        Ok((_, findings)) | Err(findings) => findings,
+    };
+    findings.iter().map(|finding| finding.to_string().replace("/etc/sealproxy/f.yaml: ", "")).collect()
+}
+
+/// Asserts that a text has exactly one finding, which begins as expected.
+#[track_caller]
+fn expect(text: &str, beginning: &str) {
+    let findings = findings(text);
+    let matches = findings.len() == 1 && findings[0].starts_with(beginning);
+    assert!(matches, "{text}\nexpected {beginning}\nfound    {findings:#?}");
+}
+
+#[test]
+fn the_files_that_we_give_out_are_legal() {
+    for text in EXAMPLES {
+        legal(text);
+    }
+}
+
+#[test]
+fn the_reference_states_the_defaults() {
+    let mut stated = legal(REFERENCE);
+    let default = legal(&minimal());
+    let files = |config: &Config| config.identities["main"].qwac.certificate.clone();
+    assert_eq!(files(&stated), Path::new("/etc/sealproxy/qwac.pem"));
+    stated.identities.clone_from(&default.identities);
+    assert_eq!(format!("{stated:#?}"), format!("{default:#?}"));
+}
+
+#[test]
+fn the_reference_names_every_key() {
+    let keys = KEYS
+        .iter()
+        .chain(&limits::LIMIT_KEYS)
+        .chain(&limits::TIMEOUT_KEYS)
+        .chain(&upstreams::KEYS)
+        .chain(&upstreams::PROFILE_KEYS);
+    let keys = keys.chain(&routes::KEYS).chain(&listeners::LISTEN_KEYS).chain(&listeners::ADMIN_KEYS);
+    for key in keys.chain(&identities::KEYS).chain(&identities::PAIR_KEYS) {
+        assert!(REFERENCE.contains(&format!("{key}:")), "{key}");
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_design() {
+    let config = legal(&minimal());
+    assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8080".parse().expect("an address"))]);
+    assert_eq!(config.admin[0].address, "127.0.0.1:9090".parse().expect("an address"));
+    assert_eq!(config.admin[0].serve.len(), 3);
+    assert_eq!((config.threads, config.hosts.len(), config.drain.as_secs()), (3, 0, 25));
+    let limits = config.limits;
+    assert_eq!((limits.body, limits.buffered, limits.header_bytes), (8 << 20, 256 << 20, 32 << 10));
+    assert_eq!((limits.connections, limits.in_flight, limits.headers), (1024, 512, 100));
+    let t = config.timeouts;
+    let seconds =
+        [t.header, t.body, t.body_total, t.client_idle, t.seal, t.exchange].map(|duration| duration.as_secs());
+    assert_eq!(seconds, [10, 30, 300, 600, 2, 600]);
+    let becm = &config.upstreams["becm"];
+    let t = becm.settings.timeouts;
+    let seconds = [t.resolve, t.connect, t.handshake, t.response, t.response_frame].map(|duration| duration.as_secs());
+    assert_eq!(seconds, [5, 5, 5, 60, 60]);
+    let settings = &becm.settings;
+    assert_eq!((settings.idle.as_secs(), settings.max_age.as_secs()), (50, 600));
+    assert_eq!((settings.connections, settings.in_flight, settings.private), (128, 256, false));
+    assert_eq!((&settings.trust, &*becm.identity, becm.pass.len()), (&Trust::System, "main", 0));
+    assert_eq!((&becm.profile.key_id, becm.profile.key_id_quoted, becm.profile.sign.len()), (&None, None, 0));
+    assert_eq!(config.routes[0].methods, ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]);
+    assert_eq!((config.routes[0].seal, config.routes[1].seal), (true, false));
+}
+
+#[test]
+fn relative_paths_begin_at_the_file_s_folder() {
+    let config = legal(&with_upstream("trust: roots/bank.pem").replace("w.key", "/run/keys/w.key"));
+    assert_eq!(config.identities["main"].qwac.key, Path::new("/run/keys/w.key"));
+    assert_eq!(config.identities["main"].qsealc.key, Path::new("/etc/sealproxy/s.key"));
+    assert_eq!(config.upstreams["becm"].settings.trust, Trust::File("/etc/sealproxy/roots/bank.pem".into()));
+    let (config, _) = Config::parse(Path::new("f.yaml"), &minimal(), &env).expect("a legal text");
+    assert_eq!(config.identities["main"].qwac.key, Path::new("w.key"));
+}
+
+#[test]
+fn numbers_sizes_durations_and_booleans_may_come_from_the_environment() {
+    let more = "listen: '127.0.0.1:${PORT}'\nthreads: ${THREADS:-4}\nlimits: {connections: '${PORT}', body: '${SIZE}'}\ntimeouts: {seal: '${SEAL_TIME:-3s}'}\n";
+    let config = legal(&with(more).replace("seal: false", "seal: '${SEAL}'"));
+    assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8081".parse().expect("an address"))]);
+    assert_eq!((config.threads, config.limits.connections, config.limits.body), (4, 8081, 1 << 20));
+    assert_eq!((config.timeouts.seal.as_secs(), config.routes[1].seal), (3, false));
+}
+
+#[test]
+fn a_variable_s_value_never_shows_and_never_becomes_yaml() {
+    for text in [
+        with("listen: '${SECRET}'"),
+        with("admin: ['${SECRET}']"),
+        with("hosts: ['${SECRET}']"),
+        with("threads: '${SECRET}'"),
+        with("limits: {body: '${SECRET}'}"),
+        with("timeouts: {header: '${SECRET}'}"),
+        with("timeouts: {header: '${PORT}'}"),
+        minimal().replace("w.key", "'${PEM}'"),
+        minimal().replace("https://oauth2-apisi.e-i.com", "'https://${SECRET}@bank'"),
+        minimal().replace("profile: becm", "profile: '${SECRET}'"),
+        with_upstream("identity: '${SECRET}'"),
+        with_upstream("pass: ['${SECRET}']"),
+        with_upstream("trust: '${PEM}'"),
+        with_routes("[{path: '${SECRET}', upstream: becm}]"),
+        with_routes("[{path: /a, upstream: '${SECRET}'}]"),
+        with_routes("[{path: /a, upstream: becm, methods: ['${SECRET}']}]"),
+        with_routes("[{path: /a, upstream: becm, seal: '${SECRET}'}]"),
+    ] {
+        let findings = findings(&text);
+        assert_eq!(findings.len(), 1, "{text}: {findings:?}");
+        assert!(findings[0].starts_with("error: ") && findings[0].contains("the value"), "{findings:?}");
+        assert!(!findings[0].contains("hunter2") && !findings[0].contains("8081"), "{findings:?}");
+    }
+    let config = legal(&with_upstream("key_id: '${SECRET}'"));
+    assert_eq!(config.upstreams["becm"].profile.key_id.as_deref(), Some("hunter2: [#&*"));
+    expect(&with("threads: '${NONE}'"), "error: threads: the environment variable NONE is not set");
+    expect(&with("threads: '${EMPTY}'"), "error: threads: the value of `${EMPTY}` is empty");
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_does_not_show() {
+    let key = minimal().replace("w.key", r#""-----BEGIN PRIVATE KEY-----\nhunter2""#);
+    expect(&key, "error: identities.main.qwac.key: the value is not a path. Write the PEM text to a file");
+    let url = minimal().replace("https://oauth2-apisi.e-i.com", "'http://u:hunter2@bank/x'");
+    expect(&url, "error: upstreams.becm.url: the value is not encrypted");
+    for text in [key, url] {
+        assert!(!findings(&text)[0].contains("hunter2"));
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_closest_known_one() {
+    expect(&with("upstrems: {}"), "error: upstrems: unknown key `upstrems`; did you mean `upstreams`?");
+    expect(&with_upstream("trsut: system"), "error: upstreams.becm.trsut: unknown key `trsut`; did you mean `trust`?");
+    expect(&with("limits: {zzz: 1}"), "error: limits.zzz: unknown key `zzz`. Known here: body, buffered,");
+    expect(&with("timeouts: {linger: 5s}"), "error: timeouts.linger: unknown key `linger`.");
+    expect(
+        &with("listen: [{address: '127.0.0.1:1', opne: true}]"),
+        "error: listen[0].opne: unknown key `opne`; did you mean `open`?",
+    );
+    expect(
+        &with_routes("[{path: /a, upstream: becm, sael: true}]"),
+        "error: routes[0].sael: unknown key `sael`; did you mean `seal`?",
+    );
+    expect(&minimal().replace("qsealc: {", "qsealc: {ca: x, "), "error: identities.main.qsealc.ca: unknown key `ca`.");
+}
+
+#[test]
+fn wrong_types_are_named() {
+    expect("just text", "error: the file is text where a map is expected");
+    expect("[a]", "error: the file is a list where a map is expected");
+    expect(&with("limits: [1]"), "error: limits: is a list where a map is expected");
+    expect(&with("limits:"), "error: limits: has no value. Give it one, or take the key away");
+    expect(&with("listen:"), "error: listen: has no value");
+    expect(&with("listen: 8080"), "error: listen: is a number where text is expected. Put it in quotes");
+    expect(&with("hosts: proxy"), "error: hosts: is text where a list is expected");
+    expect(&with("threads: [4]"), "error: threads: is a list where a single value is expected");
+    expect(&with("threads: true"), "error: threads: `true` is not a whole number from 1 to 256");
+    expect(&with_upstream("key_id: 12345"), "error: upstreams.becm.key_id: is a number where text is expected. Put it");
+    expect(
+        &with_upstream("private: yes"),
+        "error: upstreams.becm.private: `yes` is not a boolean. Write true or false",
+    );
+    expect(&format!("{IDENTITIES}{UPSTREAMS}routes: {{}}"), "error: routes: is a map where a list is expected");
+}
+
+#[test]
+fn all_errors_are_told_at_once() {
+    let found = findings(
+        "listen: x\nthreads: 0\nidentities: {a b: {qwac: 1}}\nupstreams: {b: {}}\nlimits: {body: 1}\ntimeouts: {seal: 1}\nx: 1\nx: 2",
+    );
+    let keys: Vec<&str> = found.iter().map(|line| line.split(": ").nth(1).unwrap_or_default()).collect();
+    assert_eq!(
+        keys,
+        [
+            "x",
+            "x",
+            "timeouts.seal",
+            "listen",
+            "threads",
+            "identities.a b",
+            "identities.a b.qwac",
+            "identities.a b.qsealc",
+            "upstreams.b.url",
+            "upstreams.b.environment",
+            "upstreams.b.profile",
+            "routes",
+        ],
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn what_must_be_there_is_asked_for() {
+    let missing = findings("threads: 1");
+    assert_eq!(missing.len(), 3, "{missing:?}");
+    for (line, key) in missing.iter().zip(["identities", "upstreams", "routes"]) {
+        assert!(line.starts_with(&format!("error: {key}: is missing. ")), "{line}");
+    }
+    expect(&format!("identities: {{}}\n{UPSTREAMS}{ROUTES}"), "error: identities: is empty.");
+    expect(&with_routes("[]"), "error: routes: is empty.");
+    expect(&minimal().replace("profile: becm", "trust: system"), "error: upstreams.becm.profile: is missing.");
+    expect(&minimal().replace("url: https://oauth2-apisi.e-i.com,", ""), "error: upstreams.becm.url: is missing.");
+    expect(&minimal().replace("environment: production,", ""), "error: upstreams.becm.environment: is missing.");
+    expect(&minimal().replace(", key: s.key", ""), "error: identities.main.qsealc.key: is missing.");
+}
+
+#[test]
+fn listeners_beyond_loopback_are_asked_for_twice() {
+    expect(&with("listen: '0.0.0.0:8080'"), "error: listen: other machines could reach this address");
+    expect(&with("listen: [{address: '[::]:8080', open: false}]"), "error: listen[0].address: other machines");
+    expect(&with("admin: ['0.0.0.0:9090']"), "error: admin[0]: other machines");
+    expect(&with("admin: [{address: '0.0.0.0:9090'}]"), "error: admin[0].address: other machines");
+    let config =
+        legal(&with("listen: {address: '0.0.0.0:8080', open: true}\nadmin: {address: '0.0.0.0:9090', serve: [livez]}"));
+    assert_eq!(config.listen, [Address::Tcp("0.0.0.0:8080".parse().expect("an address"))]);
+    assert_eq!(config.admin[0].serve, [admin::Page::Livez]);
+}
+
+#[test]
+fn listeners_are_legal_and_distinct() {
+    let config = legal(&with(
+        "listen: ['localhost:0', '127.0.0.1:0', 'unix:/run/s.sock', {address: 'unix:/run/t.sock'}]\nadmin: []",
+    ));
+    assert_eq!((config.listen.len(), config.admin.len()), (4, 0));
+    expect(&with("listen: ['127.0.0.1:1', 'localhost:1']"), "error: listen[1]: the same address is listed twice");
+    expect(&with("listen: ['unix:/a', {address: 'unix:/a'}]"), "error: listen[1]: the same address is listed twice");
+    expect(
+        &with("admin: '127.0.0.1:8080'"),
+        "error: admin: the same address is listed twice, in `admin` or in `listen`",
+    );
+    expect(&with("admin: 'unix:/a'"), "error: admin: the admin pages are served on TCP addresses only");
+    expect(
+        &with("admin: {address: '127.0.0.1:1', serve: [status]}"),
+        "error: admin.serve[0]: unknown page `status`. Known here: livez, readyz, metrics",
+    );
+    expect(&with("admin: {address: '127.0.0.1:1', serve: [livez, livez]}"), "error: admin.serve[1]: the same page");
+    expect(&with("admin: {address: '127.0.0.1:1', serve: []}"), "error: admin.serve: names no page");
+    expect(&with("listen: []"), "error: listen: names no address");
+    expect(&with("listen: {open: true}"), "error: listen.address: is missing");
+    expect(&with("listen: ':8080'"), "error: listen: `:8080` is not an address to listen on. Name the address too");
+}
+
+#[test]
+fn names_of_the_proxy_are_lower_case_and_distinct() {
+    assert_eq!(legal(&with("hosts: [Proxy.Internal, seal]")).hosts, ["proxy.internal", "seal"]);
+    expect(&with("hosts: [a, A]"), "error: hosts[1]: the same name is listed twice");
+    expect(&with("hosts: ['a:80']"), "error: hosts[0]: `a:80` has a port");
+}
+
+#[test]
+fn identities_are_named_and_used() {
+    let two = IDENTITIES.replace(
+        "identities: {",
+        "identities: {Old_1: {qwac: {certificate: a, key: b}, qsealc: {certificate: c, key: d}}, ",
+    );
+    let text = format!("{two}{UPSTREAMS}{ROUTES}");
+    expect(&text, "error: upstreams.becm.identity: is missing. Name one of Old_1, main");
+    let named = text.replace("profile: becm", "profile: becm, identity: main");
+    expect(&named, "warning: identities.Old_1: no upstream has this identity");
+    expect(
+        &with_upstream("identity: mian"),
+        "error: upstreams.becm.identity: unknown identity `mian`; did you mean `main`?",
+    );
+    expect(&minimal().replace("{main:", "{m.n:"), "error: identities.m.n: is not a name");
+    expect(
+        &minimal().replace("w.key", "'pkcs11:token=x'"),
+        "error: identities.main.qwac.key: `pkcs11:token=x` names a key behind PKCS#11",
+    );
+}
+
+#[test]
+fn a_profile_may_be_changed_in_details() {
+    let text = minimal()
+        .replace("profile: becm", "profile: {like: becm, key_id_quoted: false, sign: [PSU-IP-Address]}, key_id: abc");
+    let profile = &legal(&text).upstreams["becm"].profile;
+    assert_eq!(
+        (profile.dialect.name, profile.key_id.as_deref(), profile.key_id_quoted),
+        ("becm", Some("abc"), Some(false))
+    );
+    assert_eq!(profile.sign, ["psu-ip-address"]);
+    expect(&text.replace("abc", "'a,b'"), "error: upstreams.becm.key_id: `a,b` cannot be written without quotes");
+    expect(&with_upstream("key_id: 'a\"b'"), "error: upstreams.becm.key_id: `a\"b` cannot be written between quotes");
+    expect(
+        &minimal().replace("profile: becm", "profile: bcem"),
+        "error: upstreams.becm.profile: unknown profile `bcem`; did you mean `becm`?",
+    );
+    expect(
+        &minimal().replace("profile: becm", "profile: {sign: []}"),
+        "error: upstreams.becm.profile.like: is missing",
+    );
+    for (name, reason) in [
+        ("Authorization", "is not to be signed"),
+        ("digest", "is signed already"),
+        ("host", "is signed already"),
+        ("connection", "cannot be signed"),
+        ("signature", "cannot be signed"),
+        ("x-other", "never reaches the bank. List it in `pass` too"),
+        ("(request-target)", "is not a header's name"),
+    ] {
+        let text = minimal().replace("profile: becm", &format!("profile: {{like: becm, sign: ['{name}']}}"));
+        expect(&text, &format!("error: upstreams.becm.profile.sign[0]: `{name}` {reason}"));
+    }
+    legal(&minimal().replace("profile: becm", "profile: {like: becm, sign: [x-other]}, pass: [x-other]"));
+}
+
+#[test]
+fn only_headers_that_are_the_caller_s_may_pass() {
+    assert_eq!(
+        legal(&with_upstream("pass: [X-Correlation-Id, cookie]")).upstreams["becm"].pass,
+        ["x-correlation-id", "cookie"]
+    );
+    for name in [
+        "Connection",
+        "te",
+        "transfer-encoding",
+        "host",
+        "content-length",
+        "date",
+        "digest",
+        "signature",
+        "x-request-id",
+        "sealproxy-outcome",
+        "x-sandbox-fault",
+        "x-*",
+        "a b",
+        "tpp-signature-certificate",
+    ] {
+        expect(&with_upstream(&format!("pass: ['{name}']")), &format!("error: upstreams.becm.pass[0]: `{name}` "));
+    }
+    legal(&with_upstream("pass: [x-sandbox-fault], private: true"));
+    expect(&with_upstream("pass: [a, A]"), "error: upstreams.becm.pass[1]: the same header is listed twice");
+    expect(
+        &with_upstream("pass: [psu-ip-address]"),
+        "note: upstreams.becm.pass: `psu-ip-address` reaches the bank without",
+    );
+}
+
+#[test]
+fn an_upstream_has_limits_and_deadlines_of_its_own() {
+    let text = with_upstream("idle: 5s, max_age: 1h, connections: 1, in_flight: 2, timeouts: {response: 90s}");
+    let settings = &legal(&(text + "timeouts: {response: 30s, connect: 1s}")).upstreams["becm"].settings;
+    assert_eq!(
+        (settings.idle.as_secs(), settings.max_age.as_secs(), settings.connections, settings.in_flight),
+        (5, 3600, 1, 2)
+    );
+    assert_eq!((settings.timeouts.response.as_secs(), settings.timeouts.connect.as_secs()), (90, 1));
+    expect(&with_upstream("timeouts: {seal: 1s}"), "error: upstreams.becm.timeouts.seal: unknown key `seal`.");
+    expect(
+        &with_upstream("connections: 0"),
+        "error: upstreams.becm.connections: `0` is not a whole number from 1 to 65536",
+    );
+    expect(&with_upstream("idle: 50"), "error: upstreams.becm.idle: `50` has no unit");
+}
+
+#[test]
+fn a_url_has_scheme_and_host_only() {
+    let url = |url: &str| minimal().replace("https://oauth2-apisi.e-i.com", &format!("'{url}'"));
+    let config = legal(&url("https://OAUTH2-apisi.e-i.com:8443/"));
+    assert_eq!(config.upstreams["becm"].settings.origin.to_string(), "oauth2-apisi.e-i.com:8443");
+    expect(
+        &url("https://bank/becm"),
+        "error: upstreams.becm.url: `https://bank/becm` has a path. Write scheme and host alone: the caller's path is kept",
+    );
+    expect(
+        &url("https://127.0.0.1:1"),
+        "error: upstreams.becm.url: `https://127.0.0.1:1` names an address within this machine",
+    );
+    legal(&url("https://127.0.0.1:1").replace("profile: becm", "profile: becm, private: true"));
+}
+
+#[test]
+fn routes_name_their_upstream_and_methods() {
+    expect(
+        &with_routes("[{path: /a, upstream: bcem}]"),
+        "error: routes[0].upstream: unknown upstream `bcem`; did you mean `becm`?",
+    );
+    expect(
+        &with_routes("[{path: /a, upstream: becm, seal: false}]"),
+        "error: routes[0].methods: is missing. List the methods",
+    );
+    expect(&with_routes("[{path: /a, upstream: becm, methods: []}]"), "error: routes[0].methods: names no method");
+    expect(
+        &with_routes("[{path: /a, upstream: becm, methods: [GET, GET]}]"),
+        "error: routes[0].methods[1]: the same method",
+    );
+    expect(
+        &with_routes("[{path: /a, upstream: becm, methods: [get]}]"),
+        "error: routes[0].methods[0]: unknown method `get`; did you mean `GET`?",
+    );
+    expect(
+        &with_routes("[{path: /a, upstream: becm, methods: [CONNECT]}]"),
+        "error: routes[0].methods[0]: `CONNECT` is never proxied",
+    );
+    expect(
+        &with_routes("[{path: /a, upstream: becm, methods: [TRACE]}]"),
+        "error: routes[0].methods[0]: `TRACE` is never proxied",
+    );
+    expect(&with_routes("[{path: /a/../b, upstream: becm}]"), "error: routes[0].path: `/a/../b` holds a dot segment");
+    expect(
+        &with_routes("[{path: /a, upstream: becm}, {path: /a, upstream: becm, methods: [POST]}]"),
+        "error: routes[1].path: another route has the same path",
+    );
+    legal(
+        &with_routes("[{path: /a, upstream: becm}, {path: /a/, upstream: becm, methods: [OPTIONS]}]").replace(
+            "/a/, upstream: becm, methods: [OPTIONS]",
+            "/a/stet-psd2-api/, upstream: becm, methods: [OPTIONS]",
+        ),
+    );
+}
+
+#[test]
+fn the_same_path_at_the_same_host_is_one_route() {
+    let twice = UPSTREAMS.replace(
+        "upstreams: {",
+        "upstreams: {other: {url: 'https://oauth2-apisi.e-i.com:443', environment: production, profile: becm}, ",
+    );
+    let routes = "routes: [{path: /a, upstream: becm}, {path: /a, upstream: other}]";
+    expect(
+        &format!("{IDENTITIES}{twice}{routes}"),
+        "error: routes[1].path: another route has the same path at the same bank",
+    );
+    legal(&format!("{IDENTITIES}{}{routes}", twice.replace(":443", ":444")));
+}
+
+#[test]
+fn routes_stay_in_their_environment() {
+    expect(
+        &with_routes("[{path: /sandbox/becm/stet-psd2-api/, upstream: becm}]"),
+        "error: routes[0].path: this is a path of sandbox, and the upstream `becm` is production",
+    );
+    let sandbox = |path: &str| {
+        with_routes(&format!("[{{path: {path}, upstream: becm, methods: [GET]}}]"))
+            .replace("environment: production", "environment: sandbox")
+    };
+    for path in ["/becm/stet-psd2-api/", "/sandbox", "/sandboxes/"] {
+        expect(
+            &sandbox(path),
+            "error: routes[0].path: this is a path of production, and the upstream `becm` is sandbox",
+        );
+    }
+    for path in ["/", "/sandbox/", "/sandbox/becm/x"] {
+        legal(&sandbox(path));
+    }
+    legal(&with_routes("[{path: /, upstream: becm, methods: [GET]}]"));
+}
+
+#[test]
+fn routes_that_reach_the_registration_are_pointed_out() {
+    for path in ["/", "/becm/", "/becm/oauth2/", "/becm/oauth2/registrations"] {
+        let text = with_routes(&format!("[{{path: {path}, upstream: becm, methods: [GET, POST], seal: false}}]"));
+        expect(&text, "warning: routes[0].path: this covers …/oauth2/registrations");
+    }
+}
+
+#[test]
+fn an_upstream_that_nothing_leads_to_is_pointed_out() {
+    let two =
+        UPSTREAMS.replace("upstreams: {", "upstreams: {idle: {url: https://b, environment: sandbox, profile: becm}, ");
+    expect(&format!("{IDENTITIES}{two}{ROUTES}"), "warning: upstreams.idle: no route leads to this upstream");
+}
+
+#[test]
+fn limits_fit_each_other_and_the_machine() {
+    let buffered = |memory, more: &str| {
+        let machine = Machine { cores: 1, memory };
+        Config::parse_on(&machine, Path::new("f"), &with(more), &env).map(|(config, _)| config.limits.buffered).ok()
+    };
+    assert_eq!(buffered(Some(128 << 20), ""), Some(32 << 20));
+    assert_eq!(buffered(Some(u64::MAX), ""), Some(256 << 20));
+    assert_eq!(buffered(Some(16 << 20), ""), None);
+    assert_eq!(buffered(Some(16 << 20), "limits: {body: 4MiB}"), Some(4 << 20));
+    assert_eq!(buffered(Some(16 << 20), "limits: {buffered: 8MiB}"), Some(8 << 20));
+    expect(
+        &with("limits: {buffered: 1MiB}"),
+        "error: limits.buffered: 1MiB is less than one body of `limits.body`, 8MiB",
+    );
+    expect(&with("limits: {body: 1GiB}"), "error: limits.buffered: 256MiB (auto");
+    expect(&with("limits: {header_bytes: 4KiB}"), "error: limits.header_bytes: `4KiB` is not between 8KiB and 1MiB");
+    expect(&with("limits: {headers: 1001}"), "error: limits.headers: `1001` is not a whole number from 1 to 1000");
+    expect(&with("limits: {body: 0}"), "error: limits.body: `0` is not between 1B and 1024GiB");
+    expect(&with("limits: {body: 8M}"), "error: limits.body: `8M` is not a size");
+    expect(&with("threads: 257"), "error: threads: `257` is not a whole number from 1 to 256");
+}
+
+#[test]
+fn deadlines_are_durations_above_zero() {
+    expect(&with("timeouts: {header: 10}"), "error: timeouts.header: `10` has no unit. Add one");
+    expect(&with("timeouts: {header: 0s}"), "error: timeouts.header: `0s` is no time at all");
+    assert_eq!(legal(&with("timeouts: {drain: 0s}")).drain, Duration::ZERO);
+    assert_eq!(legal(&with("timeouts: {header: 1m30s}")).timeouts.header.as_secs(), 90);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = std::env::temp_dir().join(format!("sealproxy-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let file = folder.join("f.yaml");
+    let fault = |path: &Path| match Config::load(path) {
+        Err(findings) if findings.len() == 1 => findings[0].to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(fault(&file).contains("f.yaml: the file cannot be read: No such file"), "{}", fault(&file));
+    assert!(fault(&folder).contains("directory"), "{}", fault(&folder));
+    for (bytes, reason) in [
+        (&b""[..], "the file is empty"),
+        (b"a: 1\nb: \xff", "line 2: the file is not UTF-8"),
+        (&[b'#'; (1 << 20) + 1], "the file is larger than 1MiB"),
+    ] {
+        std::fs::write(&file, bytes).expect("a file");
+        assert!(fault(&file).contains(reason), "{}", fault(&file));
+    }
+    std::fs::write(&file, minimal()).expect("a file");
+    assert!(Config::load(&file).is_ok());
+    let _ = std::fs::remove_dir_all(folder);
+}

@@ -1,0 +1,376 @@
+//! `upstreams`: how each bank is reached, and how its requests are sealed.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use super::Upstream;
+use super::finding::Fault;
+use super::identities::{named, path};
+use super::limits::{UPSTREAM_TIMEOUT_KEYS, upstream_timeouts};
+use super::listeners::host_name;
+use super::quantity::{boolean, duration, whole};
+use super::section::{Section, Value};
+use crate::proxy::api::{self, Api, Environment};
+use crate::seal::Profile;
+use crate::seal::cavage::SignatureFrame;
+use crate::seal::dialect::{self, Dialect};
+use crate::upstream::{Origin, Settings, Timeouts, Trust};
+
+pub(super) const KEYS: [&str; 13] = [
+    "url",
+    "environment",
+    "identity",
+    "profile",
+    "key_id",
+    "trust",
+    "private",
+    "pass",
+    "idle",
+    "max_age",
+    "connections",
+    "in_flight",
+    "timeouts",
+];
+pub(super) const PROFILE_KEYS: [&str; 3] = ["like", "key_id_quoted", "sign"];
+const PROFILES: [(&Dialect, &Api); 1] = [(&dialect::BECM, &api::BECM)];
+const ENVIRONMENTS: [(&str, Environment); 2] =
+    [("production", Environment::Production), ("sandbox", Environment::Sandbox)];
+
+/// What an upstream takes from the rest of the file.
+pub(super) struct Context<'a> {
+    /// Where relative paths begin.
+    pub(super) folder: &'a Path,
+    /// The names of all identities.
+    pub(super) identities: &'a [&'a str],
+    /// The deadlines that it may override.
+    pub(super) timeouts: Timeouts,
+}
+
+/// The upstreams that are legal, and the names of all.
+pub(super) fn upstreams<'a>(root: &Section<'a>, context: &Context<'_>) -> (BTreeMap<String, Upstream>, Vec<&'a str>) {
+    let entries = named(root, "upstreams", "name a bank, with its url, environment, identity and profile");
+    let names = entries.iter().map(|(name, _)| *name).collect();
+    let legal = entries.iter().filter_map(|(name, value)| Some(((*name).to_owned(), upstream(value, context)?)));
+    (legal.collect(), names)
+}
+
+fn upstream(value: &Value<'_>, context: &Context<'_>) -> Option<Upstream> {
+    let section = value.section(&KEYS)?;
+    let settings = settings(&section, context);
+    let environment = environment(&section);
+    let identity = identity(&section, context.identities);
+    let pass = pass(&section, settings.as_ref().is_none_or(|settings| settings.private));
+    let (profile, api) = profile(&section, &pass)?;
+    for name in pass.iter().filter(|name| reaches(name, api)) {
+        let fault = Fault::new(format!("`{name}` reaches the bank without being listed here"));
+        section.report.note(&format!("{}.pass", section.key), fault);
+    }
+    Some(Upstream { settings: settings?, environment: environment?, identity: identity?, profile, api, pass })
+}
+
+fn settings(section: &Section<'_>, context: &Context<'_>) -> Option<Settings> {
+    let private = section.quantity("private", false, boolean);
+    let url = section.required("url", "write the bank's scheme and host, such as https://oauth2-apisi.e-i.com");
+    let origin = url.and_then(|value| value.text(|text| public_origin(text, private)));
+    let trust = section.value("trust").and_then(|value| value.text(|text| trust(text, context.folder)));
+    let idle = section.quantity("idle", Duration::from_secs(50), duration);
+    let max_age = section.quantity("max_age", Duration::from_secs(600), duration);
+    let connections = section.quantity("connections", 128, |text| whole(text, 1..=65_536));
+    let in_flight = section.quantity("in_flight", 256, |text| whole(text, 1..=1_000_000));
+    let timeouts = upstream_timeouts(&section.section("timeouts", &UPSTREAM_TIMEOUT_KEYS), context.timeouts);
+    let trust = trust.unwrap_or(Trust::System);
+    Some(Settings { origin: origin?, trust, private, idle, max_age, connections, in_flight, timeouts })
+}
+
+fn trust(text: &str, folder: &Path) -> Result<Trust, Fault> {
+    if text == "system" { Ok(Trust::System) } else { path(text, folder).map(Trust::File) }
+}
+
+fn environment(section: &Section<'_>) -> Option<Environment> {
+    let value = section.required("environment", "write production or sandbox")?;
+    value.choice("environment", &ENVIRONMENTS)
+}
+
+fn identity(section: &Section<'_>, names: &[&str]) -> Option<String> {
+    match (section.value("identity"), names) {
+        (Some(value), _) => {
+            let known: Vec<(&str, &str)> = names.iter().map(|name| (*name, *name)).collect();
+            value.choice("identity", &known).map(str::to_owned)
+        }
+        (None, [only]) => Some((*only).to_owned()),
+        // That there is no identity at all is reported where they should stand.
+        (None, []) => None,
+        (None, _) => {
+            section.required("identity", &format!("name one of {}", names.join(", ")));
+            None
+        }
+    }
+}
+
+fn profile(section: &Section<'_>, pass: &[HeaderName]) -> Option<(Profile, &'static Api)> {
+    let value = section.required("profile", "name how the bank wants requests sealed: becm")?;
+    let details = if value.is_map() { Some(value.section(&PROFILE_KEYS)?) } else { None };
+    let name = match &details {
+        Some(details) => details.required("like", "name the profile to start from: becm")?,
+        None => value,
+    };
+    let known = PROFILES.map(|profile| (profile.0.name, profile));
+    let (dialect, api) = name.choice("profile", &known)?;
+    let details = details.as_ref();
+    let key_id_quoted = details.and_then(|details| details.value("key_id_quoted")?.quantity(boolean));
+    let sign = details.and_then(|details| details.value("sign")).map(|value| {
+        let legal = |name: &HeaderName| may_sign(name, dialect, reaches(name, api) || pass.contains(name));
+        headers(&value, legal)
+    });
+    let quoted = key_id_quoted.unwrap_or(dialect.key_id_quoted);
+    let key_id = section.value("key_id").and_then(|value| value.text(|text| key_id(text, quoted)));
+    Some((Profile { dialect, key_id, key_id_quoted, sign: sign.unwrap_or_default() }, api))
+}
+
+fn key_id(text: &str, quoted: bool) -> Result<String, Fault> {
+    if SignatureFrame::accepts(text, quoted) {
+        return Ok(text.to_owned());
+    }
+    let (reason, hint) = if quoted {
+        ("cannot be written between quotes", "write visible ASCII without `\"` and `\\`")
+    } else {
+        (
+            "cannot be written without quotes",
+            "write a token (RFC 9110 section 5.6.2), or take `key_id_quoted: false` away",
+        )
+    };
+    Err(Fault::new(reason).hint(hint))
+}
+
+fn pass(section: &Section<'_>, private: bool) -> Vec<HeaderName> {
+    section.value("pass").map(|value| headers(&value, |name| may_pass(name, private))).unwrap_or_default()
+}
+
+/// Header names, each of which must be legal, and none of which may stand twice.
+fn headers(value: &Value<'_>, legal: impl Fn(&HeaderName) -> Result<(), Fault>) -> Vec<HeaderName> {
+    let mut names = Vec::new();
+    for item in value.items() {
+        let Some(name) = item.text(|text| header(text).and_then(|name| legal(&name).map(|()| name))) else { continue };
+        if names.contains(&name) {
+            item.refuse(Fault::new("the same header is listed twice"));
+        }
+        names.push(name);
+    }
+    names
+}
+
+fn header(text: &str) -> Result<HeaderName, Fault> {
+    let hint = "write the name of one header, such as psu-ip-address; there are no patterns";
+    let name = HeaderName::from_bytes(text.as_bytes()).ok().filter(|_| !text.contains('*'));
+    name.ok_or_else(|| Fault::new("is not a header's name").hint(hint))
+}
+
+fn may_pass(name: &HeaderName, private: bool) -> Result<(), Fault> {
+    let name = name.as_str();
+    if HOP_BY_HOP.contains(&name) {
+        return Err(Fault::new("concerns one connection and never passes (RFC 9110 section 7.6.1)"));
+    }
+    if OURS.contains(&name) || name.starts_with("sealproxy-") {
+        return Err(Fault::new("is the proxy's own: a caller's never reaches the bank").hint("take it from the list"));
+    }
+    if name == SANDBOX_FAULT && !private {
+        return Err(Fault::new("makes a sandbox bank fail and has no place on the way to a real one")
+            .hint("take it from the list; it is legal only beside `private: true`"));
+    }
+    Ok(())
+}
+
+fn may_sign(name: &HeaderName, dialect: &Dialect, reaches_bank: bool) -> Result<(), Fault> {
+    let text = name.as_str();
+    if text == "authorization" {
+        return Err(Fault::new("is not to be signed: no bank of this profile expects it").hint("take it from the list"));
+    }
+    if dialect.covered.iter().any(|covered| covered.name == text) {
+        return Err(Fault::new("is signed already").hint("take it from the list: it names further headers only"));
+    }
+    if HOP_BY_HOP.contains(&text) || OURS.contains(&text) {
+        return Err(Fault::new("cannot be signed: the bank does not get it as we do").hint("take it from the list"));
+    }
+    if !reaches_bank {
+        return Err(Fault::new("never reaches the bank").hint("list it in `pass` too"));
+    }
+    Ok(())
+}
+
+/// Whether a header reaches the bank on every sealed route.
+fn reaches(name: &HeaderName, api: &Api) -> bool {
+    api.headers.iter().any(|pattern| pattern.matches(name.as_str()))
+}
+
+/// Tells the sandbox bank to misbehave.
+const SANDBOX_FAULT: &str = "x-sandbox-fault";
+
+/// RFC 9110 section 7.6.1 and the older ones that are still sent.
+const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// What the proxy sets itself, or answers instead of the bank.
+const OURS: [&str; 9] = [
+    "content-length",
+    "date",
+    "digest",
+    "expect",
+    "host",
+    "signature",
+    "tpp-certificate",
+    "tpp-signature-certificate",
+    "x-request-id",
+];
+
+/// An origin that the connector will agree to connect to, as far as the URL alone can tell.
+fn public_origin(text: &str, private: bool) -> Result<Origin, Fault> {
+    // Whatever else is wrong with it: before an `@` there may be a password.
+    let origin = origin(text).map_err(|fault| if text.contains('@') { fault.hidden() } else { fault })?;
+    if !private && (origin.host == "localhost" || origin.host.parse().is_ok_and(|address| is_local(&address))) {
+        return Err(Fault::new("names an address within this machine or network")
+            .hint("if the bank is a simulation that runs there, write `private: true`"));
+    }
+    Ok(origin)
+}
+
+fn is_local(address: &IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+    }
+}
+
+/// Scheme and authority of a URL (RFC 3986), and nothing more.
+fn origin(text: &str) -> Result<Origin, Fault> {
+    let authority = match text.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => rest,
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") => {
+            return Err(Fault::new("is not encrypted").hint("write https://…: banks are reached with TLS only"));
+        }
+        Some(_) => return Err(Fault::new("has a scheme other than https").hint("write https://HOST")),
+        None => return Err(Fault::new("is not a URL").hint("write https://HOST")),
+    };
+    let end = authority.find(['/', '?', '#']).unwrap_or(authority.len());
+    let (authority, rest) = authority.split_at(end);
+    if rest.contains(['?', '#']) {
+        return Err(Fault::new("has a query or a fragment").hint("write scheme and host alone"));
+    }
+    if !matches!(rest, "" | "/") {
+        return Err(Fault::new("has a path")
+            .hint("write scheme and host alone: the caller's path is kept, and `routes` says which paths pass"));
+    }
+    if authority.contains('@') {
+        return Err(Fault::new("has a user name or a password").hint("write scheme and host alone"));
+    }
+    let (host, port) = split_port(authority)?;
+    Ok(Origin { host: host_of_url(host)?, port })
+}
+
+fn split_port(authority: &str) -> Result<(&str, u16), Fault> {
+    let begin = match authority.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None if authority.starts_with('[') => authority.len(),
+        None => 0,
+    };
+    let Some(colon) = authority[begin..].find(':').map(|colon| begin + colon) else { return Ok((authority, 443)) };
+    let (host, port) = (&authority[..colon], &authority[colon + 1..]);
+    let number = port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok()).flatten();
+    let port = number.filter(|port| *port != 0);
+    port.map(|port| (host, port))
+        .ok_or_else(|| Fault::new("has no legal port").hint("write 1 to 65535, or none for 443"))
+}
+
+fn host_of_url(host: &str) -> Result<String, Fault> {
+    if host.is_empty() {
+        return Err(Fault::new("has no host").hint("write https://HOST"));
+    }
+    if let Some(address) = host.strip_prefix('[') {
+        let address = address.strip_suffix(']').and_then(|address| address.parse::<Ipv6Addr>().ok());
+        return address.map(|address| address.to_string()).ok_or_else(|| Fault::new("has no legal IPv6 address"));
+    }
+    // The dot that ends an absolute name is in no certificate and in no `Host`.
+    let name = host_name(host.strip_suffix('.').unwrap_or(host));
+    name.map_err(|fault| if fault.hint.is_some() { fault } else { Fault::new("has a host that is not a host name") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_and_authority() {
+        for (text, host, port) in [
+            ("https://oauth2-apisi.e-i.com", "oauth2-apisi.e-i.com", 443),
+            ("HTTPS://OAuth2-APISI.e-i.com./", "oauth2-apisi.e-i.com", 443),
+            ("https://bank:8443/", "bank", 8443),
+            ("https://193.57.70.1:443", "193.57.70.1", 443),
+            ("https://[2A00:1450::1]:8443", "2a00:1450::1", 8443),
+            ("https://xn--bnk-0la.fr", "xn--bnk-0la.fr", 443),
+        ] {
+            assert_eq!(origin(text), Ok(Origin { host: host.into(), port }), "{text}");
+        }
+    }
+
+    #[test]
+    fn whatever_more_a_url_has_is_refused() {
+        for (text, reason) in [
+            ("http://bank", "is not encrypted"),
+            ("ftp://bank", "has a scheme other than https"),
+            ("bank", "is not a URL"),
+            ("https:bank", "is not a URL"),
+            ("https://", "has no host"),
+            ("https://:443", "has no host"),
+            ("https://bank/becm", "has a path"),
+            ("https://bank//", "has a path"),
+            ("https://bank/?", "has a query or a fragment"),
+            ("https://bank?a=b", "has a query or a fragment"),
+            ("https://bank#a", "has a query or a fragment"),
+            ("https://u:p@bank", "has a user name or a password"),
+            ("https://bank:", "has no legal port"),
+            ("https://bank:0", "has no legal port"),
+            ("https://bank:65536", "has no legal port"),
+            ("https://bank:+443", "has no legal port"),
+            ("https://bank:443:443", "has no legal port"),
+            ("https://bänk.fr", "holds a letter outside ASCII"),
+            ("https://b nk", "has a host that is not a host name"),
+            ("https://bank\\x", "has a host that is not a host name"),
+            ("https://*.bank.fr", "has a host that is not a host name"),
+            ("https://bank..fr", "has a host that is not a host name"),
+            ("https://bank..", "has a host that is not a host name"),
+            ("https://127.1", "has a host that is not a host name"),
+            ("https://[::1", "has no legal IPv6 address"),
+            ("https://[fe80::1%25eth0]", "has no legal IPv6 address"),
+        ] {
+            assert_eq!(origin(text).map_err(|fault| fault.reason), Err(reason.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn local_addresses_need_private() {
+        for text in [
+            "https://localhost",
+            "https://127.0.0.1",
+            "https://10.1.2.3",
+            "https://[::1]",
+            "https://[::ffff:192.168.0.1]",
+        ] {
+            assert!(public_origin(text, false).is_err(), "{text}");
+            assert!(public_origin(text, true).is_ok(), "{text}");
+        }
+        assert!(public_origin("https://193.57.70.1", false).is_ok());
+    }
+}

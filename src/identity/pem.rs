@@ -1,0 +1,642 @@
+//! Files to certificate chains and private keys: PEM (RFC 7468) or DER in, DER out, and for whatever else people have
+//! in such files, its name and the way out. Must not know which key fits which certificate. No error shows content.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
+use rustls_pemfile::Item;
+use thiserror::Error;
+use x509_parser::prelude::{FromDer, X509CertificationRequest};
+use yasna::tags::{TAG_BITSTRING, TAG_INTEGER, TAG_OCTETSTRING, TAG_OID, TAG_SEQUENCE};
+use yasna::{BERMode, Tag};
+
+use super::certificate;
+
+/// Reads a certificate chain, leaf first: PEM with any text around, or one DER certificate. Keys beside the
+/// certificates are left alone. At least one certificate.
+pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    read(path).and_then(|bytes| chain(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
+}
+
+/// Reads the one unencrypted private key of a file: PKCS#8 (RFC 5208), PKCS#1 (RFC 8017) or SEC1 (RFC 5915), as PEM
+/// or DER. Certificates beside the key are left alone.
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    read(path).and_then(|bytes| key(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
+}
+
+/// The chain in the content of a file, as [`read_chain`] takes it.
+pub fn chain(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, Reason> {
+    let blocks = blocks(bytes)?;
+    let certificates = blocks.iter().filter(|block| block.kind == Kind::Certificate);
+    let chain = certificates.map(Block::certificate).collect::<Result<Vec<_>, _>>()?;
+    if chain.is_empty() { Err(refusal(&blocks, Reason::NoCertificate)) } else { Ok(chain) }
+}
+
+/// The key in the content of a file, as [`read_key`] takes it.
+pub fn key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, Reason> {
+    let blocks = blocks(bytes)?;
+    let keys: Vec<_> = blocks.iter().filter(|block| block.kind.is_key()).collect();
+    match keys.as_slice() {
+        [] => Err(refusal(&blocks, Reason::NoKey)),
+        [key] => key.key(),
+        several => Err(Reason::SeveralKeys(several.len())),
+    }
+}
+
+/// Names what there is instead of what was looked for.
+fn refusal(blocks: &[Block], nothing: Reason) -> Reason {
+    blocks.iter().find_map(|block| block.kind.refusal()).unwrap_or(nothing)
+}
+
+/// Why a file gave no chain or no key.
+#[derive(Debug)]
+pub struct Error {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.reason)
+    }
+}
+
+/// The reason stands in the text already: the chain goes on with what is behind it.
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.reason.source()
+    }
+}
+
+/// What can be wrong with a certificate or key file.
+#[derive(Debug, Error)]
+pub enum Reason {
+    /// No such file.
+    #[error("the file does not exist")]
+    Missing(#[source] io::Error),
+    /// The operating system refuses us the file.
+    #[error("the file may not be read by this user")]
+    Forbidden(#[source] io::Error),
+    /// Another failure of reading.
+    #[error("the file cannot be read")]
+    Unreadable(#[source] io::Error),
+    /// More than 1 MiB.
+    #[error("the file is larger than 1 MiB")]
+    TooLarge,
+    /// Nothing, or only white space.
+    #[error("the file is empty")]
+    Empty,
+    /// No PEM block and no DER.
+    #[error("the file is neither PEM nor DER")]
+    Unknown,
+    /// A PEM block that does not end, or is not Base64.
+    #[error("line {line}: {fault}")]
+    Malformed {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong there.
+        fault: &'static str,
+    },
+    /// A certificate block without an X.509 certificate.
+    #[error("line {line}: the block is labelled a certificate and is none")]
+    BadCertificate {
+        /// Where it begins, counted from 1.
+        line: usize,
+        /// What the parser says.
+        source: certificate::Error,
+    },
+    /// PEM or DER, but of other things.
+    #[error("there is no certificate in the file")]
+    NoCertificate,
+    /// PEM or DER, but of other things.
+    #[error("there is no private key in the file")]
+    NoKey,
+    /// The two files may be swapped.
+    #[error("the file holds a private key where a certificate is expected")]
+    KeyForCertificate,
+    /// The two files may be swapped.
+    #[error("the file holds a certificate where a private key is expected")]
+    CertificateForKey,
+    /// Which one is meant is not for us to guess.
+    #[error("there are {0} private keys in the file, and one is expected")]
+    SeveralKeys(usize),
+    /// PKCS#8 `EncryptedPrivateKeyInfo` (RFC 5208 section 6) or OpenSSL's older PEM encryption (RFC 1421).
+    #[error("the private key is encrypted")]
+    Encrypted,
+    /// A PFX (RFC 7292).
+    #[error("the file is a PKCS#12 container (.p12, .pfx)")]
+    Pkcs12,
+    /// A bundle of certificates (RFC 2315).
+    #[error("the file is a PKCS#7 bundle (.p7b)")]
+    Pkcs7,
+    /// PKCS#10 (RFC 2986): what was sent to the trust service provider, not what came back.
+    #[error("the file holds a certificate request")]
+    Request,
+    /// `SubjectPublicKeyInfo` or an RSA public key.
+    #[error("the file holds only a public key")]
+    PublicKey,
+    /// OpenSSH's own format, or a kind of key that signs no request.
+    #[error("the private key is of a format or kind that is not supported")]
+    ForeignKey,
+}
+
+impl Reason {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "check the path; a relative one starts at the working directory",
+            Self::Forbidden(_) => "make the file and its directories readable to the user that runs sealproxy",
+            Self::Unreadable(_) => "the path must name a regular file",
+            Self::TooLarge => "name the file of this certificate or key alone, not an archive",
+            Self::Empty => "write the file again; a mounted secret may be missing",
+            Self::Unknown => {
+                "PEM lines begin with `-----BEGIN` in the first column; check with `openssl storeutl FILE`"
+            }
+            Self::Malformed { .. } => "copy the block again, whole, with its BEGIN and END lines",
+            Self::BadCertificate { .. } => {
+                "give the certificate as it was issued; check with `openssl x509 -in FILE -noout`"
+            }
+            Self::NoCertificate => "give the certificate, leaf first, as `-----BEGIN CERTIFICATE-----` blocks",
+            Self::NoKey => "give the private key that the certificate request was made with",
+            Self::KeyForCertificate | Self::CertificateForKey => "are `certificate` and `key` swapped?",
+            Self::SeveralKeys(_) => "keep the key of this certificate alone in the file",
+            Self::Encrypted => "decrypt it: `openssl pkey -in FILE -out PLAIN`, and protect PLAIN by file permissions",
+            Self::Pkcs12 => {
+                "convert it: `openssl pkcs12 -in FILE -nodes -out BOTH.pem`, which serves as certificate and key"
+            }
+            Self::Pkcs7 => {
+                "convert it: `openssl pkcs7 -in FILE -print_certs -out CHAIN.pem` (with -inform DER if binary)"
+            }
+            Self::Request => "give the certificate that the trust service provider returned for it",
+            Self::PublicKey => "certificates and private keys are needed; a public key is part of both",
+            Self::ForeignKey => "give an RSA or EC key; convert with `openssl pkcs8 -topk8 -nocrypt -in FILE -out KEY`",
+        }
+    }
+}
+
+impl From<io::Error> for Reason {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Missing(error),
+            io::ErrorKind::PermissionDenied => Self::Forbidden(error),
+            _ => Self::Unreadable(error),
+        }
+    }
+}
+
+/// One thing in a file.
+struct Block {
+    kind: Kind,
+    /// Where it begins, counted from 1.
+    line: usize,
+    /// Empty for kinds that are only refused.
+    der: Vec<u8>,
+}
+
+impl Block {
+    fn certificate(&self) -> Result<CertificateDer<'static>, Reason> {
+        match certificate::parse(&self.der) {
+            Ok(_) => Ok(self.der.clone().into()),
+            Err(source) => Err(Reason::BadCertificate { line: self.line, source }),
+        }
+    }
+
+    /// By structure, not by label: keys under the wrong label are common.
+    fn key(&self) -> Result<PrivateKeyDer<'static>, Reason> {
+        match KeyForm::of(&self.der) {
+            _ if self.kind == Kind::Encrypted => Err(Reason::Encrypted),
+            _ if self.kind == Kind::ForeignKey => Err(Reason::ForeignKey),
+            Some(KeyForm::Pkcs8) => Ok(PrivatePkcs8KeyDer::from(self.der.clone()).into()),
+            Some(KeyForm::Pkcs1) => Ok(PrivatePkcs1KeyDer::from(self.der.clone()).into()),
+            Some(KeyForm::Sec1) => Ok(PrivateSec1KeyDer::from(self.der.clone()).into()),
+            None => {
+                Err(Reason::Malformed { line: self.line, fault: "the block is labelled a private key and is none" })
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Certificate,
+    Key,
+    Encrypted,
+    ForeignKey,
+    PublicKey,
+    Request,
+    Pkcs12,
+    Pkcs7,
+    Other,
+}
+
+impl Kind {
+    fn of_label(label: &[u8]) -> Self {
+        match label {
+            b"CERTIFICATE" => Self::Certificate,
+            b"PRIVATE KEY" | b"RSA PRIVATE KEY" | b"EC PRIVATE KEY" => Self::Key,
+            b"ENCRYPTED PRIVATE KEY" => Self::Encrypted,
+            b"PUBLIC KEY" | b"RSA PUBLIC KEY" => Self::PublicKey,
+            b"CERTIFICATE REQUEST" | b"NEW CERTIFICATE REQUEST" => Self::Request,
+            b"PKCS7" | b"CMS" => Self::Pkcs7,
+            b"PKCS12" => Self::Pkcs12,
+            _ if label.ends_with(b"PRIVATE KEY") => Self::ForeignKey,
+            _ => Self::Other,
+        }
+    }
+
+    fn of_der(der: &[u8]) -> Self {
+        if KeyForm::of(der).is_some() {
+            return Self::Key;
+        }
+        match members(der).as_slice() {
+            [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] if X509CertificationRequest::from_der(der).is_ok() => {
+                Self::Request
+            }
+            [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] => Self::Certificate,
+            [TAG_SEQUENCE, TAG_OCTETSTRING] => Self::Encrypted,
+            [TAG_SEQUENCE, TAG_BITSTRING] | [TAG_INTEGER, TAG_INTEGER] => Self::PublicKey,
+            [TAG_INTEGER, TAG_SEQUENCE] | [TAG_INTEGER, TAG_SEQUENCE, TAG_SEQUENCE] => Self::Pkcs12,
+            [TAG_OID, _] => Self::Pkcs7,
+            _ => Self::Other,
+        }
+    }
+
+    fn is_key(self) -> bool {
+        matches!(self, Self::Key | Self::Encrypted | Self::ForeignKey)
+    }
+
+    /// What to say of it where something else was looked for.
+    fn refusal(self) -> Option<Reason> {
+        match self {
+            Self::Certificate => Some(Reason::CertificateForKey),
+            Self::Key | Self::Encrypted | Self::ForeignKey => Some(Reason::KeyForCertificate),
+            Self::PublicKey => Some(Reason::PublicKey),
+            Self::Request => Some(Reason::Request),
+            Self::Pkcs12 => Some(Reason::Pkcs12),
+            Self::Pkcs7 => Some(Reason::Pkcs7),
+            Self::Other => None,
+        }
+    }
+}
+
+enum KeyForm {
+    Pkcs8,
+    Pkcs1,
+    Sec1,
+}
+
+impl KeyForm {
+    fn of(der: &[u8]) -> Option<Self> {
+        match members(der).as_slice() {
+            [TAG_INTEGER, TAG_SEQUENCE, TAG_OCTETSTRING, ..] => Some(Self::Pkcs8),
+            tags if tags.len() == 9 && tags.iter().all(|tag| *tag == TAG_INTEGER) => Some(Self::Pkcs1),
+            [TAG_INTEGER, TAG_OCTETSTRING, ..] => Some(Self::Sec1),
+            _ => None,
+        }
+    }
+}
+
+/// The tags of the members of a SEQUENCE; none for anything else. BER, because PKCS#12 and PKCS#7 come as BER.
+fn members(der: &[u8]) -> Vec<Tag> {
+    let tags = yasna::parse_ber_general(der, BERMode::Ber, |reader| {
+        reader.collect_sequence_of(|reader| {
+            let tag = reader.lookahead_tag()?;
+            reader.read_tagged_der().map(|_| tag)
+        })
+    });
+    tags.unwrap_or_default()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Reason> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT { Err(Reason::TooLarge) } else { Ok(bytes) }
+}
+
+fn blocks(bytes: &[u8]) -> Result<Vec<Block>, Reason> {
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    if bytes.trim_ascii().is_empty() {
+        return Err(Reason::Empty);
+    }
+    let blocks = pem(bytes)?;
+    match bytes[0] {
+        _ if !blocks.is_empty() => Ok(blocks),
+        SEQUENCE => Ok(vec![Block { kind: Kind::of_der(bytes), line: 1, der: bytes.to_vec() }]),
+        _ => Err(Reason::Unknown),
+    }
+}
+
+/// The PEM blocks, with what a PEM decoder would skip or misname: encrypted keys, unknown labels, blocks without end.
+fn pem(bytes: &[u8]) -> Result<Vec<Block>, Reason> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Open<'_>> = None;
+    let mut end = 0;
+    for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let (start, number) = (end, number + 1);
+        end += line.len();
+        match (boundary(line), &mut open) {
+            (Some(Boundary::Begin(label)), None) => open = Some(Open { label, line: number, start, encrypted: false }),
+            (Some(Boundary::End(label)), Some(begun)) if begun.label == label => {
+                blocks.push(begun.close(&bytes[begun.start..end])?);
+                open = None;
+            }
+            (Some(_), Some(begun)) => return Err(begun.endless()),
+            (Some(Boundary::End(_)), None) => {
+                return Err(Reason::Malformed { line: number, fault: "an END line without its BEGIN line" });
+            }
+            (None, Some(begun)) => {
+                begun.encrypted |= line.starts_with(b"Proc-Type:") && line.trim_ascii().ends_with(b"ENCRYPTED");
+            }
+            (None, None) => {}
+        }
+    }
+    match open {
+        Some(begun) => Err(begun.endless()),
+        None => Ok(blocks),
+    }
+}
+
+/// A PEM block whose END line is still to come.
+struct Open<'a> {
+    label: &'a [u8],
+    line: usize,
+    start: usize,
+    encrypted: bool,
+}
+
+impl Open<'_> {
+    fn close(&self, text: &[u8]) -> Result<Block, Reason> {
+        let kind = if self.encrypted { Kind::Encrypted } else { Kind::of_label(self.label) };
+        let der = match kind {
+            Kind::Certificate | Kind::Key => self.decode(text)?,
+            _ => Vec::new(),
+        };
+        Ok(Block { kind, line: self.line, der })
+    }
+
+    fn decode(&self, text: &[u8]) -> Result<Vec<u8>, Reason> {
+        match rustls_pemfile::read_one_from_slice(text) {
+            Ok(Some((Item::X509Certificate(der), _))) => Ok(der.to_vec()),
+            Ok(Some((Item::Pkcs8Key(der), _))) => Ok(der.secret_pkcs8_der().to_vec()),
+            Ok(Some((Item::Pkcs1Key(der), _))) => Ok(der.secret_pkcs1_der().to_vec()),
+            Ok(Some((Item::Sec1Key(der), _))) => Ok(der.secret_sec1_der().to_vec()),
+            _ => Err(Reason::Malformed { line: self.line, fault: "the block that begins here is not Base64" }),
+        }
+    }
+
+    fn endless(&self) -> Reason {
+        Reason::Malformed { line: self.line, fault: "the block that begins here has no END line with its label" }
+    }
+}
+
+enum Boundary<'a> {
+    Begin(&'a [u8]),
+    End(&'a [u8]),
+}
+
+/// A line that begins or ends a block (RFC 7468 section 3).
+fn boundary(line: &[u8]) -> Option<Boundary<'_>> {
+    let line = line.trim_ascii_end().strip_suffix(b"-----")?;
+    match line.strip_prefix(b"-----BEGIN ") {
+        Some(label) => Some(Boundary::Begin(label)),
+        None => line.strip_prefix(b"-----END ").map(Boundary::End),
+    }
+}
+
+/// A chain is a few kilobytes and the largest bundle of trust anchors a few hundred: more is another file.
+const LIMIT: u64 = 1 << 20;
+/// Editors on Windows put it before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// What every DER certificate and key begins with.
+const SEQUENCE: u8 = 0x30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn der(pem: &str) -> Vec<u8> {
+        use rustls::pki_types::pem::{PemObject as _, SectionKind};
+        <(SectionKind, Vec<u8>)>::from_pem_slice(pem.as_bytes()).unwrap().1
+    }
+
+    fn reason_of_chain(text: impl AsRef<[u8]>) -> Reason {
+        chain(text.as_ref()).unwrap_err()
+    }
+
+    fn reason_of_key(text: impl AsRef<[u8]>) -> Reason {
+        key(text.as_ref()).unwrap_err()
+    }
+
+    #[test]
+    fn a_chain_keeps_its_order_and_the_text_around_is_ignored() {
+        let bundle =
+            format!("Bag Attributes\r\n  friendlyName: leaf\n{CERTIFICATE}issuer:\n{SEC1}{CERTIFICATE}the end");
+        assert_eq!(chain(bundle.as_bytes()).unwrap(), [der(CERTIFICATE).into(), der(CERTIFICATE).into()]);
+        assert_eq!(chain(&der(CERTIFICATE)).unwrap(), [der(CERTIFICATE).into()]);
+    }
+
+    #[test]
+    fn a_windows_editor_harms_nothing() {
+        let windows = format!("\u{feff}{}", CERTIFICATE.replace('\n', "\r\n"));
+        assert_eq!(chain(windows.as_bytes()).unwrap(), chain(CERTIFICATE.as_bytes()).unwrap());
+        let windows = format!("\u{feff}{}", SEC1.replace('\n', "\r\n"));
+        assert_eq!(key(windows.as_bytes()).unwrap(), key(SEC1.as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn every_encoding_of_a_key_is_known_as_pem_and_as_der() {
+        for bytes in [PKCS8.as_bytes(), &der(PKCS8), PKCS8.replace("PRIVATE", "RSA PRIVATE").as_bytes()] {
+            assert_eq!(key(bytes).unwrap(), PrivatePkcs8KeyDer::from(der(PKCS8)).into());
+        }
+        for bytes in [PKCS1.as_bytes(), &der(PKCS1)] {
+            assert_eq!(key(bytes).unwrap(), PrivatePkcs1KeyDer::from(der(PKCS1)).into());
+        }
+        for bytes in [SEC1.as_bytes(), &der(SEC1), format!("{PARAMETERS}{SEC1}{CERTIFICATE}").as_bytes()] {
+            assert_eq!(key(bytes).unwrap(), PrivateSec1KeyDer::from(der(SEC1)).into());
+        }
+    }
+
+    #[test]
+    fn swapped_files_are_told() {
+        for key in [PKCS8.to_owned(), PKCS1.to_owned(), format!("{PARAMETERS}{SEC1}"), ENCRYPTED_OLD.to_owned()] {
+            assert!(matches!(reason_of_chain(&key), Reason::KeyForCertificate), "{key}");
+        }
+        assert!(matches!(reason_of_chain(der(PKCS8)), Reason::KeyForCertificate));
+        assert!(matches!(reason_of_key(CERTIFICATE), Reason::CertificateForKey));
+        assert!(matches!(reason_of_key(der(CERTIFICATE)), Reason::CertificateForKey));
+    }
+
+    #[test]
+    fn encrypted_keys_are_told() {
+        assert!(matches!(reason_of_key(ENCRYPTED), Reason::Encrypted));
+        assert!(matches!(reason_of_key(ENCRYPTED_OLD), Reason::Encrypted));
+        let unlabelled = ENCRYPTED.replace("ENCRYPTED ", "");
+        assert!(matches!(reason_of_key(der(&unlabelled)), Reason::Encrypted));
+    }
+
+    #[test]
+    fn several_keys_are_refused() {
+        assert!(matches!(reason_of_key(format!("{PKCS8}{ENCRYPTED}")), Reason::SeveralKeys(2)));
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        assert!(matches!(reason_of_key(PUBLIC), Reason::PublicKey));
+        assert!(matches!(reason_of_chain(der(PUBLIC)), Reason::PublicKey));
+        assert!(matches!(reason_of_chain(REQUEST), Reason::Request));
+        assert!(matches!(reason_of_key(der(REQUEST)), Reason::Request));
+        // INTEGER 3, ContentInfo, MacData; then the same in BER's indefinite length.
+        let pfx = [0x30, 0x0b, 2, 1, 3, 0x30, 4, 6, 2, 0x2a, 3, 0x30, 0];
+        assert!(matches!(reason_of_key(pfx), Reason::Pkcs12));
+        let pfx = [0x30, 0x80, 2, 1, 3, 0x30, 0x80, 6, 2, 0x2a, 3, 0, 0, 0, 0];
+        assert!(matches!(reason_of_chain(pfx), Reason::Pkcs12));
+        assert!(matches!(reason_of_chain([0x30, 0x06, 6, 2, 0x2a, 3, 0xa0, 0]), Reason::Pkcs7));
+        let openssh = PKCS8.replace("PRIVATE KEY", "OPENSSH PRIVATE KEY");
+        assert!(matches!(reason_of_key(openssh), Reason::ForeignKey));
+        assert!(matches!(reason_of_chain(PARAMETERS), Reason::NoCertificate));
+        assert!(matches!(reason_of_key(PARAMETERS), Reason::NoKey));
+        assert!(matches!(reason_of_key([0x30, 0]), Reason::NoKey));
+        assert!(matches!(reason_of_key(" \r\n"), Reason::Empty));
+        assert!(matches!(reason_of_chain("hello"), Reason::Unknown));
+    }
+
+    #[test]
+    fn broken_pem_is_told_by_its_line() {
+        let endless = format!("text\n{}", CERTIFICATE.replace("-----END CERTIFICATE-----", ""));
+        assert!(matches!(reason_of_chain(&endless), Reason::Malformed { line: 2, .. }));
+        assert!(matches!(reason_of_chain(endless + CERTIFICATE), Reason::Malformed { line: 2, .. }));
+        let crossed = PKCS8.replace("END PRIVATE", "END RSA PRIVATE");
+        assert!(matches!(reason_of_key(crossed), Reason::Malformed { line: 1, .. }));
+        assert!(matches!(reason_of_key("-----END PRIVATE KEY-----"), Reason::Malformed { line: 1, .. }));
+        let not_base64 = CERTIFICATE.replace("MII", "M!I");
+        assert!(matches!(reason_of_chain(not_base64), Reason::Malformed { line: 1, .. }));
+        let no_certificate = PKCS8.replace("PRIVATE KEY", "CERTIFICATE");
+        assert!(matches!(reason_of_chain(no_certificate), Reason::BadCertificate { line: 1, .. }));
+        let no_key = CERTIFICATE.replace("CERTIFICATE", "PRIVATE KEY");
+        assert!(matches!(reason_of_key(no_key), Reason::Malformed { line: 1, .. }));
+    }
+
+    #[test]
+    fn an_error_shows_the_path_and_the_cause_and_no_content() {
+        let error = read_key(Path::new("/no/such/file")).unwrap_err();
+        assert_eq!(error.to_string(), "/no/such/file: the file does not exist");
+        assert!(error.source().is_some_and(<dyn StdError>::is::<io::Error>));
+        assert!(matches!(read_chain(Path::new("/")).unwrap_err().reason, Reason::Unreadable(_)));
+        let secret = PKCS8.lines().nth(1).unwrap();
+        let broken = PKCS8.replace(secret, &secret.replace('M', "!"));
+        assert!(!format!("{:?}", reason_of_key(broken)).contains(&secret[4..12]));
+    }
+
+    #[test]
+    fn a_file_over_the_limit_is_refused() {
+        let path = std::env::temp_dir().join(format!("sealproxy-pem-{}", std::process::id()));
+        std::fs::write(&path, vec![b' '; LIMIT as usize + 1]).unwrap();
+        let refused = read_chain(&path).unwrap_err().reason;
+        std::fs::write(&path, vec![b' '; LIMIT as usize]).unwrap();
+        let allowed = read_chain(&path).unwrap_err().reason;
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!((refused, allowed), (Reason::TooLarge, Reason::Empty)));
+    }
+
+    #[test]
+    fn damaged_der_never_panics() {
+        for der in [der(PKCS8), der(PKCS1), der(SEC1), der(CERTIFICATE), der(REQUEST)] {
+            for at in 0..der.len() {
+                let _ = (chain(&der[..at]), key(&der[..at]));
+                for value in [0, 1, 0x30, 0x7f, 0x80, 0x84, 0xff] {
+                    let mut damaged = der.clone();
+                    damaged[at] = value;
+                    let _ = (chain(&damaged), key(&damaged));
+                }
+            }
+        }
+    }
+
+    // All made with OpenSSL 3.0 for this test alone.
+    const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIICHjCCAcSgAwIBAgIDAP8BMAoGCCqGSM49BAMCMG0xCzAJBgNVBAYTAkZSMScw
+JQYDVQQKDB5Tb2Npw6l0w6ksIEfDqW7DqXJhbGUgKyAiRmlscyIxIjALBgNVBAsM
+BCAjeCAwEwYDVQRhDAxQU0RGUi1BQ1BSLTExETAPBgNVBAMMCCMxOzxhPlwgMB4X
+DTI2MTEyMzA1MTgwNFoXDTM2MTEyMDA1MTgwNFowbTELMAkGA1UEBhMCRlIxJzAl
+BgNVBAoMHlNvY2nDqXTDqSwgR8OpbsOpcmFsZSArICJGaWxzIjEiMAsGA1UECwwE
+ICN4IDATBgNVBGEMDFBTREZSLUFDUFItMTERMA8GA1UEAwwIIzE7PGE+XCAwWTAT
+BgcqhkjOPQIBBggqhkjOPQMBBwNCAAQZIKqR8orbXN0JVAMB0vXDwYmiW5uuZLNh
+TzCvi9hrDaffKfuD0OYpWe7mlaZvHEe2If7e9ZYiy1Ynq6faVAG4o1MwUTAdBgNV
+HQ4EFgQU7sRp7PnIhYBHSFq960juIGiFKeQwHwYDVR0jBBgwFoAU7sRp7PnIhYBH
+SFq960juIGiFKeQwDwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEA
++w20oNlGjqmUupgdmO+r23IKD5Ur7ybqRAvIfunbDOgCIAlpsL8HMpNYkiuC23vr
+zJBhnTNZ7pXT1KiW8roYTvwk
+-----END CERTIFICATE-----
+";
+    const PKCS8: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg5TtBZzqmqiIKl0/C
+03VTRY3h/nNU1FENn7j1gRs7dy2hRANCAAQZIKqR8orbXN0JVAMB0vXDwYmiW5uu
+ZLNhTzCvi9hrDaffKfuD0OYpWe7mlaZvHEe2If7e9ZYiy1Ynq6faVAG4
+-----END PRIVATE KEY-----
+";
+    const PKCS1: &str = "\
+-----BEGIN RSA PRIVATE KEY-----
+MIIBOwIBAAJBAN2BG1NZoYoACHKPXpEwvZGqvRhx3xYjcIak3UODZxE0ukC38/Ix
+lI6ybn9cKAbR8T5kmf2Vj7rNyFLe1AsXGO0CAwEAAQJBAMiGkvhYElfeQ8eCZ3hF
+ibiPu3Sf0fg2yS37npv6H5qAU/gOyRmmyP8V7gIlTAA2dZGqtR/M3sE49eiNOtWx
+H3kCIQD4iHToZWNUQCix66tqL/CJDBdpL4ugVMtL4fTkhKqAmwIhAOQow5aOKTkB
+sfjhhBl4vLSyvqi8+lj3FbVLri15RdEXAiEA6anhwF0SdjOcDyszjjJkQ3VKzWoW
+LDeMq1tVk0PnyeECIAk/Ha4cVM9aojvT5+agXgV0uQVdo0e3u8l9J7HwGERBAiBg
+b5N+8zEgNFOf/ceKF4m9KvA6lpyrg8y4sBXwVQt3WA==
+-----END RSA PRIVATE KEY-----
+";
+    const PARAMETERS: &str = "\
+-----BEGIN EC PARAMETERS-----
+BggqhkjOPQMBBw==
+-----END EC PARAMETERS-----
+";
+    const SEC1: &str = "\
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIOU7QWc6pqoiCpdPwtN1U0WN4f5zVNRRDZ+49YEbO3ctoAoGCCqGSM49
+AwEHoUQDQgAEGSCqkfKK21zdCVQDAdL1w8GJolubrmSzYU8wr4vYaw2n3yn7g9Dm
+KVnu5pWmbxxHtiH+3vWWIstWJ6un2lQBuA==
+-----END EC PRIVATE KEY-----
+";
+    const ENCRYPTED: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAhYuCEKydSZlAICCAAw
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEASoEEEU099wZz2Sa5d1S6PCUf1oEgZAx
+0QqyhIRCI3jsBRGHx6aa1I1mZQeKHh4FQWZOgIhM6wsjCq61lSK7FPXbenZAtUqw
+hnoDsYDNf5fNZpvkZKJEEYrULFxNPV/v0l5/5IEAv8PoC/M5lCPpYCM5riqnQy9n
+SSao3Oh3jqNnsaH711EcsCqwWe+QA+++eE0STqvRk14spvuTNTwpH7q1nK4VXHE=
+-----END ENCRYPTED PRIVATE KEY-----
+";
+    const ENCRYPTED_OLD: &str = "\
+-----BEGIN EC PRIVATE KEY-----
+Proc-Type: 4,ENCRYPTED
+DEK-Info: AES-128-CBC,619EB623FB41D4FFEDE4336A3A25370F
+
+iYXXd6UQWVKJqdcUh7qsys3EFDYuDfnERdwwpgmhB9NjijwHD0/OO72ezTa1LrUb
+KDxcRjyc/Rp8iG86kSLZ+GgpDmpa9LSZcYVwSf8VZJX+asW7BvXBwtr6QUdhFWwd
+FufZ//xoeVQ/XfoNtSp6mAPLK2vXS/3UepbQC27bixg=
+-----END EC PRIVATE KEY-----
+";
+    const PUBLIC: &str = "\
+-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEGSCqkfKK21zdCVQDAdL1w8GJolub
+rmSzYU8wr4vYaw2n3yn7g9DmKVnu5pWmbxxHtiH+3vWWIstWJ6un2lQBuA==
+-----END PUBLIC KEY-----
+";
+    const REQUEST: &str = "\
+-----BEGIN CERTIFICATE REQUEST-----
+MIHGMG4CAQAwDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IA
+BBkgqpHyittc3QlUAwHS9cPBiaJbm65ks2FPMK+L2GsNp98p+4PQ5ilZ7uaVpm8c
+R7Yh/t71liLLVierp9pUAbigADAKBggqhkjOPQQDAgNIADBFAiBfx8lyw0V1e8KF
+gTk+Tx93LlvOizoKXK8gPLt5FPd+NwIhAK7TEdboVfmY3c+9gOgJhf+Tlf51HJ0o
+P1SRK7aYYYfn
+-----END CERTIFICATE REQUEST-----
+";
+}

@@ -1,0 +1,81 @@
+//! Keys in memory that ring signs with: RSA and EC on P-256. Twin of `aws_lc.rs`.
+
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
+use rustls::pki_types::PrivateKeyDer;
+
+use super::{Error, Scheme};
+
+pub(super) struct Key {
+    pair: Pair,
+    random: SystemRandom,
+}
+
+enum Pair {
+    Rsa(Box<RsaKeyPair>),
+    Ec(Box<EcdsaKeyPair>),
+}
+
+impl Key {
+    pub(super) fn from_der(der: &PrivateKeyDer<'_>) -> Result<Self, Error> {
+        let random = SystemRandom::new();
+        let pair = match der {
+            PrivateKeyDer::Pkcs1(key) => rsa(RsaKeyPair::from_der(key.secret_pkcs1_der()))?,
+            PrivateKeyDer::Sec1(key) => ec(&pkcs8_of_sec1(key.secret_sec1_der())?, &random)?,
+            PrivateKeyDer::Pkcs8(key) => {
+                let der = key.secret_pkcs8_der();
+                ec(der, &random).or_else(|_| rsa(RsaKeyPair::from_pkcs8(der)))?
+            }
+            _ => return Err(Error::Rejected("an encoding that ring does not read".into())),
+        };
+        Ok(Self { pair, random })
+    }
+
+    pub(super) fn scheme(&self) -> Scheme {
+        match self.pair {
+            Pair::Rsa(_) => Scheme::RsaPkcs1Sha256,
+            Pair::Ec(_) => Scheme::EcdsaP256Sha256,
+        }
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        match &self.pair {
+            Pair::Rsa(pair) => {
+                let mut signature = vec![0; pair.public().modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &self.random, message, &mut signature).map_err(|_| Error::Sign("ring"))?;
+                Ok(signature)
+            }
+            Pair::Ec(pair) => {
+                let signature = pair.sign(&self.random, message).map_err(|_| Error::Sign("ring"))?;
+                Ok(signature.as_ref().to_vec())
+            }
+        }
+    }
+}
+
+fn rsa(pair: Result<RsaKeyPair, ring::error::KeyRejected>) -> Result<Pair, Error> {
+    pair.map(|pair| Pair::Rsa(Box::new(pair))).map_err(|reason| Error::Rejected(reason.to_string()))
+}
+
+fn ec(pkcs8: &[u8], random: &SystemRandom) -> Result<Pair, Error> {
+    EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, random)
+        .map(|pair| Pair::Ec(Box::new(pair)))
+        .map_err(|reason| Error::Rejected(reason.to_string()))
+}
+
+/// Wraps a SEC1 `ECPrivateKey` (RFC 5915) in PKCS#8 (RFC 5208), the only form of EC key that ring takes.
+fn pkcs8_of_sec1(sec1: &[u8]) -> Result<Vec<u8>, Error> {
+    // SEQUENCE { INTEGER 0, SEQUENCE { id-ecPublicKey, prime256v1 }, OCTET STRING { sec1 } }
+    const VERSION_AND_ALGORITHM: [u8; 24] = [
+        0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+        0x48, 0xce, 0x3d, 0x03, 0x01, 0x07,
+    ];
+    let Ok(short) = u8::try_from(sec1.len()).and_then(|length| u8::try_from(usize::from(length) + 27)) else {
+        return Err(Error::Rejected("an EC key that is not on P-256".into()));
+    };
+    let mut pkcs8 = vec![0x30, 0x81, short];
+    pkcs8.extend_from_slice(&VERSION_AND_ALGORITHM);
+    pkcs8.extend_from_slice(&[0x04, 0x81, short - 27]);
+    pkcs8.extend_from_slice(sec1);
+    Ok(pkcs8)
+}

@@ -1,0 +1,155 @@
+//! Lines of JSON to one writer thread, through a bounded buffer: a reader that stops reading never stops a request.
+//! Must not know what the lines say.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use prometheus::IntCounter;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Where lines go. Cheap to clone.
+#[derive(Clone)]
+pub struct Log {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+    capacity: usize,
+    dropped: IntCounter,
+}
+
+#[derive(Default)]
+struct Queue {
+    lines: VecDeque<String>,
+    closed: bool,
+}
+
+/// Whether a line may be lost when the reader is too slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Importance {
+    /// Dropped and counted when the buffer is full.
+    Usual,
+    /// Kept whatever the buffer holds: somebody's money depends on it.
+    Keep,
+}
+
+/// A moment as log lines write it: RFC 3339, UTC, milliseconds.
+pub fn timestamp(time: SystemTime) -> String {
+    let time = OffsetDateTime::from(time);
+    let whole = time.replace_nanosecond(time.nanosecond() / 1_000_000 * 1_000_000).unwrap_or(time);
+    // Fails only for years beyond 9999.
+    whole.format(&Rfc3339).unwrap_or_default()
+}
+
+/// The writer thread. Closing it writes what is left.
+pub struct Writer {
+    log: Log,
+    thread: JoinHandle<()>,
+}
+
+impl Log {
+    /// Starts the writer thread over `out`, with room for `capacity` lines.
+    pub fn start(mut out: impl Write + Send + 'static, capacity: usize) -> std::io::Result<(Self, Writer)> {
+        let dropped = IntCounter::new("sealproxy_log_dropped_lines_total", "Log lines lost because nobody read them.")
+            .expect("the metric's name is legal");
+        let shared = Shared { queue: Mutex::default(), filled: Condvar::new(), capacity, dropped };
+        let log = Self { shared: Arc::new(shared) };
+        let reader = log.clone();
+        let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
+            while let Some(lines) = reader.wait() {
+                // A log that cannot be written cannot be complained about in the log.
+                let _ = lines.iter().try_for_each(|line| out.write_all(line.as_bytes())).and_then(|()| out.flush());
+            }
+        })?;
+        Ok((log.clone(), Writer { log, thread }))
+    }
+
+    /// Queues one line; the line feed is added here.
+    pub fn line(&self, mut line: String, importance: Importance) {
+        line.push('\n');
+        let mut queue = self.lock();
+        if queue.lines.len() >= self.shared.capacity && importance == Importance::Usual {
+            self.shared.dropped.inc();
+            return;
+        }
+        queue.lines.push_back(line);
+        if queue.lines.len() == 1 {
+            self.shared.filled.notify_one();
+        }
+    }
+
+    /// Lines lost so far.
+    pub fn dropped(&self) -> &IntCounter {
+        &self.shared.dropped
+    }
+
+    /// Waits for lines; `None` once the log is closed and empty.
+    fn wait(&self) -> Option<VecDeque<String>> {
+        let mut queue = self.lock();
+        while queue.lines.is_empty() {
+            if queue.closed {
+                return None;
+            }
+            queue = self.shared.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        Some(std::mem::take(&mut queue.lines))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // A queue of lines is whole after any panic.
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writer {
+    /// Writes what is queued and ends the thread. Lines that come later stay unwritten.
+    pub fn close(self) {
+        self.log.lock().closed = true;
+        self.log.shared.filled.notify_one();
+        // Nothing is left to tell if the writer itself panicked.
+        let _ = self.thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Blocks in its first write until it is released.
+    struct Stuck(mpsc::Receiver<()>, Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.lock().expect("no panic").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stops_costs_lines_but_never_those_that_must_be_kept() {
+        let (release, stuck) = mpsc::channel();
+        let written = Arc::new(Mutex::default());
+        let (log, writer) = Log::start(Stuck(stuck, Arc::clone(&written)), 10).expect("a thread");
+        (0..100).for_each(|n| log.line(format!("usual {n}"), Importance::Usual));
+        log.line("payment".into(), Importance::Keep);
+        assert!(log.dropped().get() >= 80, "{} dropped", log.dropped().get());
+        drop(release);
+        writer.close();
+        let written = String::from_utf8(written.lock().expect("no panic").clone()).expect("text");
+        assert!(written.ends_with("payment\n"), "{written}");
+        assert_eq!(written.lines().count() as u64, 101 - log.dropped().get());
+    }
+}

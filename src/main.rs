@@ -1,0 +1,12 @@
+//! Parse, run, print the error chain, exit code; nothing else.
+
+use std::process::ExitCode;
+
+use sealproxy::cli;
+
+fn main() -> ExitCode {
+    match cli::parse().and_then(cli::Command::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

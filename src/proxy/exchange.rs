@@ -1,0 +1,242 @@
+//! One request's record. Whatever becomes of the request, dropping the record emits exactly one access-log line and
+//! counts the metrics once.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::request::Parts;
+use http::{HeaderValue, Method, StatusCode};
+use prometheus::IntGauge;
+use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::metrics::RouteMetrics;
+use super::problem::Problem;
+use super::redact::Words;
+use super::route::Route;
+use crate::log::{Importance, Log, timestamp};
+use crate::upstream::{AnswerError, Outcome};
+
+/// Where records go.
+#[derive(Clone)]
+pub(super) struct Recorder {
+    pub(super) log: Log,
+    /// Of requests that found no route.
+    pub(super) unrouted: Arc<RouteMetrics>,
+    /// Requests under way.
+    pub(super) in_flight: IntGauge,
+}
+
+/// What is known of one exchange so far.
+pub(super) struct Exchange {
+    recorder: Recorder,
+    began: Instant,
+    time: SystemTime,
+    id: HeaderValue,
+    method: Method,
+    path: String,
+    route: Option<Arc<Route>>,
+    status: Option<StatusCode>,
+    outcome: Outcome,
+    problem: Option<&'static str>,
+    cause: Option<String>,
+    request_bytes: u64,
+    response_bytes: u64,
+    acquire: Option<Duration>,
+    seal: Option<Duration>,
+    response: Option<Duration>,
+    reused: Option<bool>,
+    attempts: u32,
+    caller_gone: bool,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Exchange {
+    /// Begins the record of a request that has just been parsed.
+    pub(super) fn begin(recorder: &Recorder, head: &Parts, id: HeaderValue, words: &Words) -> Self {
+        recorder.in_flight.inc();
+        Self {
+            recorder: recorder.clone(),
+            began: Instant::now(),
+            time: SystemTime::now(),
+            id,
+            method: head.method.clone(),
+            path: words.path(head.uri.path()),
+            route: None,
+            status: None,
+            outcome: Outcome::NotSent,
+            problem: None,
+            cause: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            acquire: None,
+            seal: None,
+            response: None,
+            reused: None,
+            attempts: 0,
+            caller_gone: false,
+            permit: None,
+        }
+    }
+
+    /// The request's id.
+    pub(super) fn id(&self) -> &HeaderValue {
+        &self.id
+    }
+
+    /// Whether the method changes nothing at the bank (RFC 9110 section 9.2.1).
+    pub(super) fn is_safe(&self) -> bool {
+        self.method.is_safe()
+    }
+
+    pub(super) fn routed(&mut self, route: &Arc<Route>) {
+        self.route = Some(Arc::clone(route));
+    }
+
+    /// Counts as under way from here to the record's end.
+    pub(super) fn admitted(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
+    }
+
+    pub(super) fn collected(&mut self, bytes: u64) {
+        self.request_bytes = bytes;
+    }
+
+    pub(super) fn acquired(&mut self, took: Duration, reused: bool) {
+        self.acquire = Some(took);
+        self.reused = Some(reused);
+        self.attempts += 1;
+    }
+
+    pub(super) fn sealed(&mut self, took: Duration) {
+        self.seal = Some(took);
+        if let Some(route) = &self.route {
+            route.metrics.seal.observe(took.as_secs_f64());
+        }
+    }
+
+    /// From here on the bank may have the request: until an answer says otherwise, nothing is known.
+    pub(super) fn sending(&mut self) {
+        self.outcome = Outcome::Unknown;
+    }
+
+    /// It is proven that nothing left, and it is about to be tried afresh.
+    pub(super) fn unsent(&mut self) {
+        self.outcome = Outcome::NotSent;
+    }
+
+    pub(super) fn answered(&mut self, status: StatusCode, took: Duration) {
+        self.status = Some(status);
+        self.outcome = Outcome::Answered;
+        self.response = Some(took);
+    }
+
+    pub(super) fn relayed(&mut self, bytes: u64) {
+        self.response_bytes += bytes;
+    }
+
+    /// The answer's body ended early: the caller sees it cut.
+    pub(super) fn cut(&mut self, error: &AnswerError) {
+        self.problem = Some("upstream-cut");
+        self.cause = Some(match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        });
+    }
+
+    pub(super) fn caller_gone(&mut self) {
+        self.caller_gone = true;
+    }
+
+    pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
+        self.status = Some(status);
+        self.outcome = problem.outcome();
+        self.problem = Some(problem.kind());
+        self.cause = problem.cause();
+    }
+
+    fn line(&self, took: Duration) -> String {
+        let record = Record {
+            time: timestamp(self.time),
+            event: "exchange",
+            request_id: self.id.to_str().unwrap_or_default(),
+            method: Words::method(&self.method),
+            path: &self.path,
+            route: self.route.as_ref().map(|route| &*route.settings.path),
+            upstream: self.route.as_ref().map(|route| route.upstream_name()),
+            status: self.status.map(|status| status.as_u16()),
+            outcome: self.outcome.as_str(),
+            problem: self.problem,
+            cause: self.cause.as_deref(),
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            acquire_ms: self.acquire.map(milliseconds),
+            seal_ms: self.seal.map(milliseconds),
+            response_ms: self.response.map(milliseconds),
+            total_ms: milliseconds(took),
+            reused: self.reused,
+            attempts: self.attempts,
+            caller_gone: self.caller_gone,
+        };
+        serde_json::to_string(&record).expect("a record is plain strings and numbers")
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.recorder.in_flight.dec();
+        let took = self.began.elapsed();
+        if std::thread::panicking() {
+            self.problem = Some("internal");
+            if self.outcome == Outcome::Answered {
+                self.outcome = Outcome::Unknown;
+            }
+        }
+        if self.status.is_none() && self.problem.is_none() {
+            self.caller_gone = true;
+        }
+        let metrics = self.route.as_ref().map_or(&*self.recorder.unrouted, |route| &route.metrics);
+        metrics.count(self.status.unwrap_or(CLIENT_CLOSED), self.outcome, took.as_secs_f64());
+        let importance = if self.outcome == Outcome::Unknown { Importance::Keep } else { Importance::Usual };
+        self.recorder.log.line(self.line(took), importance);
+    }
+}
+
+/// What nginx made the custom: the caller left before there was a status. In metrics only; no such answer exists.
+const CLIENT_CLOSED: StatusCode = match StatusCode::from_u16(499) {
+    Ok(status) => status,
+    Err(_) => unreachable!(),
+};
+
+/// Milliseconds with three decimals.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The access log's line.
+#[derive(Serialize)]
+struct Record<'a> {
+    time: String,
+    event: &'static str,
+    request_id: &'a str,
+    method: &'static str,
+    path: &'a str,
+    route: Option<&'a str>,
+    upstream: Option<&'a str>,
+    status: Option<u16>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'a str>,
+    request_bytes: u64,
+    response_bytes: u64,
+    acquire_ms: Option<f64>,
+    seal_ms: Option<f64>,
+    response_ms: Option<f64>,
+    total_ms: f64,
+    reused: Option<bool>,
+    attempts: u32,
+    caller_gone: bool,
+}

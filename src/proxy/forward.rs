@@ -1,0 +1,192 @@
+//! The page to read: what happens to one request, step by step. Not how any step works.
+//!
+//! The order is the law: route, collect, prepare, acquire, seal, send, relay. A request is sealed only when its
+//! connection stands, and nothing touches a header after the seal.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::body::{self, Collected};
+use super::exchange::Exchange;
+use super::headers;
+use super::problem::Problem;
+use super::relay::RelayBody;
+use super::route::{Found, Route, Routes, Transport};
+use super::{Proxy, Shared};
+use crate::seal;
+use crate::upstream::{self, Answer, Lease, Outcome, SendError};
+
+/// A request that is ready to be sealed: all that is left is a connection and a key.
+struct Prepared {
+    shared: Arc<Shared>,
+    reactor: upstream::ReactorId,
+    route: Arc<Route>,
+    head: Parts,
+    body: Collected,
+}
+
+/// Forwards one request under the id that it was given. Whatever happens, there is an answer.
+pub(super) async fn forward(
+    proxy: &Proxy,
+    request: Request<Incoming>,
+    transport: Transport,
+    (id, refused): (HeaderValue, Option<Problem>),
+) -> Response<RelayBody> {
+    let routes = proxy.shared.routes.load_full();
+    let (head, incoming) = request.into_parts();
+    let mut exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
+    let prepared = match refused {
+        Some(problem) => Err(problem),
+        None => prepare(proxy, &routes, head, incoming, transport, &mut exchange).await,
+    };
+    match prepared {
+        Ok(prepared) => prepared.deliver(exchange).await,
+        Err(problem) => refuse(&problem, exchange),
+    }
+}
+
+async fn prepare(
+    proxy: &Proxy,
+    routes: &Routes,
+    mut head: Parts,
+    incoming: Incoming,
+    transport: Transport,
+    exchange: &mut Exchange,
+) -> Result<Prepared, Problem> {
+    let Found { route, target } = routes.find(&head, transport)?;
+    exchange.routed(&route);
+    headers::check(&head, &route)?;
+    exchange.admitted(proxy.shared.admit()?);
+    let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
+    let body = body::collect(incoming, &proxy.shared.body_rules(), digest).await?;
+    exchange.collected(body.payload.len());
+    headers::outbound(&mut head, target, &route, exchange.id(), body.payload.len(), &proxy.shared.metrics)?;
+    Ok(Prepared { shared: Arc::clone(&proxy.shared), reactor: proxy.reactor, route, head, body })
+}
+
+impl Prepared {
+    async fn deliver(mut self, mut exchange: Exchange) -> Response<RelayBody> {
+        let lease = match self.acquire_and_seal(&mut exchange).await {
+            Ok(lease) => lease,
+            Err(problem) => return refuse(&problem, exchange),
+        };
+        if exchange.is_safe() {
+            return self.send(lease, exchange).await;
+        }
+        self.send_to_the_end(lease, exchange).await
+    }
+
+    /// Sends in a task of its own: a caller that hangs up does not cut a request that may change something at the
+    /// bank. Its answer is read to the end and logged.
+    async fn send_to_the_end(self, lease: Lease, exchange: Exchange) -> Response<RelayBody> {
+        let (answer, waiting) = oneshot::channel();
+        let id = exchange.id().clone();
+        tokio::spawn(async move {
+            if let Err(mut unwanted) = answer.send(self.send(lease, exchange).await) {
+                unwanted.body_mut().caller_gone();
+            }
+        });
+        // The task's end without an answer is a panic, and its record was logged as such.
+        waiting.await.unwrap_or_else(|_| internal(&id))
+    }
+
+    async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
+        match self.send_once_more_if_unsent(lease, &mut exchange).await {
+            Ok(response) => relay(response, exchange, self.shared.timeouts.exchange),
+            Err(problem) => refuse(&problem, exchange),
+        }
+    }
+
+    /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
+    /// request left, it is sealed afresh and sent once on a new connection.
+    async fn send_once_more_if_unsent(
+        &mut self,
+        lease: Lease,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Answer>, Problem> {
+        let reused = lease.is_reused();
+        match self.transmit(lease, exchange).await {
+            Err(error) if reused && error.outcome == Outcome::NotSent => {
+                let lease = self.dial_and_seal(exchange).await?;
+                self.transmit(lease, exchange).await.map_err(Problem::Send)
+            }
+            result => result.map_err(Problem::Send),
+        }
+    }
+
+    async fn acquire_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
+        let began = Instant::now();
+        let lease = self.route.upstream.acquire(self.reactor).await.map_err(Problem::Acquire)?;
+        exchange.acquired(began.elapsed(), lease.is_reused());
+        self.seal(exchange).await?;
+        Ok(lease)
+    }
+
+    async fn dial_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
+        exchange.unsent();
+        let began = Instant::now();
+        let lease = self.route.upstream.acquire_new(self.reactor).await.map_err(Problem::Acquire)?;
+        exchange.acquired(began.elapsed(), lease.is_reused());
+        self.seal(exchange).await?;
+        Ok(lease)
+    }
+
+    async fn seal(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {
+        let (Some(sealer), Some(digest)) = (&self.route.sealer, &self.body.digest) else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        let body = seal::Body { digest, present: self.body.is_present() };
+        let limit = self.shared.timeouts.seal;
+        timeout(limit, sealer.seal(&mut self.head, body, SystemTime::now))
+            .await
+            .map_err(|_| Problem::SealTimeout(limit))?
+            .map_err(Problem::Seal)?;
+        exchange.sealed(began.elapsed());
+        Ok(())
+    }
+
+    /// Sends the sealed head. A copy stays here only where the request may have to go out a second time.
+    async fn transmit(&mut self, lease: Lease, exchange: &mut Exchange) -> Result<Response<Answer>, SendError> {
+        let (head, payload) = if lease.is_reused() {
+            (self.head.clone(), self.body.payload.clone())
+        } else {
+            (std::mem::replace(&mut self.head, empty_head()), std::mem::take(&mut self.body.payload))
+        };
+        exchange.sending();
+        let began = Instant::now();
+        let response = lease.send(Request::from_parts(head, payload)).await?;
+        exchange.answered(response.status(), began.elapsed());
+        Ok(response)
+    }
+}
+
+fn empty_head() -> Parts {
+    Request::new(()).into_parts().0
+}
+
+fn relay(response: Response<Answer>, exchange: Exchange, patience: std::time::Duration) -> Response<RelayBody> {
+    let (mut head, answer) = response.into_parts();
+    // An old bank's HTTP/1.0 is a matter of its connection, not of the caller's.
+    head.version = Version::HTTP_11;
+    headers::inbound(&mut head.headers, exchange.id());
+    Response::from_parts(head, RelayBody::bank(answer, exchange, patience))
+}
+
+fn refuse(problem: &Problem, mut exchange: Exchange) -> Response<RelayBody> {
+    let answer = problem.answer(exchange.id());
+    exchange.failed(problem, answer.status());
+    answer.map(|text| RelayBody::problem(text, Some(exchange)))
+}
+
+/// The answer where a fault of ours lost the exchange, which its record has logged already.
+pub(super) fn internal(id: &HeaderValue) -> Response<RelayBody> {
+    Problem::Internal.answer(id).map(|text: Bytes| RelayBody::problem(text, None))
+}

@@ -1,0 +1,261 @@
+//! Which headers pass in either direction, and what the proxy fills in: hop-by-hop, `Host`, `X-Request-Id`,
+//! framing. Not signing: what the seal sets is only taken away here.
+
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, EXPECT, HOST, HeaderMap,
+    HeaderName, HeaderValue, TRANSFER_ENCODING, USER_AGENT,
+};
+use http::request::Parts;
+use http::uri::{self, PathAndQuery, Uri};
+use http::{Method, Version};
+
+use super::api::Pattern;
+use super::metrics::Metrics;
+use super::problem::Problem;
+use super::route::Route;
+use crate::seal::{DIGEST, SIGNATURE};
+
+/// The header by which caller, proxy and bank name one request.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Tells the caller the request's id, whoever chose it.
+pub const SEALPROXY_REQUEST_ID: HeaderName = HeaderName::from_static("sealproxy-request-id");
+/// Tells the caller what is known of a request that failed.
+pub const SEALPROXY_OUTCOME: HeaderName = HeaderName::from_static("sealproxy-outcome");
+/// RFC 9209.
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// Sent as `User-Agent` where the caller names none: banks demand one.
+const OUR_USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("sealproxy/", env!("CARGO_PKG_VERSION")));
+/// Sent as `Accept` where the caller names none: banks demand one, and their APIs speak JSON.
+const OUR_ACCEPT: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The caller's request id, or a fresh one; also where the caller's is refused, so that the refusal can be found.
+pub(super) fn identify(headers: &HeaderMap) -> (HeaderValue, Option<Problem>) {
+    match request_id(headers) {
+        Ok(id) => (id.unwrap_or_else(new_request_id), None),
+        Err(problem) => (new_request_id(), Some(problem)),
+    }
+}
+
+/// The caller's request id if it sent one: a single token (RFC 9110 section 5.6.2) of at most 128 characters.
+fn request_id(headers: &HeaderMap) -> Result<Option<HeaderValue>, Problem> {
+    let mut values = headers.get_all(X_REQUEST_ID).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(_), Some(_)) => Err(Problem::DuplicateHeader(X_REQUEST_ID)),
+        (Some(value), None) if is_token(value.as_bytes()) && value.len() <= 128 => Ok(Some(value.clone())),
+        (Some(_), None) => Err(Problem::MalformedRequestId),
+    }
+}
+
+/// A fresh id: a UUID v4 in lower case.
+fn new_request_id() -> HeaderValue {
+    let mut buffer = uuid::Uuid::encode_buffer();
+    let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
+    HeaderValue::from_str(text).expect("a UUID is visible ASCII")
+}
+
+/// Checks what must hold of a request's headers before its body is read.
+pub(super) fn check(head: &Parts, route: &Route) -> Result<(), Problem> {
+    let sealed = [DATE, DIGEST, SIGNATURE, CONTENT_TYPE, AUTHORIZATION];
+    for name in sealed.into_iter().filter(|_| route.sealer.is_some()) {
+        if head.headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Problem::DuplicateHeader(name));
+        }
+    }
+    for option in connection_options(&head.headers) {
+        if let Some(name) = HeaderName::from_bytes(option).ok().filter(|name| is_protected(name, route)) {
+            return Err(Problem::ConnectionNames(name));
+        }
+    }
+    match head.headers.get(EXPECT) {
+        Some(expectation) if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Problem::Expectation),
+        _ => Ok(()),
+    }
+}
+
+/// Turns a checked head into the one that the bank receives, all but the seal. `body` is the body's length.
+pub(super) fn outbound(
+    head: &mut Parts,
+    target: PathAndQuery,
+    route: &Route,
+    id: &HeaderValue,
+    body: u64,
+    metrics: &Metrics,
+) -> Result<(), Problem> {
+    let came_in = std::mem::take(&mut head.headers);
+    if body > 0 && route.sealer.is_some() && !came_in.contains_key(CONTENT_TYPE) {
+        return Err(Problem::NoContentType);
+    }
+    head.headers = passed(came_in, route, metrics);
+    head.uri = origin_form(target);
+    head.version = Version::HTTP_11;
+    head.headers.insert(HOST, route.host.clone());
+    head.headers.insert(X_REQUEST_ID, id.clone());
+    fill(&mut head.headers, USER_AGENT, OUR_USER_AGENT);
+    fill(&mut head.headers, ACCEPT, OUR_ACCEPT);
+    frame(head, body);
+    Ok(())
+}
+
+/// Takes away what speaks of the bank's connection or in our name, and says whose request this answers.
+pub(super) fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
+    let named: Vec<HeaderName> =
+        connection_options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
+    let foreign = |name: &HeaderName| is_hop_by_hop(name) || name.as_str().starts_with("sealproxy-");
+    let remove: Vec<HeaderName> = headers.keys().filter(|name| foreign(name)).cloned().chain(named).collect();
+    for name in remove.into_iter().filter(|name| *name != CONTENT_LENGTH && *name != CONTENT_TYPE) {
+        headers.remove(name);
+    }
+    drop_our_proxy_status(headers);
+    headers.insert(SEALPROXY_REQUEST_ID, id.clone());
+}
+
+/// Only the proxy itself may speak as `sealproxy` in `Proxy-Status`: callers tell by it whose answer they have.
+fn drop_our_proxy_status(headers: &mut HeaderMap) {
+    let ours =
+        |value: &HeaderValue| value.as_bytes().windows(9).any(|window| window.eq_ignore_ascii_case(b"sealproxy"));
+    if headers.get_all(PROXY_STATUS).iter().any(ours) {
+        headers.remove(PROXY_STATUS);
+    }
+}
+
+fn passed(came_in: HeaderMap, route: &Route, metrics: &Metrics) -> HeaderMap {
+    let named: Vec<Vec<u8>> = connection_options(&came_in).map(<[u8]>::to_ascii_lowercase).collect();
+    let passes = |name: &HeaderName| {
+        let taken = is_hop_by_hop(name)
+            || is_ours(name, route)
+            || named.iter().any(|option| option == name.as_str().as_bytes());
+        !taken
+            && if route.sealer.is_some() {
+                is_allowed(name, route)
+            } else {
+                !is_internal(name) || route.pass.contains(name)
+            }
+    };
+    let mut out = HeaderMap::with_capacity(came_in.len() + ADDED);
+    let mut current = None;
+    for (name, value) in came_in {
+        // A repeated header's further values come without its name.
+        if let Some(name) = name {
+            let kept = passes(&name);
+            // What the proxy sets itself is replaced rather than dropped.
+            if !kept && !matches!(name, HOST | CONTENT_LENGTH) {
+                metrics.dropped_header(&name);
+            }
+            current = kept.then_some(name);
+        }
+        if let Some(name) = &current {
+            out.append(name.clone(), value);
+        }
+    }
+    out
+}
+
+/// Room for what is filled in and sealed: `host`, `x-request-id`, `user-agent`, `accept`, `content-length`, `date`,
+/// `digest`, `signature`.
+const ADDED: usize = 8;
+
+/// Whether a header reaches the bank on a sealed route.
+fn is_allowed(name: &HeaderName, route: &Route) -> bool {
+    route.api.headers.iter().any(|pattern| pattern.matches(name.as_str())) || route.pass.contains(name)
+}
+
+/// Whether the proxy alone sets a header, so that a caller's is replaced or dropped.
+fn is_ours(name: &HeaderName, route: &Route) -> bool {
+    let of_seal = [&DIGEST, &SIGNATURE, &HOST, &CONTENT_LENGTH, &EXPECT].contains(&name);
+    of_seal || CERTIFICATES.contains(&name.as_str()) || route.sealer.as_ref().is_some_and(|sealer| sealer.sets(name))
+}
+
+/// Headers in which other dialects carry the seal certificate: a caller's would speak against our seal.
+const CERTIFICATES: [&str; 2] = ["tpp-signature-certificate", "tpp-certificate"];
+
+/// Whether removing a header because `Connection` names it would change what the bank gets or what is signed.
+fn is_protected(name: &HeaderName, route: &Route) -> bool {
+    if is_hop_by_hop(name) || matches!(name.as_str(), "close" | "http2-settings") {
+        return false;
+    }
+    let always = [AUTHORIZATION, CONTENT_TYPE, CONTENT_ENCODING, X_REQUEST_ID];
+    always.contains(name)
+        || is_ours(name, route)
+        || route.sealer.as_ref().is_some_and(|sealer| sealer.covers(name) || is_allowed(name, route))
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(CONNECTION).iter();
+    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// RFC 9110 section 7.6.1 and the older ones that are still sent.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    const HOP_BY_HOP: [&str; 10] = [
+        "connection",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    HOP_BY_HOP.contains(&name.as_str())
+}
+
+/// Headers that tell of the network the caller lives in.
+fn is_internal(name: &HeaderName) -> bool {
+    const INTERNAL: [Pattern; 18] = [
+        Pattern::Exact("b3"),
+        Pattern::Exact("baggage"),
+        Pattern::Exact("forwarded"),
+        Pattern::Prefix("l5d-"),
+        Pattern::Exact("origin"),
+        Pattern::Exact("referer"),
+        Pattern::Prefix("sealproxy-"),
+        Pattern::Prefix("sec-"),
+        Pattern::Exact("traceparent"),
+        Pattern::Exact("tracestate"),
+        Pattern::Exact("via"),
+        Pattern::Prefix("x-amzn-trace"),
+        Pattern::Prefix("x-b3-"),
+        Pattern::Prefix("x-cloud-trace"),
+        Pattern::Prefix("x-envoy-"),
+        Pattern::Prefix("x-forwarded-"),
+        Pattern::Prefix("x-istio-"),
+        Pattern::Exact("x-real-ip"),
+    ];
+    INTERNAL.iter().any(|pattern| pattern.matches(name.as_str()))
+}
+
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// An empty value is as good as none to a bank that demands the header.
+fn fill(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
+    if headers.get(&name).is_none_or(|present| present.as_bytes().trim_ascii().is_empty()) {
+        headers.insert(name, value);
+    }
+}
+
+/// One framing header of ours; without a body nothing that describes one.
+fn frame(head: &mut Parts, body: u64) {
+    head.headers.remove(TRANSFER_ENCODING);
+    if body > 0 {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body));
+        return;
+    }
+    for name in [CONTENT_TYPE, CONTENT_ENCODING, DIGEST] {
+        head.headers.remove(name);
+    }
+    if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+    }
+}
+
+fn origin_form(target: PathAndQuery) -> Uri {
+    let mut parts = uri::Parts::default();
+    parts.path_and_query = Some(target);
+    Uri::from_parts(parts).expect("path and query alone are a URI")
+}

@@ -1,0 +1,173 @@
+//! Turns accepted connections into sealed requests. Must not know YAML, files, keys or certificates.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub mod api;
+mod body;
+mod connection;
+mod exchange;
+mod forward;
+pub mod headers;
+pub mod listener;
+mod metrics;
+mod problem;
+mod redact;
+mod relay;
+pub mod route;
+pub mod target;
+
+use crate::log::{Importance, Log, timestamp};
+use crate::upstream::ReactorId;
+use body::Budget;
+use connection::Busy;
+use exchange::Recorder;
+pub use metrics::{Metrics, RouteMetrics};
+use problem::Problem;
+use relay::RelayBody;
+use route::{Routes, Transport};
+
+/// What the proxy takes at most. Each holds for the whole process.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of one request's body.
+    pub body: u64,
+    /// Bytes of all buffered request bodies together.
+    pub buffered: u64,
+    /// Open connections of local clients.
+    pub connections: usize,
+    /// Requests under way.
+    pub in_flight: usize,
+    /// Bytes of one request's head.
+    pub header_bytes: usize,
+    /// Header fields of one request.
+    pub headers: usize,
+}
+
+/// How long the proxy waits for a local client, for a key, and for one exchange as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the first byte of a request, or from the accepted connection, to the end of its head.
+    pub header: Duration,
+    /// Between two frames of a request's body.
+    pub body: Duration,
+    /// For the whole of a request's body.
+    pub body_total: Duration,
+    /// Between two requests on one connection.
+    pub client_idle: Duration,
+    /// For a seal, the wait for its key included.
+    pub seal: Duration,
+    /// For the whole exchange.
+    pub exchange: Duration,
+}
+
+/// What all reactors share for the life of the process.
+pub struct Shared {
+    routes: ArcSwap<Routes>,
+    limits: Limits,
+    timeouts: Timeouts,
+    in_flight: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    metrics: Metrics,
+    recorder: Recorder,
+}
+
+impl Shared {
+    /// Begins with a first generation of routes.
+    pub fn new(routes: Routes, limits: Limits, timeouts: Timeouts, metrics: Metrics, log: Log) -> Arc<Self> {
+        let unrouted = Arc::new(metrics.of_route("none"));
+        Arc::new(Self {
+            routes: ArcSwap::from_pointee(routes),
+            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            budget: Budget::new(limits.buffered),
+            recorder: Recorder { log, unrouted, in_flight: metrics.in_flight.clone() },
+            limits,
+            timeouts,
+            metrics,
+        })
+    }
+
+    /// Puts the next generation in place, whole: a request sees the old one or the new one.
+    pub fn replace(&self, routes: Routes) {
+        self.routes.store(Arc::new(routes));
+    }
+
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| Problem::Overloaded)
+    }
+
+    fn body_rules(&self) -> body::Rules<'_> {
+        body::Rules {
+            limit: self.limits.body,
+            pause: self.timeouts.body,
+            total: self.timeouts.body_total,
+            budget: &self.budget,
+        }
+    }
+}
+
+/// Serves the requests of one reactor. Cheap to clone.
+#[derive(Clone)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    reactor: ReactorId,
+}
+
+impl Proxy {
+    /// The proxy of one reactor.
+    pub fn new(shared: Arc<Shared>, reactor: ReactorId) -> Self {
+        Self { shared, reactor }
+    }
+
+    /// Answers one request. Infallible: an error would make hyper drop the connection without a word.
+    async fn call(&self, request: Request<Incoming>, transport: Transport, busy: Busy) -> Response<RelayBody> {
+        let identified = headers::identify(request.headers());
+        let id = identified.0.clone();
+        let mut work = pin!(forward::forward(self, request, transport, identified));
+        let mut response = std::future::poll_fn(|cx| {
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
+            polled.unwrap_or_else(|_| Poll::Ready(forward::internal(&id)))
+        })
+        .await;
+        response.body_mut().hold(busy);
+        response
+    }
+
+    fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        self.shared.timeouts
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Logs and counts a connection that ended over something that never became a request.
+    fn malformed(&self, kind: &'static str, detail: &str) {
+        self.shared.metrics.malformed(kind);
+        let time = timestamp(SystemTime::now());
+        let line = serde_json::to_string(&Malformed { time, event: "malformed", kind, detail });
+        self.shared.recorder.log.line(line.expect("plain strings"), Importance::Usual);
+    }
+}
+
+/// The log line of a connection whose bytes were no request.
+#[derive(Serialize)]
+struct Malformed<'a> {
+    time: String,
+    event: &'static str,
+    kind: &'static str,
+    detail: &'a str,
+}

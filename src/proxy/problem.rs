@@ -1,0 +1,317 @@
+//! Everything that can keep a request from its answer, and the only place that turns it into one: status, RFC 9457
+//! body, RFC 9209 `Proxy-Status`, and what is known of the request.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::api::Environment;
+use super::headers::{PROXY_STATUS, SEALPROXY_OUTCOME, SEALPROXY_REQUEST_ID};
+use super::target::Ambiguity;
+use crate::seal;
+use crate::upstream::{AcquireError, Cause, Outcome, SendError};
+
+/// Why the proxy answers a request itself. `Display` never repeats what a caller sent.
+#[derive(Debug, Error)]
+pub enum Problem {
+    /// A tunnel cannot be sealed.
+    #[error(
+        "a tunnel cannot be sealed: send the request itself, with the proxy's address in place of the bank's, \
+         or in absolute form with an http:// URL"
+    )]
+    Connect,
+    /// Nobody was addressed.
+    #[error("the request has no Host")]
+    NoHost,
+    /// `Host` or the authority is not one host with at most a port.
+    #[error("the Host is not a host name with an optional port")]
+    BadHost,
+    /// The absolute form and `Host` name different parties.
+    #[error("the absolute request target and Host name different hosts")]
+    HostMismatch,
+    /// Credentials in the authority.
+    #[error("the authority holds user information")]
+    UserInfo,
+    /// Neither the proxy nor a bank of the configuration.
+    #[error("the request names a host that is neither this proxy nor an upstream; names of the proxy go to `hosts`")]
+    Misdirected,
+    /// A browser sent it for a page of another site.
+    #[error("the request was sent by a web page of another origin")]
+    CrossSite,
+    /// Two readers could take it to different places.
+    #[error("{}", .0.as_str())]
+    AmbiguousTarget(Ambiguity),
+    /// Nothing matches.
+    #[error("no route matches; routes: {0}")]
+    NoRoute(String),
+    /// The same path exists at several banks.
+    #[error("several upstreams have routes here: name the bank, as Host or in absolute form: {0}")]
+    NameTheBank(String),
+    /// The path belongs to the bank's other environment.
+    #[error("the path belongs to the other environment: this upstream is {}", match .0 {
+        Environment::Production => "production",
+        Environment::Sandbox => "a sandbox",
+    })]
+    OtherEnvironment(Environment),
+    /// The route does not take this method; holds those it takes.
+    #[error("the route takes {0}")]
+    MethodNotAllowed(String),
+    /// A header that must be single is not.
+    #[error("the request has more than one {0}")]
+    DuplicateHeader(HeaderName),
+    /// `X-Request-Id` is not one token.
+    #[error("X-Request-Id is not a token of at most 128 characters")]
+    MalformedRequestId,
+    /// `Connection` names a header that belongs to the bank.
+    #[error("Connection names {0}, which the bank must get")]
+    ConnectionNames(HeaderName),
+    /// `Expect` holds something else than `100-continue`.
+    #[error("only 100-continue can be expected")]
+    Expectation,
+    /// A sealed body needs its type.
+    #[error("a request with a body needs a Content-Type, which is signed")]
+    NoContentType,
+    /// More bytes than the limit.
+    #[error("the body is larger than {0} bytes")]
+    BodyTooLarge(u64),
+    /// The caller stopped sending.
+    #[error("the body did not arrive within {0:?}")]
+    BodyTimeout(Duration),
+    /// The caller's body ended early or was malformed.
+    #[error("the body did not arrive whole")]
+    BodyCut(#[source] hyper::Error),
+    /// All buffered bodies together.
+    #[error("the proxy holds as many bytes of request bodies as it may")]
+    BufferFull,
+    /// Requests under way.
+    #[error("the proxy has as many requests under way as it may")]
+    Overloaded,
+    /// No connection to the bank.
+    #[error("{0}")]
+    Acquire(#[source] AcquireError),
+    /// No seal.
+    #[error("the request could not be sealed")]
+    Seal(#[source] seal::Error),
+    /// The key was not free in time.
+    #[error("the request was not sealed within {0:?}")]
+    SealTimeout(Duration),
+    /// No answer.
+    #[error("{0}")]
+    Send(#[source] SendError),
+    /// A fault of ours.
+    #[error("the proxy failed in the middle of the exchange")]
+    Internal,
+}
+
+/// What a problem looks like from outside.
+struct Face {
+    status: StatusCode,
+    /// Last part of the `type`. Stable: callers match on it.
+    kind: &'static str,
+    title: &'static str,
+    /// RFC 9209 section 2.3.
+    error: &'static str,
+}
+
+const fn face(status: StatusCode, kind: &'static str, title: &'static str, error: &'static str) -> Face {
+    Face { status, kind, title, error }
+}
+
+impl Problem {
+    fn face(&self) -> Face {
+        use StatusCode as S;
+        const DENIED: &str = "http_request_denied";
+        const MALFORMED: &str = "http_request_error";
+        match self {
+            Self::Connect => face(S::METHOD_NOT_ALLOWED, "connect", "CONNECT is not supported", DENIED),
+            Self::NoHost => face(S::BAD_REQUEST, "no-host", "No Host", MALFORMED),
+            Self::BadHost => face(S::BAD_REQUEST, "bad-host", "Malformed Host", MALFORMED),
+            Self::HostMismatch => face(S::BAD_REQUEST, "host-mismatch", "Two different hosts", MALFORMED),
+            Self::UserInfo => face(S::BAD_REQUEST, "user-info", "User information in the authority", MALFORMED),
+            Self::Misdirected => face(S::MISDIRECTED_REQUEST, "misdirected", "Not our host", DENIED),
+            Self::CrossSite => face(S::FORBIDDEN, "cross-site", "Sent by another site", DENIED),
+            Self::AmbiguousTarget(_) => face(S::BAD_REQUEST, "ambiguous-target", "Ambiguous request target", MALFORMED),
+            Self::NoRoute(_) => face(S::NOT_FOUND, "no-route", "No route", "destination_not_found"),
+            Self::NameTheBank(_) => face(S::NOT_FOUND, "name-the-bank", "Several upstreams", "destination_not_found"),
+            Self::OtherEnvironment(_) => face(S::FORBIDDEN, "other-environment", "Other environment", DENIED),
+            Self::MethodNotAllowed(_) => {
+                face(S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", DENIED)
+            }
+            Self::DuplicateHeader(_) => face(S::BAD_REQUEST, "duplicate-header", "Duplicate header", MALFORMED),
+            Self::MalformedRequestId => {
+                face(S::BAD_REQUEST, "malformed-request-id", "Malformed X-Request-Id", MALFORMED)
+            }
+            Self::ConnectionNames(_) => {
+                face(S::BAD_REQUEST, "connection-option", "Forbidden Connection option", MALFORMED)
+            }
+            Self::Expectation => face(S::EXPECTATION_FAILED, "expectation", "Unknown expectation", MALFORMED),
+            Self::NoContentType => face(S::BAD_REQUEST, "no-content-type", "No Content-Type", MALFORMED),
+            Self::BodyTooLarge(_) => face(S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", DENIED),
+            Self::BodyTimeout(_) => face(S::REQUEST_TIMEOUT, "body-timeout", "Body too slow", MALFORMED),
+            Self::BodyCut(_) => face(S::BAD_REQUEST, "body-cut", "Body cut", MALFORMED),
+            Self::BufferFull => face(S::SERVICE_UNAVAILABLE, "buffer-full", "Too many bytes buffered", DENIED),
+            Self::Overloaded => {
+                face(S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests", "connection_limit_reached")
+            }
+            Self::Acquire(error) => of_acquire(error),
+            Self::Seal(_) => face(S::INTERNAL_SERVER_ERROR, "seal-failed", "Not sealed", "proxy_internal_error"),
+            Self::SealTimeout(_) => {
+                face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
+            }
+            Self::Send(error) => of_send(error),
+            Self::Internal => face(S::BAD_GATEWAY, "internal", "Internal fault", "proxy_internal_error"),
+        }
+    }
+
+    /// The last part of the `type`.
+    pub(super) fn kind(&self) -> &'static str {
+        self.face().kind
+    }
+
+    /// What is known of the request.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Send(error) => error.outcome,
+            Self::Internal => Outcome::Unknown,
+            _ => Outcome::NotSent,
+        }
+    }
+
+    /// The cause below this level, for the log.
+    pub(super) fn cause(&self) -> Option<String> {
+        let mut source = match self {
+            // These two say their source's own text already.
+            Self::Acquire(error) => error.source(),
+            Self::Send(error) => error.cause.source(),
+            other => other.source(),
+        };
+        let mut chain = Vec::new();
+        while let Some(error) = source {
+            chain.push(error.to_string());
+            source = error.source();
+        }
+        chain.dedup();
+        (!chain.is_empty()).then(|| chain.join(": "))
+    }
+
+    /// The answer to the request of this id.
+    pub(super) fn answer(&self, id: &HeaderValue) -> Response<Bytes> {
+        let Face { status, kind, title, error } = self.face();
+        let outcome = self.outcome();
+        let document = Document {
+            kind: format!("urn:sealproxy:problem:{kind}"),
+            title,
+            status: status.as_u16(),
+            detail: self.to_string(),
+            request_id: id.to_str().unwrap_or_default(),
+            outcome: outcome.as_str(),
+        };
+        let body = serde_json::to_vec(&document).expect("a problem is plain strings");
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(SEALPROXY_REQUEST_ID, id.clone());
+        headers.insert(SEALPROXY_OUTCOME, HeaderValue::from_static(outcome.as_str()));
+        headers.insert(PROXY_STATUS, proxy_status(error, kind));
+        match self {
+            Self::MethodNotAllowed(methods) => insert_text(headers, ALLOW, methods),
+            Self::Connect => insert_text(headers, ALLOW, "GET, POST, PUT, DELETE"),
+            // The bank cannot have acted, and waiting helps.
+            Self::BufferFull | Self::Overloaded | Self::SealTimeout(_) | Self::Acquire(AcquireError::Busy) => {
+                insert_text(headers, RETRY_AFTER, "1");
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+fn of_acquire(error: &AcquireError) -> Face {
+    use AcquireError as E;
+    use StatusCode as S;
+    const CERTIFICATE: &str = "tls_certificate_error";
+    match error {
+        E::Resolve(_) => face(S::BAD_GATEWAY, "upstream-unresolvable", "Upstream does not resolve", "dns_error"),
+        E::ResolveTimeout(_) => {
+            face(S::GATEWAY_TIMEOUT, "upstream-unresolvable", "Upstream does not resolve", "dns_timeout")
+        }
+        E::PrivateAddress(_) => face(
+            S::BAD_GATEWAY,
+            "upstream-private-address",
+            "Upstream is not on the internet",
+            "destination_ip_prohibited",
+        ),
+        E::Refused(_) => {
+            face(S::BAD_GATEWAY, "upstream-refused", "Upstream refused the connection", "connection_refused")
+        }
+        E::Connect(_) => {
+            face(S::BAD_GATEWAY, "upstream-unreachable", "Upstream unreachable", "destination_ip_unroutable")
+        }
+        E::ConnectTimeout(_) => {
+            face(S::GATEWAY_TIMEOUT, "upstream-connect-timeout", "Upstream unreachable", "connection_timeout")
+        }
+        E::HandshakeTimeout(_) => {
+            face(S::GATEWAY_TIMEOUT, "upstream-handshake-timeout", "TLS handshake too slow", "connection_timeout")
+        }
+        E::Untrusted(_) => face(S::BAD_GATEWAY, "upstream-untrusted", "Upstream not trusted", CERTIFICATE),
+        E::WrongName(_) => face(S::BAD_GATEWAY, "upstream-wrong-name", "Upstream has another name", CERTIFICATE),
+        E::Expired(_) => face(S::BAD_GATEWAY, "upstream-expired", "Upstream's certificate expired", CERTIFICATE),
+        E::QwacRefused(_) => face(S::BAD_GATEWAY, "qwac-refused", "Our QWAC was refused", "tls_alert_received"),
+        E::NoCommonProtocol(_) => {
+            face(S::BAD_GATEWAY, "upstream-no-common-protocol", "No common protocol", "tls_protocol_error")
+        }
+        E::Handshake(_) | E::Http(_) => {
+            face(S::BAD_GATEWAY, "upstream-handshake-failed", "TLS handshake failed", "tls_protocol_error")
+        }
+        E::Busy => face(S::SERVICE_UNAVAILABLE, "upstream-busy", "Upstream busy", "connection_limit_reached"),
+    }
+}
+
+/// Never 503 and never `Retry-After`: meshes and HTTP libraries resend on those.
+fn of_send(error: &SendError) -> Face {
+    use StatusCode as S;
+    match error.cause {
+        Cause::QwacRefused(_) => face(S::BAD_GATEWAY, "qwac-refused", "Our QWAC was refused", "tls_alert_received"),
+        Cause::ClosedBeforeHead(_) => {
+            face(S::BAD_GATEWAY, "upstream-closed", "Upstream closed without an answer", "connection_terminated")
+        }
+        Cause::ClosedInHead(_) => {
+            face(S::BAD_GATEWAY, "upstream-closed-in-head", "Upstream's head was cut", "http_response_incomplete")
+        }
+        Cause::MalformedHead(_) => {
+            face(S::BAD_GATEWAY, "upstream-malformed", "Upstream's head is malformed", "http_protocol_error")
+        }
+        Cause::ResponseTimeout(_) => {
+            face(S::GATEWAY_TIMEOUT, "upstream-timeout", "Upstream did not answer in time", "http_response_timeout")
+        }
+    }
+}
+
+fn proxy_status(error: &str, kind: &str) -> HeaderValue {
+    let text = format!("sealproxy; error={error}; details=\"{kind}\"");
+    HeaderValue::try_from(text).expect("static words are visible ASCII")
+}
+
+fn insert_text(headers: &mut http::HeaderMap, name: HeaderName, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        headers.insert(name, value);
+    }
+}
+
+/// RFC 9457 section 3.1, with two members of our own.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    request_id: &'a str,
+    outcome: &'static str,
+}

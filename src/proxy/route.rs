@@ -1,0 +1,326 @@
+//! Which upstream a request goes to: a table built at load, exact paths and prefixes, longest first. Refuses
+//! requests that are not ours and targets that two readers could take to different places.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use http::header::{HOST, HeaderName, HeaderValue, ORIGIN};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, Method};
+
+use super::api::{Api, Environment};
+use super::metrics::RouteMetrics;
+use super::problem::Problem;
+use super::redact::Words;
+use super::target::{Ambiguity, lenient_reading};
+use crate::seal::Sealer;
+use crate::upstream::{Origin, Upstream};
+
+/// One route of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Ends in `/`: a prefix; otherwise the exact path.
+    pub path: String,
+    /// The upstream's name.
+    pub upstream: String,
+    /// The methods that pass.
+    pub methods: Vec<Method>,
+    /// Whether requests are sealed.
+    pub seal: bool,
+}
+
+/// All that one request needs to know of where it goes. Immutable, from one generation.
+pub struct Route {
+    /// As configured.
+    pub settings: Settings,
+    /// The bank, as one identity reaches it.
+    pub upstream: Arc<Upstream>,
+    /// Seals, on a sealed route.
+    pub sealer: Option<Arc<Sealer>>,
+    /// What is true of the bank's API.
+    pub api: &'static Api,
+    /// Which of the bank's environments this upstream is.
+    pub environment: Environment,
+    /// Headers that pass beside those of the API.
+    pub pass: Arc<[HeaderName]>,
+    /// The `Host` that is sent and signed.
+    pub host: HeaderValue,
+    /// The handles of its metrics.
+    pub metrics: RouteMetrics,
+}
+
+impl Route {
+    /// The upstream's name in the configuration.
+    pub fn upstream_name(&self) -> &str {
+        &self.settings.upstream
+    }
+
+    fn is_prefix(&self) -> bool {
+        self.settings.path.ends_with('/')
+    }
+
+    fn allow(&self) -> String {
+        self.settings.methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The routes of one generation. Loaded once per request.
+pub struct Routes {
+    own: Table,
+    of_banks: HashMap<Origin, Table>,
+    names: Vec<String>,
+    words: Words,
+    listing: String,
+}
+
+/// What a request was found to be about.
+pub struct Found {
+    /// Where it goes.
+    pub route: Arc<Route>,
+    /// Path and query, byte for byte.
+    pub target: PathAndQuery,
+}
+
+/// How a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Over TCP: whoever can make this machine open a connection may have sent it, a web page included.
+    Tcp,
+    /// Over a Unix socket: whatever the authority says, it was addressed to the proxy.
+    Unix,
+}
+
+impl Routes {
+    /// Builds the tables. `names` are further host names of the proxy itself.
+    pub fn new(routes: Vec<Route>, names: Vec<String>) -> Self {
+        let words = Words::new(routes.iter().map(|route| route.api), routes.iter().map(|route| &*route.settings.path));
+        let routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();
+        let mut of_banks: HashMap<Origin, Table> = HashMap::new();
+        for route in &routes {
+            of_banks.entry(route.upstream.origin().clone()).or_default().insert(Entry::Route(Arc::clone(route)));
+        }
+        let listing = routes.iter().map(describe).collect::<Vec<_>>().join(", ");
+        Self { own: Table::of_proxy(&routes), of_banks, names, words, listing }
+    }
+
+    /// How requests may be named in logs and problems.
+    pub fn words(&self) -> &Words {
+        &self.words
+    }
+
+    /// Finds the route of a request, or says why it has none.
+    pub fn find(&self, head: &Parts, transport: Transport) -> Result<Found, Problem> {
+        if head.method == Method::CONNECT {
+            return Err(Problem::Connect);
+        }
+        let authority = authority(head)?;
+        let table = self.table(&authority, transport)?;
+        refuse_other_sites(&head.headers, &authority)?;
+        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let route = self.lookup(table, &target)?;
+        if route.api.environment(target.path()) != route.environment {
+            return Err(Problem::OtherEnvironment(route.environment));
+        }
+        if !route.settings.methods.contains(&head.method) {
+            return Err(Problem::MethodNotAllowed(route.allow()));
+        }
+        Ok(Found { route: Arc::clone(route), target })
+    }
+
+    fn lookup<'a>(&self, table: &'a Table, target: &PathAndQuery) -> Result<&'a Arc<Route>, Problem> {
+        let reading = lenient_reading(target.path(), target.query()).map_err(Problem::AmbiguousTarget)?;
+        let entry = table.find(target.path()).ok_or_else(|| Problem::NoRoute(self.listing.clone()))?;
+        if reading != target.path() && !table.find(&reading).is_some_and(|other| other.is(entry)) {
+            return Err(Problem::AmbiguousTarget(Ambiguity::OtherRoute));
+        }
+        match entry {
+            Entry::Route(route) => Ok(route),
+            Entry::Several(hosts) => Err(Problem::NameTheBank(hosts.clone())),
+        }
+    }
+
+    /// The table of whoever the authority names: a bank or the proxy.
+    fn table(&self, authority: &Caller, transport: Transport) -> Result<&Table, Problem> {
+        let named = self.of_banks.iter().find(|(origin, _)| authority.names(origin));
+        match named {
+            Some((_, table)) => Ok(table),
+            None if transport == Transport::Unix || self.is_own(&authority.host) => Ok(&self.own),
+            None => Err(Problem::Misdirected),
+        }
+    }
+
+    fn is_own(&self, host: &str) -> bool {
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+        address.is_ok_and(|address| address.is_loopback())
+            || host == "localhost"
+            || self.names.iter().any(|name| name == host)
+    }
+}
+
+fn describe(route: &Arc<Route>) -> String {
+    let Settings { path, upstream, .. } = &route.settings;
+    format!("{} {path} ({upstream}, {})", route.allow(), if route.sealer.is_some() { "sealed" } else { "not sealed" })
+}
+
+/// The pairs of paths that a request naming the proxy cannot reach: routes of different upstreams, one within the
+/// other. They need the bank's name.
+pub fn nested(routes: &[Settings]) -> Vec<(&Settings, &Settings)> {
+    let mut pairs = Vec::new();
+    for (index, one) in routes.iter().enumerate() {
+        for other in &routes[index + 1..] {
+            if one.upstream != other.upstream && (contains(&one.path, &other.path) || contains(&other.path, &one.path))
+            {
+                pairs.push((one, other));
+            }
+        }
+    }
+    pairs
+}
+
+fn contains(outer: &str, inner: &str) -> bool {
+    outer == inner || (outer.ends_with('/') && inner.starts_with(outer))
+}
+
+/// Exact paths and prefixes. Its cost depends on the path's segments, not on the number of routes.
+#[derive(Default)]
+struct Table {
+    exact: HashMap<String, Entry>,
+    prefixes: HashMap<String, Entry>,
+}
+
+enum Entry {
+    Route(Arc<Route>),
+    /// Routes of several upstreams nest here; the text names their hosts.
+    Several(String),
+}
+
+impl Entry {
+    fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Table {
+    /// The table for requests that name the proxy: every route that nests with none of another upstream.
+    fn of_proxy(routes: &[Arc<Route>]) -> Self {
+        let mut table = Self::default();
+        let mut several: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for route in routes {
+            let path = route.settings.path.as_str();
+            let nests = routes.iter().any(|other| {
+                other.settings.upstream != route.settings.upstream
+                    && (contains(&other.settings.path, path) || contains(path, &other.settings.path))
+            });
+            if nests {
+                several.entry(path).or_default().push(route.upstream.origin().to_string());
+            } else {
+                table.insert(Entry::Route(Arc::clone(route)));
+            }
+        }
+        for (path, hosts) in several {
+            table.at(path).insert(path.to_owned(), Entry::Several(hosts.join(", ")));
+        }
+        table
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        if let Entry::Route(route) = &entry {
+            let path = route.settings.path.clone();
+            debug_assert_eq!(route.is_prefix(), path.ends_with('/'));
+            self.at(&path).insert(path, entry);
+        }
+    }
+
+    fn at(&mut self, path: &str) -> &mut HashMap<String, Entry> {
+        if path.ends_with('/') { &mut self.prefixes } else { &mut self.exact }
+    }
+
+    /// The exact path, else the longest prefix.
+    fn find(&self, path: &str) -> Option<&Entry> {
+        if let Some(entry) = self.exact.get(path) {
+            return Some(entry);
+        }
+        let slashes = path.match_indices('/').map(|(index, _)| index).take(MAX_DEPTH).collect::<Vec<_>>();
+        slashes.into_iter().rev().find_map(|index| self.prefixes.get(&path[..=index]))
+    }
+}
+
+/// No route is configured deeper; a caller's ten thousand slashes cost no more than this.
+const MAX_DEPTH: usize = 64;
+
+/// The authority that a caller addressed, in lower case.
+struct Caller {
+    host: String,
+    port: Option<u16>,
+}
+
+impl Caller {
+    fn new(authority: &Authority) -> Result<Self, Problem> {
+        if authority.as_str().contains('@') {
+            return Err(Problem::UserInfo);
+        }
+        let port = match authority.as_str()[authority.host().len()..].strip_prefix(':') {
+            None | Some("") => None,
+            Some(port) => Some(port.parse().map_err(|_| Problem::BadHost)?),
+        };
+        Ok(Self { host: authority.host().to_ascii_lowercase(), port })
+    }
+
+    /// Whether two ways of saying it mean the same: the default ports of either scheme may be left out.
+    fn agrees(&self, other: &Self) -> bool {
+        let port = |caller: &Self| caller.port.filter(|port| !matches!(port, 80 | 443));
+        self.host == other.host && port(self) == port(other)
+    }
+
+    fn names(&self, origin: &Origin) -> bool {
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        let port = match self.port {
+            None | Some(80 | 443) => 443,
+            Some(port) => port,
+        };
+        host == origin.host && (port == origin.port || self.port == Some(origin.port))
+    }
+}
+
+/// The absolute form's authority (or `:authority`), else `Host`. Both present must say the same.
+fn authority(head: &Parts) -> Result<Caller, Problem> {
+    let absolute = head.uri.authority().map(Caller::new).transpose()?;
+    let host = host_header(&head.headers)?;
+    match (absolute, host) {
+        (Some(absolute), Some(host)) if !absolute.agrees(&host) => Err(Problem::HostMismatch),
+        (Some(authority), _) | (None, Some(authority)) => Ok(authority),
+        (None, None) => Err(Problem::NoHost),
+    }
+}
+
+fn host_header(headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
+    let mut values = headers.get_all(HOST).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(_), Some(_)) => Err(Problem::DuplicateHeader(HOST)),
+        (Some(value), None) => {
+            let authority = Authority::try_from(value.as_bytes()).map_err(|_| Problem::BadHost)?;
+            // A comma is legal in a reg-name (RFC 3986), but in `Host` it is a list that two readers cut differently.
+            if authority.as_str().contains(',') {
+                return Err(Problem::BadHost);
+            }
+            Caller::new(&authority).map(Some)
+        }
+    }
+}
+
+/// Refuses what a browser sends on behalf of another site: no web page may make a developer's machine seal.
+fn refuse_other_sites(headers: &HeaderMap, authority: &Caller) -> Result<(), Problem> {
+    if headers.get_all("sec-fetch-site").iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none")) {
+        return Err(Problem::CrossSite);
+    }
+    let mut origins = headers.get_all(ORIGIN).iter();
+    if origins.all(|origin| is_same_origin(origin, authority)) { Ok(()) } else { Err(Problem::CrossSite) }
+}
+
+fn is_same_origin(origin: &HeaderValue, authority: &Caller) -> bool {
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    let origin = origin.and_then(|(_, authority)| authority.parse::<Authority>().ok());
+    origin.and_then(|origin| Caller::new(&origin).ok()).is_some_and(|origin| origin.agrees(authority))
+}

@@ -1,0 +1,165 @@
+//! Refuses request targets that two readers could understand differently. Nothing is normalised: what passes
+//! goes out byte for byte. Pure.
+
+use std::borrow::Cow;
+
+/// Why a target is refused. The text never repeats the target: it may hold somebody's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ambiguity {
+    /// A byte that has no place in a target (RFC 9112 section 3.2).
+    Byte,
+    /// `.` or `..` as a segment, however it is written.
+    DotSegment,
+    /// An encoded control character, or encodings within encodings beyond reason.
+    Encoding,
+    /// A lenient reading leads to another route.
+    OtherRoute,
+}
+
+impl Ambiguity {
+    /// What is wrong, in words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Byte => "the request target holds a byte outside visible ASCII; percent-encode it",
+            Self::DotSegment => "the path holds a dot segment, in some spelling",
+            Self::Encoding => "the path holds an encoded control character or is encoded several times over",
+            Self::OtherRoute => "the path leads to another route when it is read leniently",
+        }
+    }
+}
+
+/// Checks path and query as they came in; returns how a lenient server might read the path, which differs from
+/// the path only where decoding, merging slashes or cutting `;parameters` changes something.
+pub fn lenient_reading<'a>(path: &'a str, query: Option<&str>) -> Result<Cow<'a, str>, Ambiguity> {
+    let bytes = path.bytes().chain(query.unwrap_or_default().bytes());
+    if !bytes.into_iter().all(|byte| matches!(byte, 0x21..=0x7e)) {
+        return Err(Ambiguity::Byte);
+    }
+    let plain = !path.bytes().any(|byte| matches!(byte, b'%' | b';' | b'\\')) && !path.contains("//");
+    let decoded = if plain { Cow::Borrowed(path) } else { Cow::Owned(decode_fully(path)?) };
+    if decoded.split(['/', '\\']).any(is_dot_segment) {
+        return Err(Ambiguity::DotSegment);
+    }
+    Ok(if plain { decoded } else { Cow::Owned(merge(&decoded)) })
+}
+
+fn is_dot_segment(segment: &str) -> bool {
+    matches!(without_parameters(segment).trim_matches(' '), "." | "..")
+}
+
+fn without_parameters(segment: &str) -> &str {
+    segment.split_once(';').map_or(segment, |(name, _)| name)
+}
+
+/// Decodes until nothing changes any more: somebody behind the bank's front may decode once more than the front.
+fn decode_fully(path: &str) -> Result<String, Ambiguity> {
+    let mut current = path.as_bytes().to_vec();
+    for _ in 0..MAX_ENCODINGS {
+        let next = decode(&current);
+        if next.iter().any(u8::is_ascii_control) {
+            return Err(Ambiguity::Encoding);
+        }
+        if next == current {
+            return Ok(String::from_utf8_lossy(&current).into_owned());
+        }
+        current = next;
+    }
+    Err(Ambiguity::Encoding)
+}
+
+/// One encoding is usual, a second happens to identifiers that were encoded by two layers of a client.
+const MAX_ENCODINGS: usize = 4;
+
+fn decode(bytes: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((&first, tail)) = rest.split_first() {
+        match (first, tail) {
+            (b'%', [high, low, tail @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                decoded.push(hex(*high) << 4 | hex(*low));
+                rest = tail;
+            }
+            _ => {
+                decoded.push(first);
+                rest = tail;
+            }
+        }
+    }
+    decoded
+}
+
+fn hex(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => (digit | 0x20) - b'a' + 10,
+    }
+}
+
+fn merge(path: &str) -> String {
+    let mut merged = String::with_capacity(path.len());
+    for segment in path.split(['/', '\\']).filter(|segment| !segment.is_empty()) {
+        merged.push('/');
+        merged.push_str(without_parameters(segment));
+    }
+    if path.ends_with(['/', '\\']) || merged.is_empty() {
+        merged.push('/');
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dot_segments_are_refused_in_every_spelling() {
+        for path in [
+            "/a/../b",
+            "/a/..",
+            "/a/.",
+            "/./a",
+            "/a/%2e%2e/b",
+            "/a/%2E./b",
+            "/a/.%2e",
+            "/a/..;x=y/b",
+            "/a/%2e%2e%3bx/b",
+            "/a/..%2fb",
+            "/a%2f..%2fb",
+            "/a%2F%2e%2E%2Fb",
+            "/a\\..\\b",
+            "/a%5c..%5cb",
+            "/a/%252e%252e/b",
+            "/a/..%252fb",
+            "/a/..%20/b",
+        ] {
+            assert_eq!(lenient_reading(path, None), Err(Ambiguity::DotSegment), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_merely_odd_passes() {
+        for (path, reading) in [
+            ("/a/b", "/a/b"),
+            ("/a/...", "/a/..."),
+            ("/a/.well-known", "/a/.well-known"),
+            ("/a/%2Fb", "/a/b"),
+            ("/a//b/", "/a/b/"),
+            ("/a;v=1/b", "/a/b"),
+            ("/a%20b+c:@~", "/a b+c:@~"),
+            ("/a%zz%", "/a%zz%"),
+            ("/%C3%A9", "/\u{e9}"),
+            ("/", "/"),
+        ] {
+            assert_eq!(lenient_reading(path, Some("..=/../&%2e%2e")).as_deref(), Ok(reading), "{path}");
+        }
+    }
+
+    #[test]
+    fn bytes_and_encodings_that_no_reader_agrees_on_are_refused() {
+        assert_eq!(lenient_reading("/\u{e9}", None), Err(Ambiguity::Byte));
+        assert_eq!(lenient_reading("/a", Some("\u{e9}")), Err(Ambiguity::Byte));
+        assert_eq!(lenient_reading("/a%00", None), Err(Ambiguity::Encoding));
+        assert_eq!(lenient_reading("/a%0d%0a", None), Err(Ambiguity::Encoding));
+        assert_eq!(lenient_reading("/%2525252541", None), Err(Ambiguity::Encoding));
+    }
+}

@@ -1,0 +1,328 @@
+//! A strict sandbox bank (ASPSP): demands the client certificate, checks every header rule, digest and signature, and
+//! answers like the real one. Not what the rules are (`rules.rs`) nor what it knows (`resources.rs`).
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, DATE, HeaderName, HeaderValue, LOCATION};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::{Value, json};
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+mod resources;
+mod rules;
+
+use crate::identity::certificate::Certificate;
+use crate::seal::verify::Verified;
+pub use resources::DEMO_ACCOUNT;
+use resources::{Reply, Resources};
+use rules::{Fault, Rules};
+
+/// What a bank needs.
+pub struct Settings {
+    /// Its own chain, leaf first.
+    pub server_chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub server_key: PrivateKeyDer<'static>,
+    /// Whose QWACs it takes.
+    pub client_roots: Vec<CertificateDer<'static>>,
+    /// The QSealC that is registered, under the SHA-1 of its DER.
+    pub seal: Certificate,
+    /// The certificate that it takes for the registered one when asked to by `X-Sandbox-Fault: wrong-key`.
+    pub other_seal: Option<Certificate>,
+    /// The values of `Host` under which it is reached.
+    pub authorities: Vec<String>,
+    /// Its clock.
+    pub clock: fn() -> SystemTime,
+}
+
+/// A bank on loopback.
+pub struct Bank {
+    tls: TlsAcceptor,
+    rules: Rules,
+    resources: Resources,
+    clock: fn() -> SystemTime,
+    observations: Mutex<VecDeque<Observation>>,
+    connections: AtomicU64,
+    requests: AtomicU64,
+}
+
+/// What the bank saw of one request.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// The connection's number, from 1.
+    pub connection: u64,
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub target: String,
+    /// `X-Request-Id`.
+    pub request_id: String,
+    /// What the bank answered.
+    pub status: StatusCode,
+    /// What the signature covered, where it verified.
+    pub verified: Option<Verified>,
+}
+
+impl Bank {
+    /// Builds the bank; nothing listens yet.
+    pub fn new(settings: Settings) -> Result<Self, Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(settings.client_roots);
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+        let mut tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(settings.server_chain, settings.server_key)?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            rules: Rules::new(settings.authorities, settings.seal, settings.other_seal),
+            resources: Resources::default(),
+            clock: settings.clock,
+            observations: Mutex::default(),
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        })
+    }
+
+    /// Serves until `stop` resolves.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: impl Future<Output = ()>) {
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(Arc::clone(&self).converse(stream))),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// The last requests, oldest first.
+    pub fn observations(&self) -> Vec<Observation> {
+        self.lock().iter().cloned().collect()
+    }
+
+    /// Connections that shook hands.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Requests that came in.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    async fn converse(self: Arc<Self>, stream: TcpStream) {
+        // Latency is measured through this socket.
+        let _ = stream.set_nodelay(true);
+        let Ok(Ok(tls)) = timeout(HANDSHAKE, self.tls.accept(stream)).await else { return };
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let service = service_fn(move |request| {
+            let bank = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(bank.answer(request, connection).await) }
+        });
+        let serving = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(tls), service);
+        // A client that hangs up is the client's affair.
+        let _ = serving.await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>, connection: u64) -> Response<Text> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let (head, incoming) = request.into_parts();
+        let judged = match collect(incoming).await {
+            Ok(body) => self.judge(&head, &body),
+            Err(fault) => (None, Err(fault)),
+        };
+        let response = self.render(&head, judged.1);
+        self.observe(&head, connection, response.status(), judged.0);
+        response
+    }
+
+    /// Judges, and answers what may be answered.
+    fn judge(&self, head: &Parts, body: &[u8]) -> (Option<Verified>, Result<Reply, Fault>) {
+        let path = head.uri.path();
+        let query = head.uri.query().unwrap_or_default();
+        let Some((base, rest)) = split(path) else {
+            return (None, Err(Fault::new(StatusCode::NOT_FOUND, "no such resource")));
+        };
+        if rest == "oauth2/token" {
+            return (None, self.rules.judge_headers(head, body).and_then(|()| token(head, body)));
+        }
+        let Some(resource) = rest.strip_prefix(API) else {
+            return (None, Err(Fault::new(StatusCode::NOT_FOUND, "no such resource")));
+        };
+        match self.rules.judge_sealed(head, body, (self.clock)()) {
+            Err(fault) => (None, Err(fault)),
+            Ok(verified) => {
+                let base = format!("{base}/{}", API.trim_end_matches('/'));
+                (Some(verified), self.resources.answer(&head.method, &base, resource, query, body))
+            }
+        }
+    }
+
+    fn render(&self, head: &Parts, result: Result<Reply, Fault>) -> Response<Text> {
+        let now = (self.clock)();
+        let reply = result.unwrap_or_else(|fault| error(&fault, head.uri.path(), now));
+        let mut response = Response::new(Text(reply.body.map(|body| Bytes::from(body.to_string()))));
+        *response.status_mut() = reply.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json;charset=utf-8"));
+        headers.insert(CONTENT_LANGUAGE, HeaderValue::from_static("en"));
+        if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(now)) {
+            headers.insert(DATE, date);
+        }
+        if let Some(id) = head.headers.get(REQUEST_ID) {
+            headers.insert(REQUEST_ID, id.clone());
+        }
+        if let Some(location) = reply.location.and_then(|location| HeaderValue::from_str(&location).ok()) {
+            headers.insert(LOCATION, location);
+        }
+        response
+    }
+
+    fn observe(&self, head: &Parts, connection: u64, status: StatusCode, verified: Option<Verified>) {
+        let id = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        let observation = Observation {
+            connection,
+            method: head.method.clone(),
+            target: head.uri.to_string(),
+            request_id: id.unwrap_or_default().to_owned(),
+            status,
+            verified,
+        };
+        let mut observations = self.lock();
+        if observations.len() >= OBSERVATIONS {
+            observations.pop_front();
+        }
+        observations.push_back(observation);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Observation>> {
+        // A list of observations is whole after any panic.
+        self.observations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const API: &str = "stet-psd2-api/v2.1/";
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const BODY: u64 = 16 * 1024 * 1024;
+const OBSERVATIONS: usize = 1000;
+
+/// The brand's base path and what follows it: the sandbox's, and for configurations shaped like production's the other.
+fn split(path: &str) -> Option<(&'static str, &str)> {
+    ["/sandbox/becm", "/becm"].into_iter().find_map(|base| Some((base, path.strip_prefix(base)?.strip_prefix('/')?)))
+}
+
+/// The token endpoint: the QWAC says who asks, nothing is signed.
+fn token(head: &Parts, body: &[u8]) -> Result<Reply, Fault> {
+    if head.method != Method::POST {
+        return Err(Fault::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method"));
+    }
+    let refuse = |description: &str| {
+        let body = json!({ "error": "invalid_request", "error_description": description, "error_uri": null });
+        Ok(Reply { status: StatusCode::BAD_REQUEST, body: Some(body), location: None })
+    };
+    let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if !kind.starts_with("application/x-www-form-urlencoded") {
+        return refuse("the body must be application/x-www-form-urlencoded");
+    }
+    let form = String::from_utf8_lossy(body);
+    let field = |name: &str| form.split('&').filter_map(|pair| pair.split_once('=')).find(|(found, _)| *found == name);
+    match field("grant_type") {
+        Some((_, "authorization_code" | "refresh_token" | "client_credentials")) => {}
+        Some(_) => return refuse("unknown grant_type"),
+        None => return refuse("grant_type is missing"),
+    }
+    let scope = field("scope").map_or("aisp", |(_, scope)| scope);
+    let token = uuid::Uuid::new_v4().simple().to_string();
+    Ok(Reply::ok(json!({ "access_token": token, "token_type": "bearer", "expires_in": 900, "scope": scope })))
+}
+
+fn error(fault: &Fault, path: &str, now: SystemTime) -> Reply {
+    let timestamp = OffsetDateTime::from(now);
+    let timestamp = timestamp.replace_nanosecond(0).unwrap_or(timestamp);
+    let timestamp = timestamp.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+    let body: Value = json!({
+        "status": fault.status.as_u16(),
+        "timestamp": timestamp.replace('Z', "+00:00"),
+        "message": fault.message,
+        "error": fault.status.canonical_reason().unwrap_or_default(),
+        "path": path,
+    });
+    Reply { status: fault.status, body: Some(body), location: None }
+}
+
+async fn collect(mut incoming: Incoming) -> Result<Vec<u8>, Fault> {
+    let mut body = Vec::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
+        let frame = frame.map_err(|error| Fault::new(StatusCode::BAD_REQUEST, format!("the body was cut: {error}")))?;
+        if let Ok(data) = frame.into_data() {
+            body.extend_from_slice(&data);
+        }
+        if body.len() as u64 > BODY {
+            return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
+        }
+    }
+    Ok(body)
+}
+
+/// A whole body of text, or none.
+struct Text(Option<Bytes>);
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|text| Ok(Frame::data(text))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |text| text.len() as u64))
+    }
+}
+
+/// Why there is no bank.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Its certificate or key, or its versions.
+    #[error("the bank's TLS cannot be set up")]
+    Tls(#[from] rustls::Error),
+    /// The roots of its clients.
+    #[error("the roots of the bank's clients are unusable")]
+    Roots(#[from] VerifierBuilderError),
+    /// A socket.
+    #[error("the bank cannot listen")]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,248 @@
+//! Makes one live connection to a bank: resolve, connect, handshake, each with its deadline and its metric.
+//! Whatever fails here is `not_sent`: nobody has sealed anything yet.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::AlertDescription;
+use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::counted::{Count, Counted, alert_in};
+use super::{AcquireError, Destination, Payload};
+
+/// Dials one bank with one TLS configuration.
+pub(super) struct Connector {
+    destination: Arc<Destination>,
+    name: ServerName<'static>,
+    tls: TlsConnector,
+}
+
+/// A connection that stands: TLS is done and HTTP/1.1 is ready.
+pub(super) struct Established {
+    pub(super) sender: SendRequest<Payload>,
+    pub(super) count: Arc<Count>,
+}
+
+impl Connector {
+    pub(super) fn new(
+        destination: Arc<Destination>,
+        name: ServerName<'static>,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Self {
+        Self { destination, name, tls: TlsConnector::from(tls) }
+    }
+
+    /// Dials. The connection's own task runs on the current reactor and holds `permit` until the socket is closed.
+    pub(super) async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Established, AcquireError> {
+        let metrics = &self.destination.metrics;
+        let began = Instant::now();
+        let addresses = self.resolve().await?;
+        let tcp = self.reach(&addresses).await?;
+        metrics.connect.observe(began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        let tls = self.shake_hands(tcp).await?;
+        metrics.handshake.observe(began.elapsed().as_secs_f64());
+        self.speak_http(tls, permit).await
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, AcquireError> {
+        let settings = &self.destination.settings;
+        let origin = (settings.origin.host.as_str(), settings.origin.port);
+        let found = match timeout(settings.timeouts.resolve, tokio::net::lookup_host(origin)).await {
+            Err(_) => return Err(AcquireError::ResolveTimeout(settings.timeouts.resolve)),
+            Ok(found) => found.map_err(AcquireError::Resolve)?,
+        };
+        let (private, mut public): (Vec<_>, Vec<_>) = found.partition(|address| is_private(address.ip()));
+        if settings.private {
+            public.extend(private);
+        } else if let (true, Some(address)) = (public.is_empty(), private.first()) {
+            return Err(AcquireError::PrivateAddress(address.ip()));
+        }
+        if public.is_empty() {
+            return Err(AcquireError::Resolve(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
+        }
+        Ok(public)
+    }
+
+    /// Tries the addresses in turn. A dead one costs its share of the deadline, not all of it.
+    async fn reach(&self, addresses: &[SocketAddr]) -> Result<TcpStream, AcquireError> {
+        let whole = self.destination.settings.timeouts.connect;
+        let share = whole / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let mut last = AcquireError::ConnectTimeout(whole);
+        for address in addresses {
+            match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // Whole requests leave in one write; waiting for more would only add latency.
+                    stream.set_nodelay(true).map_err(AcquireError::Connect)?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    last = AcquireError::Refused(error);
+                }
+                Ok(Err(error)) => last = AcquireError::Connect(error),
+                Err(_) => {}
+            }
+        }
+        Err(last)
+    }
+
+    async fn shake_hands(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, AcquireError> {
+        let limit = self.destination.settings.timeouts.handshake;
+        match timeout(limit, self.tls.connect(self.name.clone(), tcp)).await {
+            Err(_) => Err(AcquireError::HandshakeTimeout(limit)),
+            Ok(Err(error)) => Err(handshake_error(error)),
+            Ok(Ok(stream)) => Ok(stream),
+        }
+    }
+
+    async fn speak_http(
+        &self,
+        tls: TlsStream<TcpStream>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Established, AcquireError> {
+        let count = Arc::new(Count::default());
+        let io = TokioIo::new(Counted::new(tls, Arc::clone(&count)));
+        let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(AcquireError::Http)?;
+        let open = self.destination.metrics.connections.clone();
+        open.inc();
+        tokio::spawn(async move {
+            // Its error reaches whoever waits for an answer on it, and an idle connection may end as it likes.
+            let _ = connection.await;
+            open.dec();
+            drop(permit);
+        });
+        Ok(Established { sender, count })
+    }
+}
+
+/// Says who distrusts whom.
+fn handshake_error(error: io::Error) -> AcquireError {
+    if let Some(alert) = alert_in(&error) {
+        return match alert {
+            alert if refuses_certificate(alert) => AcquireError::QwacRefused(alert),
+            AlertDescription::HandshakeFailure
+            | AlertDescription::ProtocolVersion
+            | AlertDescription::InsufficientSecurity
+            | AlertDescription::NoApplicationProtocol => AcquireError::NoCommonProtocol(error),
+            _ => AcquireError::Handshake(error),
+        };
+    }
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => AcquireError::Expired(error),
+        Some(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
+            AcquireError::WrongName(error)
+        }
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            AcquireError::Untrusted(error)
+        }
+        Some(rustls::Error::PeerIncompatible(_)) => AcquireError::NoCommonProtocol(error),
+        _ => AcquireError::Handshake(error),
+    }
+}
+
+/// Whether an alert speaks of our certificate (RFC 8446 section 6.2). `decrypt_error` is what a bank sends that knows
+/// an authority by our issuer's name, and not by its key.
+pub(super) fn refuses_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::NoCertificate
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::DecryptError
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateRequired
+    )
+}
+
+/// Whether an address is loopback, private, link-local, shared (RFC 6598) or otherwise not a bank on the internet.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_private_v4(address),
+        IpAddr::V6(address) => embedded_v4(address).map_or_else(|| is_private_v6(address), is_private_v4),
+    }
+}
+
+fn is_private_v4(address: Ipv4Addr) -> bool {
+    let [a, b, ..] = address.octets();
+    address.is_loopback()
+        || address.is_private()
+        || address.is_link_local()
+        || address.is_unspecified()
+        || address.is_broadcast()
+        || address.is_multicast()
+        || address.is_documentation()
+        || a == 0
+        || (a == 100 && (64..128).contains(&b))
+        || (a == 198 && (b == 18 || b == 19))
+        || a >= 240
+}
+
+fn is_private_v6(address: Ipv6Addr) -> bool {
+    address.is_loopback()
+        || address.is_unspecified()
+        || address.is_multicast()
+        || address.is_unique_local()
+        || address.is_unicast_link_local()
+        || address.segments()[0] & 0xffc0 == 0xfec0
+        || address.segments()[..2] == [0x2001, 0xdb8]
+}
+
+/// The IPv4 address inside a mapped, NAT64 (RFC 6052) or 6to4 (RFC 3056) address.
+fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let join = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
+    };
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, _, _, _, _, high, low] => Some(join(high, low)),
+        [0x2002, high, low, ..] => Some(join(high, low)),
+        _ => None,
+    }
+}
+
+/// How long a connection that has just answered may take to be ready for the next request.
+pub(super) const TURNAROUND: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_are_no_bank_on_the_internet_are_private() {
+        for private in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "2002:7f00:1::",
+        ] {
+            assert!(is_private(private.parse().expect("an address")), "{private}");
+        }
+        for public in ["193.57.70.1", "100.63.0.1", "2a00:1450::1", "::ffff:193.57.70.1"] {
+            assert!(!is_private(public.parse().expect("an address")), "{public}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What is counted and timed of the upstreams, and the handles of one of them.
+
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// The families of all upstreams, by upstream name.
+#[derive(Clone)]
+pub struct Families {
+    connect: HistogramVec,
+    handshake: HistogramVec,
+    response: HistogramVec,
+    connections: IntGaugeVec,
+    in_flight: IntGaugeVec,
+    failures: IntCounterVec,
+}
+
+/// The handles of one upstream.
+pub(super) struct Metrics {
+    pub(super) connect: Histogram,
+    pub(super) handshake: Histogram,
+    pub(super) response: Histogram,
+    pub(super) connections: IntGauge,
+    pub(super) in_flight: IntGauge,
+    failures: IntCounterVec,
+    name: String,
+}
+
+impl Families {
+    /// Registers the families. Fails only if one of the names is taken.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let histogram = |name: &str, help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+            let family = HistogramVec::new(options, &["upstream"])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let gauge = |name: &str, help: &str| {
+            let family = IntGaugeVec::new(Opts::new(name, help), &["upstream"])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let failures = IntCounterVec::new(
+            Opts::new("sealproxy_upstream_failures_total", "Failed exchanges and connections, by upstream and cause."),
+            &["upstream", "cause"],
+        )?;
+        registry.register(Box::new(failures.clone()))?;
+        Ok(Self {
+            connect: histogram("sealproxy_upstream_connect_seconds", "Name resolution and TCP connect.")?,
+            handshake: histogram("sealproxy_upstream_handshake_seconds", "TLS handshake with the QWAC.")?,
+            response: histogram("sealproxy_upstream_response_seconds", "From the request to the response head.")?,
+            connections: gauge("sealproxy_upstream_connections", "Open connections to the upstream.")?,
+            in_flight: gauge("sealproxy_upstream_in_flight", "Requests under way to the upstream.")?,
+            failures,
+        })
+    }
+
+    pub(super) fn of(&self, name: &str) -> Metrics {
+        Metrics {
+            connect: self.connect.with_label_values(&[name]),
+            handshake: self.handshake.with_label_values(&[name]),
+            response: self.response.with_label_values(&[name]),
+            connections: self.connections.with_label_values(&[name]),
+            in_flight: self.in_flight.with_label_values(&[name]),
+            failures: self.failures.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl Metrics {
+    pub(super) fn fail(&self, cause: &str) {
+        self.failures.with_label_values(&[self.name.as_str(), cause]).inc();
+    }
+}
+
+/// From a connection in the same data centre to a bank's slowest answer.
+const SECONDS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];

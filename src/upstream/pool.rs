@@ -1,0 +1,96 @@
+//! The connections of one generation to one bank that wait for their next request. A short lock around a list:
+//! newest of our own reactor first, then any. No thread-locals, so that few requests on many cores still meet.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http1::SendRequest;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::counted::Count;
+use super::{Payload, ReactorId};
+
+/// Idle connections, oldest first.
+pub(super) struct Pool {
+    idle: Mutex<Vec<Idle>>,
+    returned: Notify,
+    max_idle: Duration,
+    max_age: Duration,
+}
+
+/// A connection between two leases.
+pub(super) struct Connection {
+    pub(super) sender: SendRequest<Payload>,
+    pub(super) count: Arc<Count>,
+    pub(super) born: Instant,
+    pub(super) home: ReactorId,
+    pub(super) served: u64,
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+impl Pool {
+    /// `max_idle` and `max_age` hold for each connection; a background task closes those past it.
+    pub(super) fn new(max_idle: Duration, max_age: Duration) -> Arc<Self> {
+        Arc::new(Self { idle: Mutex::default(), returned: Notify::new(), max_idle, max_age })
+    }
+
+    /// The newest live connection of this reactor, or else of any.
+    pub(super) fn take(&self, reactor: ReactorId) -> Option<Connection> {
+        let now = Instant::now();
+        let mut idle = self.lock();
+        loop {
+            let own = idle.iter().rposition(|idle| idle.connection.home == reactor);
+            let newest = own.or_else(|| idle.len().checked_sub(1))?;
+            let found = idle.remove(newest);
+            if self.keeps(&found, now) && found.connection.sender.is_ready() {
+                return Some(found.connection);
+            }
+        }
+    }
+
+    /// Takes a connection back, whose last answer has ended and which is ready for the next request.
+    pub(super) fn put(self: &Arc<Self>, connection: Connection) {
+        let idle = Idle { connection, since: Instant::now() };
+        if idle.since - idle.connection.born < self.max_age {
+            let mut list = self.lock();
+            if list.is_empty() {
+                tokio::spawn(prune(Arc::downgrade(self), self.max_idle));
+            }
+            list.push(idle);
+        }
+        self.returned.notify_one();
+    }
+
+    /// Waits until a connection may have come back.
+    pub(super) fn returned(&self) -> Notified<'_> {
+        self.returned.notified()
+    }
+
+    fn keeps(&self, idle: &Idle, now: Instant) -> bool {
+        now - idle.since < self.max_idle && now - idle.connection.born < self.max_age
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+        // A list of connections is whole after any panic: nothing is written in halves.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes what has been idle for too long, until the list is empty or the pool is gone.
+async fn prune(pool: Weak<Pool>, max_idle: Duration) {
+    loop {
+        tokio::time::sleep(max_idle / 4).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let now = Instant::now();
+        let mut idle = pool.lock();
+        idle.retain(|idle| pool.keeps(idle, now) && !idle.connection.sender.is_closed());
+        if idle.is_empty() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! A bank that does not do its part: every fault has a problem of its own, and says what is known of the request.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use sealproxy::sandbox::authority::{Authority, KeyKind};
+
+use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, ok, tls};
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Expects this answer to a POST, and the same words in log and metrics.
+#[track_caller]
+fn fails(rig: &Rig, status: u16, problem: &str, outcome: &str) {
+    let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}");
+    let said = (answer.status, &*answer.problem(), &*answer.outcome());
+    assert_eq!(said, (status, problem, outcome), "{answer:?}\n{}", rig.log.text());
+    assert!(outcome == "not_sent" || answer.header("retry-after").is_none(), "{answer:?}");
+    let line = rig.log.wait(1).pop().expect("a line");
+    assert_eq!((line["problem"].as_str(), line["outcome"].as_str()), (Some(problem), Some(outcome)), "{line}");
+    let class = status / 100;
+    let counted = format!("outcome=\"{outcome}\",route=\"/sandbox/becm/stet-psd2-api/\",status=\"{class}xx\"}} 1");
+    assert!(rig.metrics().contains(&counted), "{counted}");
+}
+
+/// A pair for a bank, made by an authority that the tests' configuration does not trust unless it is the kit's own.
+struct Stranger {
+    folder: PathBuf,
+}
+
+impl Stranger {
+    fn new(names: &[&str], validity: std::ops::Range<SystemTime>) -> Self {
+        let folder = folder("stranger");
+        let authority = Authority::new(SystemTime::now()).expect("an authority").with_validity(validity);
+        let issued = authority.server(names, KeyKind::P256).expect("a certificate");
+        std::fs::write(folder.join("ca.pem"), authority.certificate_pem()).expect("a file");
+        std::fs::write(folder.join("bank.pem"), issued.chain_pem).expect("a file");
+        std::fs::write(folder.join("bank.key"), issued.key_pem).expect("a file");
+        Self { folder }
+    }
+
+    fn bank(&self) -> FakeBank {
+        let pair = (self.folder.join("bank.pem"), self.folder.join("bank.key"));
+        let tls = tls(pair.0, pair.1, &kit().path("ca.pem"), rustls::ALL_VERSIONS);
+        FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")))
+    }
+
+    /// A proxy that trusts this authority.
+    fn trusted(&self, bank: &FakeBank) -> Rig {
+        let yaml = config(bank.address, "", "");
+        let trust = format!("trust: {}", kit().path("ca.pem").display());
+        Rig::start(&yaml.replace(&trust, &format!("trust: {}", self.folder.join("ca.pem").display())))
+    }
+}
+
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+#[test]
+fn a_bank_that_refuses_the_connection() {
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    fails(&Rig::start(&config(port, "", "")), 502, "upstream-refused", "not_sent");
+}
+
+#[test]
+fn a_name_that_does_not_resolve() {
+    let yaml = config(SocketAddr::from(([127, 0, 0, 1], 443)), "", "")
+        .replace("https://localhost:443", "https://bank.invalid");
+    fails(&Rig::start(&yaml), 502, "upstream-unresolvable", "not_sent");
+}
+
+#[test]
+fn a_name_that_resolves_into_our_own_network() {
+    // This machine's own name is the one that leads inside everywhere, where it leads anywhere.
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name").trim().to_ascii_lowercase();
+    if (name.as_str(), 443).to_socket_addrs().is_err() {
+        eprintln!("SKIPPED: the name of this machine, {name}, does not resolve");
+        return;
+    }
+    let yaml = config(SocketAddr::from(([127, 0, 0, 1], 443)), "", "")
+        .replace("private: true", "private: false")
+        .replace("https://localhost:443", &format!("https://{name}"));
+    fails(&Rig::start(&yaml), 502, "upstream-private-address", "not_sent");
+}
+
+#[test]
+fn a_certificate_of_an_authority_that_we_do_not_trust() {
+    let bank = Stranger::new(&["localhost"], now() - DAY..now() + DAY).bank();
+    fails(&Rig::before(&bank), 502, "upstream-untrusted", "not_sent");
+    assert_eq!(bank.received().len(), 0);
+}
+
+#[test]
+fn a_certificate_for_another_name() {
+    let stranger = Stranger::new(&["somewhere.else"], now() - DAY..now() + DAY);
+    let bank = stranger.bank();
+    fails(&stranger.trusted(&bank), 502, "upstream-wrong-name", "not_sent");
+}
+
+#[test]
+fn a_certificate_that_has_expired() {
+    let stranger = Stranger::new(&["localhost"], now() - 2 * DAY..now() - DAY);
+    let bank = stranger.bank();
+    fails(&stranger.trusted(&bank), 502, "upstream-expired", "not_sent");
+}
+
+/// A bank whose roots do not include our QWAC's.
+fn distrustful(versions: &[&'static rustls::SupportedProtocolVersion]) -> FakeBank {
+    static OTHER: OnceLock<Stranger> = OnceLock::new();
+    let other = OTHER.get_or_init(|| Stranger::new(&["localhost"], now() - DAY..now() + DAY));
+    let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &other.folder.join("ca.pem"), versions);
+    FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")))
+}
+
+#[test]
+fn a_qwac_that_is_refused_under_tls_1_2() {
+    let bank = distrustful(&[&rustls::version::TLS12]);
+    fails(&Rig::before(&bank), 502, "qwac-refused", "not_sent");
+    assert_eq!(bank.received().len(), 0);
+}
+
+#[test]
+fn a_qwac_that_is_refused_under_tls_1_3_after_the_request_was_written() {
+    let bank = distrustful(&[&rustls::version::TLS13]);
+    fails(&Rig::before(&bank), 502, "qwac-refused", "not_sent");
+    assert_eq!(bank.received().len(), 0);
+}
+
+#[test]
+fn a_bank_that_speaks_no_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // T-s9: an answer in plain text before the handshake is believed by nobody.
+            let _ = std::io::Write::write_all(&mut stream.expect("accepted"), &ok("{}"));
+        }
+    });
+    fails(&Rig::start(&config(address, "", "")), 502, "upstream-handshake-failed", "not_sent");
+}
+
+#[test]
+fn a_bank_that_accepts_and_never_shakes_hands() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let yaml = config(listener.local_addr().expect("bound"), "", "timeouts: { handshake: 200ms }\n");
+    fails(&Rig::start(&yaml), 504, "upstream-handshake-timeout", "not_sent");
+}
+
+#[test]
+fn a_connection_closed_before_the_head() {
+    let bank = FakeBank::doing(|_| Act::AnswerAndClose(Vec::new()));
+    fails(&Rig::before(&bank), 502, "upstream-closed", "unknown");
+    assert_eq!(bank.received().len(), 1, "a request that may have been seen is never sent again");
+}
+
+#[test]
+fn a_connection_reset_before_the_head() {
+    let bank = FakeBank::doing(|_| Act::AnswerAndReset(Vec::new()));
+    fails(&Rig::before(&bank), 502, "upstream-closed", "unknown");
+    assert_eq!(bank.received().len(), 1);
+}
+
+#[test]
+fn a_connection_closed_within_the_head() {
+    let bank = FakeBank::doing(|_| Act::AnswerAndClose(b"HTTP/1.1 201 Crea".to_vec()));
+    fails(&Rig::before(&bank), 502, "upstream-closed-in-head", "unknown");
+}
+
+#[test]
+fn a_head_that_is_no_http() {
+    let bank = FakeBank::doing(|_| Act::Answer(b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec()));
+    fails(&Rig::before(&bank), 502, "upstream-malformed", "unknown");
+}
+
+#[test]
+fn no_answer_in_time() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(3), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { response: 300ms }\n"));
+    fails(&rig, 504, "upstream-timeout", "unknown");
+}
+
+#[test]
+fn a_body_that_is_cut_is_visibly_cut_for_the_caller() {
+    for act in [Act::AnswerAndClose, Act::AnswerAndReset] {
+        let bank = FakeBank::doing(move |_| act(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this".to_vec()));
+        let rig = Rig::before(&bank);
+        let answer = rig.get(ACCOUNTS);
+        assert_eq!((answer.status, answer.header("content-length")), (200, Some("100")));
+        assert!(answer.body.len() < 100, "{answer:?}");
+        let line = rig.log.wait(1).pop().expect("a line");
+        assert_eq!(
+            (line["problem"].as_str(), line["outcome"].as_str()),
+            (Some("upstream-cut"), Some("answered")),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_body_that_pauses_for_too_long_is_cut() {
+    let bank = FakeBank::doing(|_| Act::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this".to_vec()));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { response_frame: 200ms }\n"));
+    assert!(rig.get(ACCOUNTS).body.len() < 100);
+    assert_eq!(rig.log.wait(1)[0]["problem"], "upstream-cut");
+}
+
+#[test]
+fn an_idle_connection_that_the_bank_has_closed_costs_no_request() {
+    let bank = FakeBank::doing(|_| Act::AnswerAndClose(ok("{}")));
+    let rig = Rig::before(&bank);
+    for _ in 0..20 {
+        assert_eq!(rig.request("POST", PAYMENTS, "Content-Type: a/b\r\n", "{}").status, 200);
+    }
+    assert_eq!(bank.received().len(), 20);
+}
+
+#[test]
+fn a_bank_at_its_limit_of_requests_sheds_load_and_keeps_the_rest() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(600), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "    in_flight: 1\n", ""));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| rig.get(ACCOUNTS));
+        std::thread::sleep(Duration::from_millis(200));
+        let second = rig.get(ACCOUNTS);
+        assert_eq!(
+            (second.status, &*second.problem(), second.header("retry-after")),
+            (503, "upstream-busy", Some("1"))
+        );
+        assert_eq!(first.join().expect("no panic").status, 200);
+    });
+}

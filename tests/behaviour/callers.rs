@@ -1,0 +1,238 @@
+//! Callers of all kinds: keep-alive, HTTP/2, Unix sockets, those that go away, and what is said about them.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sealproxy::proxy::listener::Address;
+
+use crate::support::{Act, Answer, FakeBank, Rig, config, folder, ok};
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
+
+/// One request on a kept-alive connection; reads exactly one answer with a Content-Length.
+fn ask(stream: &mut (impl std::io::Read + std::io::Write), request: &str) -> Answer {
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut reader = BufReader::with_capacity(1, stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).expect("a line") > 0, "closed after {head:?}");
+    }
+    let mut answer = Answer::parse(head.as_bytes());
+    let mut body = vec![0; answer.header("content-length").map_or(0, |length| length.parse().expect("a length"))];
+    reader.read_exact(&mut body).expect("a body");
+    answer.body = String::from_utf8(body).expect("text");
+    answer
+}
+
+fn get(rig: &Rig) -> String {
+    format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address())
+}
+
+#[test]
+fn a_connection_carries_many_requests_and_so_does_the_one_behind_it() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    for _ in 0..50 {
+        assert_eq!(ask(&mut stream, &get(&rig)).status, 200);
+    }
+    assert_eq!((bank.received().len(), bank.connections()), (50, 1));
+    let lines = rig.log.wait(50);
+    assert_eq!(lines.iter().filter(|line| line["reused"] == true).count(), 49);
+}
+
+#[test]
+fn a_refused_request_does_not_spoil_the_next_on_its_connection() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    let refused = format!("POST /nowhere HTTP/1.1\r\nHost: {}\r\nContent-Length: 5\r\n\r\nGET /", rig.address());
+    assert_eq!(ask(&mut stream, &refused).status, 404);
+    // Either the connection is closed, or the body was not taken for a request.
+    let _ = stream.write_all(get(&rig).as_bytes());
+    let mut rest = [0; 12];
+    if stream.read_exact(&mut rest).is_ok() {
+        assert_eq!(&rest, b"HTTP/1.1 200");
+    }
+    assert!(bank.received().iter().all(|received| received.request_line() == format!("GET {ACCOUNTS} HTTP/1.1")));
+}
+
+#[test]
+fn http_2_with_prior_knowledge() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(rig.address()).await.expect("connected");
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("h2");
+        tokio::spawn(connection);
+        let mut waiting = Vec::new();
+        for number in 0..20 {
+            let request = Request::post(format!("http://{}{PAYMENTS}?n={number}", rig.address()))
+                .header("content-type", "application/json")
+                .body(Full::new(Bytes::from_static(b"{}")))
+                .expect("a request");
+            waiting.push(sender.send_request(request));
+        }
+        for response in waiting {
+            let response = response.await.expect("an answer");
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), "{}");
+        }
+        let connect = Request::connect("bank.example:443").body(Full::new(Bytes::new())).expect("a request");
+        assert_eq!(sender.send_request(connect).await.expect("an answer").status(), 405);
+    });
+    let received = bank.received();
+    assert_eq!(received.len(), 20);
+    for request in received {
+        assert!(request.request_line().starts_with(&format!("POST {PAYMENTS}?n=")), "{}", request.head);
+        assert_eq!(request.names().iter().filter(|name| *name == "host").count(), 1);
+        assert!(request.header("signature").is_some() && request.header("digest").is_some());
+    }
+}
+
+#[test]
+fn a_unix_socket_reaches_the_proxy_whatever_the_host_says() {
+    let bank = FakeBank::good();
+    let socket = folder("socket").join("http.sock");
+    // A socket that a dead process left behind.
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
+    let yaml =
+        config(bank.address, "", "").replace("127.0.0.1:0\"]\nadmin", &format!("unix:{}\"]\nadmin", socket.display()));
+    let rig = Rig::start(&yaml);
+    assert_eq!(rig.proxy, Address::Unix(socket.clone()));
+    let mut stream = UnixStream::connect(&socket).expect("connected");
+    let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: whatever\r\n\r\n");
+    assert_eq!(ask(&mut stream, &request).status, 200);
+    assert!(bank.only().header("host").is_some_and(|host| host.starts_with("localhost:")));
+    drop(stream);
+    drop(rig);
+    assert!(!socket.exists(), "the socket goes with the process");
+}
+
+#[test]
+fn a_caller_that_hangs_up_does_not_cut_a_payment() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(400), ok("{\"done\":true}")));
+    let rig = Rig::before(&bank);
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    let request = format!(
+        "POST {PAYMENTS} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}",
+        rig.address()
+    );
+    stream.write_all(request.as_bytes()).expect("written");
+    std::thread::sleep(Duration::from_millis(150));
+    drop(stream);
+    let line = rig.log.wait(1).pop().expect("a line");
+    assert_eq!(
+        (&line["status"], &line["outcome"], &line["caller_gone"]),
+        (&200.into(), &"answered".into(), &true.into()),
+        "{line}"
+    );
+    assert_eq!(line["response_bytes"], 13, "{line}");
+    assert_eq!(bank.received().len(), 1);
+}
+
+#[test]
+fn a_caller_that_hangs_up_ends_a_safe_request() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(2), ok("{}")));
+    let rig = Rig::before(&bank);
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    stream.write_all(get(&rig).as_bytes()).expect("written");
+    std::thread::sleep(Duration::from_millis(150));
+    drop(stream);
+    let line = rig.log.wait(1).pop().expect("a line");
+    assert_eq!((&line["caller_gone"], &line["outcome"]), (&true.into(), &"unknown".into()), "{line}");
+}
+
+#[test]
+fn silent_and_slow_callers_are_closed_in_time_and_idle_ones_are_kept() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { header: 300ms, client_idle: 3s }\n"));
+    let mut silent = TcpStream::connect(rig.address()).expect("connected");
+    let mut slow = TcpStream::connect(rig.address()).expect("connected");
+    slow.write_all(b"GET / HT").expect("written");
+    let mut idle = TcpStream::connect(rig.address()).expect("connected");
+    assert_eq!(ask(&mut idle, &get(&rig)).status, 200);
+    let mut slow_second = TcpStream::connect(rig.address()).expect("connected");
+    assert_eq!(ask(&mut slow_second, &get(&rig)).status, 200);
+    slow_second.write_all(b"GET / HT").expect("written");
+    for stream in [&mut silent, &mut slow, &mut slow_second] {
+        stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a socket");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).expect("closed by the proxy, not by our timeout");
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(ask(&mut idle, &get(&rig)).status, 200, "a kept-alive connection outlives the header timeout");
+}
+
+#[test]
+fn at_the_limit_of_connections_an_idle_one_makes_room() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "limits: { connections: 4 }\n"));
+    let crowd: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(rig.address()).expect("connected")).collect();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    drop(crowd);
+}
+
+/// The words that a caller puts everywhere, and that must be nowhere but at the bank.
+const CANARY: &str = "c4n4ry";
+
+#[test]
+fn nothing_of_a_request_ends_in_log_metrics_or_problems() {
+    let bank = FakeBank::doing(|request| {
+        if request.request_line().contains("close") { Act::AnswerAndClose(Vec::new()) } else { Act::Answer(ok(CANARY)) }
+    });
+    let rig = Rig::before(&bank);
+    let headers = format!(
+        "Authorization: Bearer {CANARY}\r\nCookie: {CANARY}\r\nPSU-IP-Address: {CANARY}\r\nX-{CANARY}: {CANARY}\r\nContent-Type: text/{CANARY}\r\n"
+    );
+    let api = "/sandbox/becm/stet-psd2-api/v2.1";
+    let mut said = String::new();
+    for (method, target) in [
+        ("GET", format!("{api}/accounts/{CANARY}/balances?date={CANARY}")),
+        ("POST", format!("{api}/{CANARY}?{CANARY}={CANARY}")),
+        ("POST", format!("{api}/close/{CANARY}")),
+        ("GET", format!("/{CANARY}/{CANARY}")),
+        ("GET", format!("{api}/%2e%2e/{CANARY}")),
+        (CANARY, format!("{api}/accounts/{CANARY}")),
+        ("DELETE", format!("/sandbox/becm/oauth2/token/{CANARY}")),
+    ] {
+        let answer = rig.request(method, &target, &headers, &format!("{{\"iban\":\"{CANARY}\"}}"));
+        if answer.header("proxy-status").is_some() {
+            said.push_str(&answer.head);
+            said.push_str(&answer.body);
+        }
+    }
+    for host in [format!("{CANARY}.example"), format!("{CANARY}@localhost"), format!("{CANARY},a")] {
+        let answer = rig.send(&format!("GET /{CANARY} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        said.push_str(&answer.head);
+        said.push_str(&answer.body);
+    }
+    rig.log.wait(10);
+    said.push_str(&rig.metrics());
+    said.push_str(&rig.log.text());
+    let found =
+        said.to_ascii_lowercase().lines().filter(|line| line.contains(CANARY)).map(str::to_owned).collect::<Vec<_>>();
+    assert!(found.is_empty(), "{found:?}");
+    assert!(said.contains("/sandbox/becm/stet-psd2-api/v2.1/accounts/{id}/balances"), "{said}");
+}
+
+#[test]
+fn one_request_a_second_on_sixteen_threads_meets_the_same_connection() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "").replace("threads: 2", "threads: 16"));
+    for _ in 0..40 {
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    assert!(bank.connections() <= 3, "{} handshakes", bank.connections());
+}

@@ -1,0 +1,9 @@
+//! Behaviour through the real app and real sockets. One binary, topics as modules: it links once.
+
+mod bank_faults;
+mod callers;
+mod drain;
+mod outside;
+mod requests;
+mod sealing;
+mod support;

@@ -1,0 +1,251 @@
+//! What the proxy refuses before anything leaves, and how it says so.
+
+use crate::support::{FakeBank, Rig, config, send};
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+
+fn rig() -> (FakeBank, Rig) {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    (bank, rig)
+}
+
+/// Sends each, expects its status and problem, and that nothing reached the bank.
+fn refused(cases: &[(&str, u16, &str)]) {
+    let (bank, rig) = rig();
+    for (request, status, problem) in cases {
+        let request =
+            request.replace("{proxy}", &rig.address().to_string()).replace("{bank}", &bank.address.to_string());
+        let answer = rig.send(&request.replace('\n', "\r\n"));
+        assert_eq!((answer.status, &*answer.problem()), (*status, *problem), "{request}\n{answer:?}");
+        assert_eq!(answer.outcome(), "not_sent", "{request}");
+        assert_eq!(answer.header("sealproxy-outcome"), Some("not_sent"), "{request}");
+    }
+    assert_eq!(bank.connections(), 0, "a refused request must not even open a connection");
+    let lines = rig.log.wait(cases.len());
+    assert!(lines.iter().all(|line| line["outcome"] == "not_sent"), "{lines:?}");
+}
+
+#[test]
+fn dot_segments_in_every_spelling_are_refused() {
+    let targets = [
+        "/sandbox/becm/stet-psd2-api/../oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/%2e%2e/oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/.%2E/oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/..%2foauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/..;x=y/oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/..\\oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/%5c..%5coauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/%252e%252e/oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/./accounts",
+        "/sandbox/becm/stet-psd2-api/v2.1/accounts/..",
+        "/sandbox/../becm/stet-psd2-api/v2.1/accounts",
+    ];
+    let requests: Vec<String> =
+        targets.iter().map(|target| format!("GET {target} HTTP/1.1\nHost: {{proxy}}\nConnection: close\n\n")).collect();
+    let cases: Vec<_> = requests.iter().map(|request| (&**request, 400, "ambiguous-target")).collect();
+    refused(&cases);
+}
+
+#[test]
+fn a_target_that_a_lenient_reader_takes_elsewhere_is_refused() {
+    refused(&[
+        // Decoded, the exact unsealed path; raw, the sealed prefix does not match at all.
+        ("GET /sandbox/becm/stet-psd2-api%2fv2.1 HTTP/1.1\nHost: {proxy}\nConnection: close\n\n", 404, "no-route"),
+        (
+            "GET /sandbox/becm/stet-psd2-api/a%00b HTTP/1.1\nHost: {proxy}\nConnection: close\n\n",
+            400,
+            "ambiguous-target",
+        ),
+    ]);
+    let bank = FakeBank::good();
+    let yaml = config(bank.address, "", "").replace(
+        "routes:\n",
+        "routes:\n  - { path: /sandbox/becm/stet-psd2-api/v2.1/other, upstream: bank, methods: [GET], seal: false }\n",
+    );
+    let rig = Rig::start(&yaml);
+    for target in [
+        "/sandbox/becm/stet-psd2-api/v2.1//other",
+        "/sandbox/becm/stet-psd2-api/v2.1/othe%72",
+        "/sandbox/becm/stet-psd2-api/v2.1/other;a=b",
+    ] {
+        let answer = rig.get(target);
+        assert_eq!((answer.status, &*answer.problem()), (400, "ambiguous-target"), "{target}");
+    }
+    assert_eq!(bank.connections(), 0);
+}
+
+#[test]
+fn no_route_lists_the_routes_and_a_wrong_method_the_right_ones() {
+    let (bank, rig) = rig();
+    let answer = rig.get("/becm/oauth2/registrations");
+    assert_eq!((answer.status, &*answer.problem()), (404, "no-route"));
+    assert!(answer.body.contains("/sandbox/becm/stet-psd2-api/"), "{}", answer.body);
+    let answer = rig.get("/sandbox/becm/oauth2/token");
+    assert_eq!((answer.status, &*answer.problem()), (405, "method-not-allowed"));
+    assert_eq!(answer.header("allow"), Some("POST"));
+    assert_eq!(bank.connections(), 0);
+}
+
+#[test]
+fn whoever_addresses_somebody_else_is_told_so() {
+    let get = format!("GET {ACCOUNTS} HTTP/1.1\nConnection: close\n");
+    let cases = [
+        (format!("{get}Host: evil.example\n\n"), 421, "misdirected"),
+        (format!("{get}Host: 10.0.0.1\n\n"), 421, "misdirected"),
+        (format!("{get}Host: a,b\n\n"), 400, "bad-host"),
+        (format!("{get}Host: 127.0.0.1:8080, evil.example\n\n"), 400, "bad-host"),
+        (format!("{get}Host: 127.0.0.1:99999\n\n"), 400, "bad-host"),
+        (format!("{get}Host: user@127.0.0.1\n\n"), 400, "user-info"),
+        (format!("{get}Host: {{proxy}}\nHost: {{proxy}}\n\n"), 400, "duplicate-header"),
+        (format!("{get}\n"), 400, "no-host"),
+        (
+            format!("GET http://evil.example{ACCOUNTS} HTTP/1.1\nConnection: close\nHost: evil.example\n\n"),
+            421,
+            "misdirected",
+        ),
+        (
+            format!("GET http://{{bank}}{ACCOUNTS} HTTP/1.1\nConnection: close\nHost: evil.example\n\n"),
+            400,
+            "host-mismatch",
+        ),
+        (
+            format!("GET http://user:password@localhost{ACCOUNTS} HTTP/1.1\nConnection: close\nHost: localhost\n\n"),
+            400,
+            "user-info",
+        ),
+        ("CONNECT oauth2-apisi.e-i.com:443 HTTP/1.1\nHost: oauth2-apisi.e-i.com:443\n\n".to_owned(), 405, "connect"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(request, status, problem)| (&**request, *status, *problem)).collect();
+    refused(&cases);
+}
+
+#[test]
+fn no_web_page_can_make_the_proxy_seal() {
+    let get = format!("GET {ACCOUNTS} HTTP/1.1\nConnection: close\nHost: {{proxy}}\n");
+    let cases = [
+        (format!("{get}Origin: https://evil.example\n\n"), 403, "cross-site"),
+        (format!("{get}Origin: null\n\n"), 403, "cross-site"),
+        (format!("{get}Sec-Fetch-Site: cross-site\n\n"), 403, "cross-site"),
+        (format!("{get}Sec-Fetch-Site: same-site\n\n"), 403, "cross-site"),
+        (
+            format!(
+                "GET {ACCOUNTS} HTTP/1.1\nConnection: close\nHost: rebound.evil.example\nSec-Fetch-Site: same-origin\n\n"
+            ),
+            421,
+            "misdirected",
+        ),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(request, status, problem)| (&**request, *status, *problem)).collect();
+    refused(&cases);
+}
+
+#[test]
+fn a_page_of_the_proxy_itself_is_no_other_site() {
+    let (bank, rig) = rig();
+    let origin = format!("Origin: http://{}\r\nSec-Fetch-Site: same-origin\r\n", rig.address());
+    assert_eq!(rig.request("GET", ACCOUNTS, &origin, "").status, 200);
+    assert_eq!(bank.received().len(), 1);
+}
+
+#[test]
+fn headers_that_would_break_the_seal_are_refused() {
+    let get = format!("GET {ACCOUNTS} HTTP/1.1\nHost: {{proxy}}\n");
+    let post = format!("POST {ACCOUNTS} HTTP/1.1\nHost: {{proxy}}\nConnection: close\n");
+    let cases = [
+        (format!("{get}Connection: close, Digest\n\n"), 400, "connection-option"),
+        (format!("{get}Connection: close, Signature\n\n"), 400, "connection-option"),
+        (format!("{get}Connection: close, authorization\n\n"), 400, "connection-option"),
+        (format!("{get}Connection: close\nConnection: X-Request-ID\n\n"), 400, "connection-option"),
+        (format!("{get}Connection: close, psu-ip-address\n\n"), 400, "connection-option"),
+        (format!("{get}Connection: close\nDate: a\nDate: b\n\n"), 400, "duplicate-header"),
+        (format!("{get}Connection: close\nDigest: a\nDigest: a\n\n"), 400, "duplicate-header"),
+        (format!("{get}Connection: close\nX-Request-Id: a\nX-Request-Id: b\n\n"), 400, "duplicate-header"),
+        (format!("{get}Connection: close\nX-Request-Id: a b\n\n"), 400, "malformed-request-id"),
+        (format!("{get}Connection: close\nX-Request-Id:\n\n"), 400, "malformed-request-id"),
+        (format!("{get}Connection: close\nX-Request-Id: {}\n\n", "a".repeat(129)), 400, "malformed-request-id"),
+        (format!("{get}Connection: close\nExpect: a-miracle\n\n"), 417, "expectation"),
+        (format!("{post}Content-Length: 2\n\n{{}}"), 400, "no-content-type"),
+        (format!("{post}Transfer-Encoding: chunked\n\n2\n{{}}\n0\n\n"), 400, "no-content-type"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(request, status, problem)| (&**request, *status, *problem)).collect();
+    refused(&cases);
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_declared_or_chunked() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "limits: { body: 1KiB }\n"));
+    let host = rig.address();
+    let declared = format!(
+        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nExpect: 100-continue\r\n\
+         Content-Length: 1025\r\nConnection: close\r\n\r\n"
+    );
+    let answer = rig.send(&declared);
+    assert_eq!((answer.status, &*answer.problem()), (413, "body-too-large"), "no 100 Continue, and no byte awaited");
+    let chunk = format!("400\r\n{}\r\n", "a".repeat(1024));
+    let chunked = format!(
+        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\
+         Connection: close\r\n\r\n{chunk}1\r\na\r\n0\r\n\r\n"
+    );
+    let answer = rig.send(&chunked);
+    assert_eq!((answer.status, &*answer.problem()), (413, "body-too-large"));
+    assert_eq!(bank.connections(), 0);
+    let exactly = format!(
+        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\
+         Connection: close\r\n\r\n{chunk}0\r\n\r\n"
+    );
+    assert_eq!(rig.send(&exactly).status, 200);
+    assert_eq!(bank.only().body.len(), 1024);
+}
+
+#[test]
+fn paths_of_the_other_environment_never_leave() {
+    let bank = FakeBank::good();
+    let yaml = config(bank.address, "", "").replace("path: /sandbox/becm/stet-psd2-api/", "path: /");
+    let rig = Rig::start(&yaml);
+    let answer = rig.get("/becm/stet-psd2-api/v2.1/accounts");
+    assert_eq!((answer.status, &*answer.problem()), (403, "other-environment"));
+    assert_eq!(bank.connections(), 0);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+}
+
+#[test]
+fn bytes_that_are_no_http_are_logged_as_what_they_are() {
+    let (bank, rig) = rig();
+    assert_eq!(send(rig.address(), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").status, 0);
+    assert_eq!(send(rig.address(), b"GET / HTTP/1.1\r\n: x\r\n\r\n").status, 400);
+    assert_eq!(
+        send(rig.address(), format!("GET / HTTP/1.1\r\nHost: a\r\nx: {}\r\n\r\n", "a".repeat(40_000)).as_bytes())
+            .status,
+        431
+    );
+    let lines = rig.log.wait(3);
+    assert!(lines.iter().all(|line| line["event"] == "malformed"), "{lines:?}");
+    assert_eq!(lines[0]["kind"], "tls");
+    assert_eq!(lines[1]["kind"], "http");
+    let metrics = rig.metrics();
+    assert!(metrics.contains("sealproxy_malformed_total{kind=\"tls\"} 1"), "{metrics}");
+    assert!(metrics.contains("sealproxy_malformed_total{kind=\"http\"} 2"), "{metrics}");
+    assert_eq!(bank.connections(), 0);
+}
+
+#[test]
+fn a_caller_that_names_the_bank_is_served_as_one_that_names_the_proxy() {
+    let (bank, rig) = rig();
+    let authority = format!("localhost:{}", bank.address.port());
+    for request in [
+        format!("GET http://{authority}{ACCOUNTS} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n"),
+        format!("GET http://{authority}{ACCOUNTS} HTTP/1.0\r\n\r\n"),
+        format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: LOCALHOST:{}\r\nConnection: close\r\n\r\n", bank.address.port()),
+        format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+        format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: [::1]:1\r\nConnection: close\r\n\r\n"),
+    ] {
+        let answer = rig.send(&request);
+        assert_eq!(answer.status, 200, "{request}{answer:?}");
+    }
+    for received in bank.received() {
+        assert_eq!(received.request_line(), format!("GET {ACCOUNTS} HTTP/1.1"));
+        assert_eq!(received.header("host"), Some(&*authority));
+    }
+}

@@ -1,0 +1,184 @@
+//! Seals against vectors that OpenSSL made, byte for byte and for every key backend; and a second dialect through the
+//! same renderer.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+use sealproxy::identity::Credential;
+use sealproxy::identity::certificate::Certificate;
+use sealproxy::identity::pem;
+use sealproxy::key::{Key, Scheme};
+use sealproxy::seal::dialect::{BECM, Covered, Dialect, DigestAlgorithm, DigestRule, KeyIdRule, When};
+use sealproxy::seal::{Body, Error, Profile, Sealer, SetupError};
+use serde_json::Value;
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+}
+
+fn credential(key: Key) -> Credential {
+    let chain = pem::read_chain(&file("becm-qsealc.pem")).expect("a chain");
+    run(Credential::new(Certificate::from_der(chain[0].clone()).expect("a certificate"), key)).expect("a pair")
+}
+
+/// The golden key in each backend that is built in.
+fn credentials() -> Vec<Credential> {
+    let der = pem::read_key(&file("becm-qsealc.key")).expect("a key");
+    let keys = [Key::from_der(&der).expect("RSA"), Key::with_ring(&der).expect("RSA")];
+    assert_eq!(keys[0].backend(), if cfg!(feature = "aws-lc") { "aws-lc" } else { "ring" });
+    assert_eq!(keys[1].backend(), "ring");
+    keys.into_iter().map(credential).collect()
+}
+
+fn profile(dialect: &'static Dialect) -> Profile {
+    Profile { dialect, key_id: None, key_id_quoted: None, sign: Vec::new() }
+}
+
+/// Seals; returns the head's headers.
+fn seal(
+    sealer: &Sealer,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+    date: &str,
+) -> Result<HeaderMap, Error> {
+    let mut request = Request::builder().method(method).uri(target);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let (mut head, ()) = request.body(()).expect("a request").into_parts();
+    let mut digest = sealer.digest();
+    digest.update(body.unwrap_or_default().as_bytes());
+    let digest = digest.finish();
+    let clock: SystemTime = httpdate::parse_http_date(date).expect("a date");
+    run(sealer.seal(&mut head, Body { digest: &digest, present: body.is_some() }, || clock))?;
+    Ok(head.headers)
+}
+
+#[test]
+fn the_golden_vectors_byte_for_byte_with_every_backend() {
+    let vectors: Value = serde_json::from_slice(&std::fs::read(file("becm.json")).expect("a file")).expect("JSON");
+    let cases = vectors["cases"].as_array().expect("cases");
+    assert_eq!(cases.len(), 2);
+    for credential in credentials() {
+        let sealer = Sealer::new(&profile(&BECM), &credential).expect("RSA has a label");
+        assert_eq!(sealer.key_id(), vectors["key_id"]);
+        for case in cases {
+            let text = |name: &str| case[name].as_str();
+            let mut headers =
+                vec![("host", text("host").expect("a host")), ("x-request-id", text("x_request_id").expect("an id"))];
+            headers.extend(text("content_type").map(|value| ("content-type", value)));
+            let target = text("target").expect("a target");
+            let sealed = seal(
+                &sealer,
+                text("method").expect("a method"),
+                target,
+                &headers,
+                text("body"),
+                text("date").expect("a date"),
+            )
+            .expect("sealed");
+            assert_eq!(
+                sealed.get("signature").map(HeaderValue::as_bytes),
+                text("signature").map(str::as_bytes),
+                "{}",
+                case["name"]
+            );
+            assert_eq!(sealed.get("digest").map(HeaderValue::as_bytes), text("digest").map(str::as_bytes));
+            assert_eq!(sealed.get("date").map(HeaderValue::as_bytes), text("date").map(str::as_bytes));
+        }
+    }
+}
+
+/// NextGenPSD2 as adorsys' XS2A adapter speaks it.
+const BERLIN_GROUP: Dialect = Dialect {
+    name: "berlin-group",
+    covered: &[
+        Covered { name: "date", when: When::Always },
+        Covered { name: "digest", when: When::Always },
+        Covered { name: "psu-corporate-id", when: When::IfPresent },
+        Covered { name: "psu-id", when: When::IfPresent },
+        Covered { name: "tpp-redirect-uri", when: When::IfPresent },
+        Covered { name: "x-request-id", when: When::Always },
+    ],
+    labels: &[(Scheme::RsaPkcs1Sha256, "SHA256withRSA")],
+    digest: DigestRule { algorithm: DigestAlgorithm::Sha256, empty_body: true },
+    key_id: KeyIdRule::SerialAndIssuer,
+    key_id_quoted: true,
+    separator: ",",
+    certificate_header: Some("tpp-signature-certificate"),
+};
+
+#[test]
+fn a_second_dialect_goes_through_the_same_renderer() {
+    let date = "Tue, 20 Apr 2021 02:07:55 GMT";
+    let id = "123e4567-e89b-12d3-a456-426614174000";
+    for credential in credentials() {
+        let sealer = Sealer::new(&profile(&BERLIN_GROUP), &credential).expect("RSA has a label");
+        let headers = [("x-request-id", id), ("psu-id", "PSU-1234")];
+        let sealed = seal(&sealer, "GET", "/v1/accounts", &headers, None, date).expect("sealed");
+        let digest = "SHA-256=47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        assert_eq!(sealed["digest"], digest, "also of an empty body");
+        let signature = sealed["signature"].to_str().expect("ASCII");
+        let head = "keyId=\"SN=3fe6eb2b39bdab05d3ec135c5173f201fa4eab94,CA=CN=golden-qsealc,organizationIdentifier=PSDFR-ACPR-99999,O=Golden%20TPP,C=FR\",\
+                    algorithm=\"SHA256withRSA\",headers=\"date digest psu-id x-request-id\",signature=\"";
+        assert!(signature.starts_with(head), "{signature}");
+        let certificate =
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, credential.certificate().der());
+        assert_eq!(sealed["tpp-signature-certificate"], certificate);
+        let signed = format!("date: {date}\ndigest: {digest}\npsu-id: PSU-1234\nx-request-id: {id}");
+        let bytes =
+            signature.strip_prefix(head).and_then(|rest| rest.strip_suffix('"')).expect("one parameter is left");
+        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, bytes).expect("base64");
+        credential.certificate().verify(signed.as_bytes(), &bytes, Scheme::RsaPkcs1Sha256).expect("verified");
+    }
+}
+
+#[test]
+fn a_head_without_what_must_be_signed_is_not_sealed() {
+    for credential in credentials() {
+        let sealer = Sealer::new(&profile(&BECM), &credential).expect("RSA has a label");
+        let date = "Tue, 20 Apr 2021 02:07:55 GMT";
+        for (headers, body) in [
+            (vec![("host", "a")], None),
+            (vec![("x-request-id", "a")], None),
+            (vec![("host", "a"), ("x-request-id", "a")], Some("a body without a type")),
+        ] {
+            let sealed = seal(&sealer, "POST", "/", &headers, body, date);
+            assert!(matches!(sealed, Err(Error::Absent(_))), "{headers:?}");
+        }
+    }
+}
+
+#[test]
+fn a_key_that_the_bank_has_no_label_for_is_no_sealer() {
+    const NO_RSA: Dialect = Dialect { labels: &[], ..BECM };
+    for credential in credentials() {
+        assert!(matches!(Sealer::new(&profile(&NO_RSA), &credential), Err(SetupError::NoLabel { .. })));
+        let breaking = Profile { key_id: Some("a\",algorithm=\"none".into()), ..profile(&BECM) };
+        assert!(matches!(Sealer::new(&breaking, &credential), Err(SetupError::KeyId { .. })));
+    }
+}
+
+#[test]
+fn repeated_headers_are_signed_joined_in_order() {
+    for credential in credentials() {
+        let further = Profile { sign: vec![HeaderName::from_static("psu-note")], ..profile(&BECM) };
+        let sealer = Sealer::new(&further, &credential).expect("RSA has a label");
+        let headers =
+            [("host", "bank"), ("x-request-id", "id"), ("psu-note", " a "), ("psu-note", ""), ("psu-note", "b")];
+        let date = "Tue, 20 Apr 2021 02:07:55 GMT";
+        let sealed = seal(&sealer, Method::GET.as_str(), "/x", &headers, None, date).expect("sealed");
+        let signature = sealed["signature"].to_str().expect("ASCII");
+        let bytes = signature.rsplit("signature=\"").next().expect("a signature").trim_end_matches('"');
+        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, bytes).expect("base64");
+        let signed = format!("(request-target): get /x\nhost: bank\ndate: {date}\nx-request-id: id\npsu-note: a, , b");
+        credential.certificate().verify(signed.as_bytes(), &bytes, Scheme::RsaPkcs1Sha256).expect("verified");
+    }
+}

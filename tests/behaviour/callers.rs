@@ -102,7 +102,8 @@ fn http_2_with_prior_knowledge() {
 #[test]
 fn a_unix_socket_reaches_the_proxy_whatever_the_host_says() {
     let bank = FakeBank::good();
-    let socket = folder("socket").join("http.sock");
+    // Below the temporary folder: the path of a Unix socket has 108 bytes at most.
+    let socket = std::env::temp_dir().join(format!("sealproxy-test-{}.sock", std::process::id()));
     // A socket that a dead process left behind.
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
     let yaml =

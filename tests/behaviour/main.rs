@@ -2,6 +2,7 @@
 
 mod bank_faults;
 mod callers;
+mod cli;
 mod drain;
 mod outside;
 mod requests;

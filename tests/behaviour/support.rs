@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
@@ -20,11 +21,11 @@ use sealproxy::sandbox::kit::Kit;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-/// A folder of this test process.
+/// A folder of this test process, below cargo's own for tests.
 pub(crate) fn folder(name: &str) -> PathBuf {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let folder = std::env::temp_dir().join(format!("sealproxy-test-{}-{number}-{name}", std::process::id()));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{number}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a temporary folder");
     folder
 }
@@ -61,6 +62,25 @@ pub(crate) struct Rig {
     pub(crate) log: Lines,
     signal: UnboundedSender<()>,
     serving: Option<JoinHandle<Ended>>,
+}
+
+/// A child process that ends with its value.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Asks it to end; returns its exit code.
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
+        let killed = Command::new("kill").arg(self.0.id().to_string()).status().expect("kill");
+        assert!(killed.success());
+        self.0.wait().expect("it ends").code()
+    }
 }
 
 /// What the log's writer was given.

@@ -1,0 +1,397 @@
+//! The program as people start it: what it prints, and how it exits.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::support::{Running, folder, kit};
+use sealproxy::sandbox::authority::{Authority, Issued, KeyKind, Tpp};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn sealproxy(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sealproxy"));
+    command.args(arguments);
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    sealproxy(arguments).output().expect("it starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Reads lines until one begins with `mark`; returns all so far.
+fn read_until(reader: &mut impl std::io::BufRead, mark: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).expect("text") > 0, "it ended after {lines:?}");
+        let found = line.starts_with(mark);
+        lines.push(line.trim_end().to_owned());
+        if found {
+            return lines;
+        }
+    }
+}
+
+fn get(address: SocketAddr, target: &str, headers: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const BEARER: &str = "Authorization: Bearer demo\r\n";
+
+/// `sealproxy dev` on a port of its own choice, up to its last line.
+fn dev(folder: &Path) -> (Running, BufReader<std::process::ChildStdout>, Vec<String>, SocketAddr) {
+    // Taken on purpose, so that the next free one is chosen and said.
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let mut child =
+        sealproxy(&["dev", "--port", &port, "--dir"]).arg(folder).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut reader = BufReader::new(child.stdout.take().expect("piped"));
+    let lines = read_until(&mut reader, "break it");
+    assert!(lines[1].contains(&format!("({port} is taken)")), "{lines:?}");
+    let address = lines[1].split("http://").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
+    let address = address.parse().expect("an address");
+    (Running(child), reader, lines, address)
+}
+
+#[test]
+fn dev_seals_a_first_request_and_shows_what_a_fault_looks_like() {
+    let folder = folder("dev");
+    let (mut child, mut reader, lines, address) = dev(&folder);
+    assert!(lines[0].starts_with("bank      https://127.0.0.1:"), "{lines:?}");
+    assert!(lines[2].starts_with(&format!("came in   GET {ACCOUNTS}")), "{lines:?}");
+    assert!(lines[3].starts_with("sealed    (request-target) host date x-request-id "), "{lines:?}");
+    assert!(lines[4].starts_with("bank      200, seal verified, 2 accounts, "), "{lines:?}");
+    assert!(lines[5].starts_with("try       curl -s http://127.0.0.1:"), "{lines:?}");
+    assert!(get(address, ACCOUNTS, BEARER).starts_with("HTTP/1.1 200 OK\r\n"));
+    for (fault, message) in [
+        ("stale-date", "the Date is 60"),
+        ("wrong-key", "the signature does not verify with the registered certificate"),
+        (
+            "wrong-path",
+            "the signature does not verify with the registered certificate over \\\"(request-target): get /rewritten/",
+        ),
+        ("nonsense", "X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path"),
+    ] {
+        let answer = get(address, ACCOUNTS, &format!("{BEARER}X-Sandbox-Fault: {fault}\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(message), "{fault}: {answer}");
+        assert!(!answer.contains("proxy-status"), "the bank's own answer");
+    }
+    let answer = get(address, ACCOUNTS, "");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    let log = read_until(&mut reader, "{");
+    assert!(log[0].contains("\"event\":\"exchange\""), "the log follows: {log:?}");
+    let config = folder.join("sealproxy.yaml");
+    let checked = output(&["check", "--config", config.to_str().expect("UTF-8")]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
+    assert_eq!(child.terminate(), Some(0));
+}
+
+#[test]
+fn ten_thousand_requests_over_thirty_two_connections_need_thirty_two_behind_them() {
+    let (child, mut reader, lines, address) = dev(&folder("load"));
+    // The log is read on, so that nobody waits for anybody.
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\n{BEARER}\r\n");
+    let left = AtomicUsize::new(10_000);
+    let succeeded: usize = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..32).map(|_| scope.spawn(|| call(address, &request, &left))).collect();
+        callers.into_iter().map(|caller| caller.join().expect("no panic")).sum()
+    });
+    assert_eq!(succeeded, 10_000);
+    let admin = lines[1].rsplit("http://").next().expect("an address").parse().expect("an address");
+    let metrics = get(admin, "/metrics", "");
+    let handshakes = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("sealproxy_upstream_handshake_seconds_count{upstream=\"bank\"} "));
+    let handshakes: usize = handshakes.expect("counted").parse().expect("a number");
+    assert!(handshakes <= 48, "{handshakes} handshakes");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.0.id())).expect("it runs");
+    let rss =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(|line| line.trim().strip_suffix(" kB"));
+    let rss: usize = rss.expect("VmHWM").parse().expect("a number");
+    assert!(rss < 40 * 1024, "{rss} KiB");
+}
+
+/// One caller on one connection; returns how many answers were 200.
+fn call(address: SocketAddr, request: &str, left: &AtomicUsize) -> usize {
+    let mut reader = BufReader::new(TcpStream::connect(address).expect("it listens"));
+    let mut succeeded = 0;
+    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        reader.get_mut().write_all(request.as_bytes()).expect("written");
+        let head = read_until(&mut reader, "\r\n");
+        let length =
+            head.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
+        let mut body = vec![0; length.expect("a length").parse().expect("a number")];
+        reader.read_exact(&mut body).expect("a body");
+        succeeded += usize::from(head[0] == "HTTP/1.1 200 OK");
+    }
+    succeeded
+}
+
+#[test]
+fn what_init_prints_is_legal_but_for_the_files_it_asks_for() {
+    for arguments in [&["init", "becm"][..], &["init", "becm", "--sandbox"]] {
+        let printed = output(arguments);
+        assert_eq!(printed.status.code(), Some(0));
+        let yaml = text(&printed.stdout);
+        assert!(!yaml.contains("x-sandbox-fault"), "{yaml}");
+        let folder = folder("init");
+        let file = folder.join("sealproxy.yaml");
+        std::fs::write(&file, &yaml).expect("a file");
+        let checked = output(&["check", "--config", file.to_str().expect("UTF-8")]);
+        assert_eq!(checked.status.code(), Some(78), "{}", text(&checked.stdout));
+        let errors: Vec<String> =
+            text(&checked.stdout).lines().filter(|line| line.starts_with("error: ")).map(str::to_owned).collect();
+        assert!(!errors.is_empty() && errors.iter().all(|line| line.contains("identities.")), "{errors:?}");
+    }
+}
+
+#[test]
+fn the_wrong_command_line_exits_64_and_none_names_the_first_two_commands() {
+    let alone = output(&[]);
+    assert_eq!(alone.status.code(), Some(64));
+    assert!(text(&alone.stderr).contains("sealproxy dev") && text(&alone.stderr).contains("sealproxy run"));
+    assert_eq!(output(&["nonsense"]).status.code(), Some(64));
+    assert_eq!(output(&["run"]).status.code(), Some(64));
+    assert_eq!(output(&["--help"]).status.code(), Some(0));
+    assert_eq!(output(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn health_asks_the_admin_port() {
+    let (child, _reader, lines, _) = dev(&folder("health"));
+    let admin = lines[1].rsplit("http://").next().expect("an address");
+    let healthy = output(&["health", "--admin", admin]);
+    assert_eq!((healthy.status.code(), text(&healthy.stdout).trim()), (Some(0), "ready"));
+    assert_eq!(output(&["health", "--live", "--admin", admin]).status.code(), Some(0));
+    let admin = admin.to_owned();
+    drop(child);
+    let gone = output(&["health", "--admin", &admin]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(text(&gone.stderr).contains(&admin), "{}", text(&gone.stderr));
+}
+
+/// A configuration that is legal, with `{name}` where the files of the kit go.
+fn legal() -> String {
+    let kit = |name: &str| kit().path(name).display().to_string();
+    format!(
+        "listen: [\"127.0.0.1:0\"]\nadmin: [\"127.0.0.1:0\"]\nidentities:\n  main:\n    qwac: {{ certificate: {}, key: {} }}\n    \
+         qsealc: {{ certificate: {}, key: {} }}\nupstreams:\n  bank:\n    url: https://127.0.0.1:1\n    environment: sandbox\n    \
+         profile: becm\n    trust: {}\n    private: true\nroutes:\n  - {{ path: /sandbox/becm/stet-psd2-api/, upstream: bank }}\n",
+        kit("qwac.pem"),
+        kit("qwac.key"),
+        kit("qsealc.pem"),
+        kit("qsealc.key"),
+        kit("ca.pem")
+    )
+}
+
+/// `check` and `run` both exit 78 and name file, key path, a part of the reason, and what to do.
+#[track_caller]
+fn refused(yaml: &str, key: &str, reason: &str) {
+    let file = folder("refused").join("sealproxy.yaml");
+    std::fs::write(&file, yaml).expect("a file");
+    let path = file.to_str().expect("UTF-8");
+    let checked = output(&["check", "--config", path]);
+    let said = text(&checked.stdout);
+    assert_eq!(checked.status.code(), Some(78), "{said}{}", text(&checked.stderr));
+    let found = said.lines().find(|line| line.starts_with("error: ") && line.contains(key) && line.contains(reason));
+    let found = found.unwrap_or_else(|| panic!("no line names {key} and {reason}: {said}"));
+    assert!(found.contains(path) || found.contains("sealproxy.yaml"), "{found}");
+    let ran = sealproxy(&["run", "--config", path]).stdin(Stdio::null()).output().expect("it starts");
+    assert_eq!(ran.status.code(), Some(78), "{}", text(&ran.stderr));
+    assert!(text(&ran.stderr).contains(reason), "{}", text(&ran.stderr));
+}
+
+/// Replaces one part of the legal configuration, which must be there.
+#[track_caller]
+fn with(from: &str, to: &str) -> String {
+    let yaml = legal();
+    assert!(yaml.contains(from), "{from} is not in {yaml}");
+    yaml.replace(from, to)
+}
+
+#[test]
+fn a_configuration_that_is_not_meant_so_is_refused() {
+    refused(&with("routes:", "rutes: []\nroutes:"), "rutes", "unknown key");
+    refused(&with("private: true", "private: maybe"), "upstreams.bank.private", "");
+    refused(&with("routes:", "listen: []\nroutes:"), "", "listen");
+    refused(
+        &with("routes:\n", "routes:\n  - { path: /sandbox/becm/stet-psd2-api/, upstream: bank }\n"),
+        "routes[1]",
+        "",
+    );
+    refused(
+        &with("url: https://127.0.0.1:1", "url: ${SEALPROXY_TEST_UNSET}"),
+        "upstreams.bank.url",
+        "SEALPROXY_TEST_UNSET",
+    );
+    refused(&with("path: /sandbox/becm/stet-psd2-api/", "path: /becm/stet-psd2-api/"), "routes[0].path", "");
+    refused(&with("upstream: bank }", "upstream: bank, seal: false }"), "routes[0].methods", "");
+    refused(&with("upstream: bank }", "upstream: other }"), "routes[0].upstream", "other");
+    refused(&with("private: true", "private: true\n    pass: [signature]"), "upstreams.bank.pass", "signature");
+    refused(&with("127.0.0.1:0\"]\nadmin", "0.0.0.0:0\"]\nadmin"), "listen[0]", "");
+    refused(&with("identities:", "identities: &a\n  x: *a\nidentities:"), "", "");
+    refused("", "", "empty");
+    refused(
+        &with("private: true", "private: true\n    key_id: \"a\\\"b\""),
+        "upstreams.bank.key_id",
+        "cannot be written",
+    );
+    let fault =
+        with("private: true", "private: false\n    pass: [x-sandbox-fault]").replace("127.0.0.1:1", "bank.example");
+    refused(&fault, "upstreams.bank.pass", "x-sandbox-fault");
+}
+
+#[test]
+fn a_missing_configuration_is_named() {
+    for command in ["check", "run"] {
+        let missing = output(&[command, "--config", "/nowhere/sealproxy.yaml"]);
+        assert_eq!(missing.status.code(), Some(78));
+        let said = text(&missing.stdout) + &text(&missing.stderr);
+        assert!(said.contains("/nowhere/sealproxy.yaml"), "{said}");
+    }
+}
+
+#[test]
+fn an_environment_variable_is_a_value_and_never_yaml() {
+    let file = folder("env").join("sealproxy.yaml");
+    let yaml = with("profile: becm", "profile: becm\n    key_id: ${KEY_ID}");
+    std::fs::write(&file, format!("threads: ${{THREADS:-3}}\n{yaml}")).expect("a file");
+    let checked =
+        sealproxy(&["check", "--config"]).arg(&file).env("KEY_ID", "a: b # c, [d] {e}").output().expect("it starts");
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
+    let checked = sealproxy(&["check", "--config"])
+        .arg(&file)
+        .env("KEY_ID", "a")
+        .env("THREADS", "3\nhosts: [evil]")
+        .output()
+        .expect("it starts");
+    assert_eq!(checked.status.code(), Some(78), "{}", text(&checked.stdout));
+}
+
+/// A pair of an authority of its own.
+fn issue(name: &str, validity: std::ops::Range<SystemTime>, make: impl Fn(&Authority) -> Issued) -> (PathBuf, PathBuf) {
+    let folder = folder(name);
+    let authority = Authority::new(SystemTime::now()).expect("an authority").with_validity(validity);
+    let issued = make(&authority);
+    let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
+    std::fs::write(&certificate, issued.chain_pem).expect("a file");
+    std::fs::write(&key, issued.key_pem).expect("a file");
+    (certificate, key)
+}
+
+fn with_file(name: &str, path: &Path) -> String {
+    with(&kit().path(name).display().to_string(), &path.display().to_string())
+}
+
+#[test]
+fn files_that_do_not_serve_are_named_with_the_reason() {
+    let now = SystemTime::now();
+    let seal = |kind| move |authority: &Authority| authority.qsealc(&Tpp::demo(), kind).expect("issued");
+    let qsealc = "identities.main.qsealc";
+    refused(&with_file("qsealc.key", Path::new("/nowhere/key.pem")), "identities.main.qsealc.key", "/nowhere/key.pem");
+    refused(&with_file("ca.pem", Path::new("/nowhere/ca.pem")), "upstreams.bank.trust", "/nowhere/ca.pem");
+    refused(&with_file("qsealc.key", &kit().path("qwac.key")), "identities.main.qsealc.key", "does not match");
+    refused(&with_file("qwac.key", &kit().path("qsealc.key")), "identities.main.qwac.key", "does not match");
+    let (old, old_key) = issue("expired", now - 2 * DAY..now - DAY, seal(KeyKind::Rsa2048));
+    let yaml = with_file("qsealc.pem", &old)
+        .replace(&kit().path("qsealc.key").display().to_string(), &old_key.display().to_string());
+    refused(&yaml, qsealc, "expired");
+    let (early, early_key) = issue("early", now + DAY..now + 2 * DAY, seal(KeyKind::Rsa2048));
+    let yaml = with_file("qsealc.pem", &early)
+        .replace(&kit().path("qsealc.key").display().to_string(), &early_key.display().to_string());
+    refused(&yaml, qsealc, "valid only from");
+    let (ec, ec_key) = issue("ec", now - DAY..now + DAY, seal(KeyKind::P256));
+    let yaml = with_file("qsealc.pem", &ec)
+        .replace(&kit().path("qsealc.key").display().to_string(), &ec_key.display().to_string());
+    refused(&yaml, "identities.main.qsealc.key", "no signature algorithm");
+    let garbage = folder("garbage").join("key.pem");
+    std::fs::write(&garbage, "-----BEGIN PRIVATE KEY-----\n!!!\n-----END PRIVATE KEY-----\n").expect("a file");
+    refused(&with_file("qsealc.key", &garbage), "identities.main.qsealc.key", "");
+    std::fs::write(&garbage, "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n")
+        .expect("a file");
+    refused(&with_file("qwac.key", &garbage), "identities.main.qwac.key", "encrypted");
+}
+
+#[test]
+fn openssl_keys_under_2048_bits_are_refused() {
+    let folder = folder("small");
+    let (key, certificate) = (folder.join("key.pem"), folder.join("certificate.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:1024", "-nodes", "-days", "30", "-subj", "/CN=small", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .stderr(Stdio::null())
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("SEALPROXY_REQUIRE_JUDGES").is_none(), "openssl is missing");
+        eprintln!("SKIPPED: openssl is not installed; `.ci/run` installs it");
+        return;
+    }
+    let yaml = with_file("qsealc.pem", &certificate)
+        .replace(&kit().path("qsealc.key").display().to_string(), &key.display().to_string());
+    refused(&yaml, "identities.main.qsealc.certificate", "1024 bits");
+}
+
+#[test]
+fn swapped_certificates_are_a_warning() {
+    let swap = |yaml: String, one: &str, other: &str| {
+        let (one, other) = (kit().path(one).display().to_string(), kit().path(other).display().to_string());
+        yaml.replace(&one, "\u{0}").replace(&other, &one).replace('\u{0}', &other)
+    };
+    let yaml = swap(swap(legal(), "qwac.pem", "qsealc.pem"), "qwac.key", "qsealc.key");
+    let file = folder("swapped").join("sealproxy.yaml");
+    std::fs::write(&file, yaml).expect("a file");
+    let checked = output(&["check", "--config", file.to_str().expect("UTF-8")]);
+    let said = text(&checked.stdout);
+    assert_eq!(checked.status.code(), Some(0), "{said}");
+    let swapped = said.lines().filter(|line| line.starts_with("warning: ") && line.contains("swapped?")).count();
+    assert_eq!(swapped, 2, "{said}");
+}
+
+#[test]
+fn an_address_in_use_is_refused_at_start_and_a_second_process_never_shares_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let file = folder("taken").join("sealproxy.yaml");
+    std::fs::write(&file, with("127.0.0.1:0\"]\nadmin", &format!("{address}\"]\nadmin"))).expect("a file");
+    let ran = sealproxy(&["run", "--config"]).arg(&file).output().expect("it starts");
+    assert_eq!(ran.status.code(), Some(78));
+    let said = text(&ran.stderr);
+    assert!(said.contains("listen[0]") && said.contains(&address) && said.contains("Another process"), "{said}");
+}
+
+#[test]
+fn run_serves_until_sigterm_and_exits_0() {
+    let file = folder("run").join("sealproxy.yaml");
+    std::fs::write(&file, legal()).expect("a file");
+    let mut child = Running(
+        sealproxy(&["run", "--config"])
+            .arg(&file)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts"),
+    );
+    let mut reader = BufReader::new(child.0.stderr.take().expect("piped"));
+    read_until(&mut reader, "sealproxy ");
+    let began = Instant::now();
+    assert_eq!(child.terminate(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(3));
+}

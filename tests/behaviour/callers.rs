@@ -12,7 +12,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sealproxy::proxy::listener::Address;
 
-use crate::support::{Act, Answer, FakeBank, Rig, config, folder, ok};
+use crate::support::{Act, Answer, FakeBank, Rig, config, ok};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";

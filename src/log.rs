@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
 use time::OffsetDateTime;
@@ -50,7 +50,7 @@ pub fn timestamp(time: SystemTime) -> String {
 /// The writer thread. Closing it writes what is left.
 pub struct Writer {
     log: Log,
-    thread: JoinHandle<()>,
+    done: Receiver<()>,
 }
 
 impl Log {
@@ -61,13 +61,16 @@ impl Log {
         let shared = Shared { queue: Mutex::default(), filled: Condvar::new(), capacity, dropped };
         let log = Self { shared: Arc::new(shared) };
         let reader = log.clone();
-        let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
+        let (end, done) = mpsc::channel();
+        std::thread::Builder::new().name("log".into()).spawn(move || {
             while let Some(lines) = reader.wait() {
                 // A log that cannot be written cannot be complained about in the log.
                 let _ = lines.iter().try_for_each(|line| out.write_all(line.as_bytes())).and_then(|()| out.flush());
             }
+            // Whoever waited has waited long enough where nobody does any more.
+            let _ = end.send(());
         })?;
-        Ok((log.clone(), Writer { log, thread }))
+        Ok((log.clone(), Writer { log, done }))
     }
 
     /// Queues one line; the line feed is added here.
@@ -108,23 +111,24 @@ impl Log {
 }
 
 impl Writer {
-    /// Writes what is queued and ends the thread. Lines that come later stay unwritten.
+    /// Writes what is queued and ends the thread. Lines that come later stay unwritten, and so do those that a reader
+    /// who has stopped reading leaves no room for: a process that is asked to end must end.
     pub fn close(self) {
         self.log.lock().closed = true;
         self.log.shared.filled.notify_one();
-        // Nothing is left to tell if the writer itself panicked.
-        let _ = self.thread.join();
+        let _ = self.done.recv_timeout(PATIENCE);
     }
 }
 
+/// For a reader that is slow; one that is there takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     /// Blocks in its first write until it is released.
-    struct Stuck(mpsc::Receiver<()>, Arc<Mutex<Vec<u8>>>);
+    struct Stuck(Receiver<()>, Arc<Mutex<Vec<u8>>>);
 
     impl Write for Stuck {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -15,7 +15,7 @@ use crate::identity::qcstatements::QcType;
 use crate::identity::{self, Identity};
 use crate::proxy::route::{self, Route, Routes};
 use crate::seal::{Sealer, SetupError as SealError};
-use crate::upstream::{Destination, SetupError, Upstream};
+use crate::upstream::{SetupError, Upstream};
 
 /// Everything that a change of certificates or routes replaces.
 pub(super) struct Generation {
@@ -142,7 +142,7 @@ impl Builder<'_> {
     }
 
     fn upstream(&mut self, name: &str, config: &UpstreamConfig, identity: &Identity) -> Option<Reach> {
-        let destination = Destination::new(name, config.settings.clone(), &self.process.upstream_metrics);
+        let destination = Arc::clone(self.process.destinations.get(name)?);
         let upstream = Upstream::new(destination, identity.resolver()).map_err(|error| {
             let (key, hint) = match &error {
                 SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),

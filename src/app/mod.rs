@@ -1,6 +1,7 @@
 //! The composition root: configuration to app, app to bound listeners, served until a signal, drained. The only
 //! place that knows everyone.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -16,11 +17,11 @@ use tokio::time::Instant;
 mod generation;
 
 use crate::admin;
-use crate::config::{Config, Finding};
+use crate::config::{Config, Finding, Upstream};
 use crate::log::Log;
 use crate::proxy::listener::{Address, Drain, Hall, Listener, Reactor};
 use crate::proxy::{Metrics, Proxy, Shared};
-use crate::upstream::{Families, ReactorId};
+use crate::upstream::{Destination, Families, ReactorId};
 
 /// All that `run` does short of binding: a first generation, checked.
 pub struct App {
@@ -34,12 +35,13 @@ pub struct App {
 struct Process {
     registry: Registry,
     proxy_metrics: Metrics,
-    upstream_metrics: Families,
+    /// By their names in the configuration.
+    destinations: BTreeMap<String, Arc<Destination>>,
     expiry: GaugeVec,
 }
 
 impl Process {
-    fn new(log: &Log) -> Result<Self, prometheus::Error> {
+    fn new(config: &Config, log: &Log) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let expiry = GaugeVec::new(
             Opts::new("sealproxy_certificate_expiry_timestamp_seconds", "When our certificates end, in Unix time."),
@@ -48,9 +50,13 @@ impl Process {
         registry.register(Box::new(expiry.clone()))?;
         registry.register(Box::new(log.dropped().clone()))?;
         build_info(&registry)?;
+        let families = Families::register(&registry)?;
+        let destination =
+            |name: &String, upstream: &Upstream| Destination::new(name, upstream.settings.clone(), &families);
+        let destinations = config.upstreams.iter().map(|(name, upstream)| (name.clone(), destination(name, upstream)));
         Ok(Self {
             proxy_metrics: Metrics::register(&registry)?,
-            upstream_metrics: Families::register(&registry)?,
+            destinations: destinations.collect(),
             expiry,
             registry,
         })
@@ -73,7 +79,7 @@ fn build_info(registry: &Registry) -> Result<(), prometheus::Error> {
 impl App {
     /// Reads every file that the configuration names and checks it as of `now`.
     pub async fn build(config: Config, log: Log, now: SystemTime) -> Result<Self, Vec<Finding>> {
-        let process = Process::new(&log).expect("each metric has a name of its own");
+        let process = Process::new(&config, &log).expect("each metric has a name of its own");
         let generation = generation::build(&config, &process, now).await?;
         let metrics = process.proxy_metrics.clone();
         let shared = Shared::new(generation.routes, config.limits, config.timeouts, metrics, log);

@@ -284,7 +284,7 @@ fn of_send(error: &SendError) -> Face {
         Cause::ClosedInHead(_) => {
             face(S::BAD_GATEWAY, "upstream-closed-in-head", "Upstream's head was cut", "http_response_incomplete")
         }
-        Cause::MalformedHead(_) => {
+        Cause::MalformedHead(_) | Cause::Switched => {
             face(S::BAD_GATEWAY, "upstream-malformed", "Upstream's head is malformed", "http_protocol_error")
         }
         Cause::ResponseTimeout(_) => {

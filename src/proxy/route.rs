@@ -56,10 +56,6 @@ impl Route {
         &self.settings.upstream
     }
 
-    fn is_prefix(&self) -> bool {
-        self.settings.path.ends_with('/')
-    }
-
     fn allow(&self) -> String {
         self.settings.methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
     }
@@ -98,7 +94,7 @@ impl Routes {
         let routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();
         let mut of_banks: HashMap<Origin, Table> = HashMap::new();
         for route in &routes {
-            of_banks.entry(route.upstream.origin().clone()).or_default().insert(Entry::Route(Arc::clone(route)));
+            of_banks.entry(route.upstream.origin().clone()).or_default().insert(route);
         }
         let listing = routes.iter().map(describe).collect::<Vec<_>>().join(", ");
         Self { own: Table::of_proxy(&routes), of_banks, names, words, listing }
@@ -187,6 +183,8 @@ fn contains(outer: &str, inner: &str) -> bool {
 struct Table {
     exact: HashMap<String, Entry>,
     prefixes: HashMap<String, Entry>,
+    /// Bytes of the longest prefix.
+    longest: usize,
 }
 
 enum Entry {
@@ -215,25 +213,26 @@ impl Table {
             if nests {
                 several.entry(path).or_default().push(route.upstream.origin().to_string());
             } else {
-                table.insert(Entry::Route(Arc::clone(route)));
+                table.insert(route);
             }
         }
         for (path, hosts) in several {
-            table.at(path).insert(path.to_owned(), Entry::Several(hosts.join(", ")));
+            table.put(path, Entry::Several(hosts.join(", ")));
         }
         table
     }
 
-    fn insert(&mut self, entry: Entry) {
-        if let Entry::Route(route) = &entry {
-            let path = route.settings.path.clone();
-            debug_assert_eq!(route.is_prefix(), path.ends_with('/'));
-            self.at(&path).insert(path, entry);
-        }
+    fn insert(&mut self, route: &Arc<Route>) {
+        self.put(&route.settings.path, Entry::Route(Arc::clone(route)));
     }
 
-    fn at(&mut self, path: &str) -> &mut HashMap<String, Entry> {
-        if path.ends_with('/') { &mut self.prefixes } else { &mut self.exact }
+    fn put(&mut self, path: &str, entry: Entry) {
+        if path.ends_with('/') {
+            self.longest = self.longest.max(path.len());
+            self.prefixes.insert(path.to_owned(), entry);
+        } else {
+            self.exact.insert(path.to_owned(), entry);
+        }
     }
 
     /// The exact path, else the longest prefix.
@@ -241,13 +240,11 @@ impl Table {
         if let Some(entry) = self.exact.get(path) {
             return Some(entry);
         }
-        let slashes = path.match_indices('/').map(|(index, _)| index).take(MAX_DEPTH).collect::<Vec<_>>();
-        slashes.into_iter().rev().find_map(|index| self.prefixes.get(&path[..=index]))
+        // Of a caller's ten thousand slashes only those count that a configured prefix could end with.
+        let mut ends = path.rmatch_indices('/').map(|(index, _)| index + 1).filter(|end| *end <= self.longest);
+        ends.find_map(|end| self.prefixes.get(&path[..end]))
     }
 }
-
-/// No route is configured deeper; a caller's ten thousand slashes cost no more than this.
-const MAX_DEPTH: usize = 64;
 
 /// The authority that a caller addressed, in lower case.
 struct Caller {

@@ -266,6 +266,10 @@ impl Lease {
         let limit = self.destination.settings.timeouts.response;
         self.connection.served += 1;
         let result = match timeout(limit, self.connection.sender.try_send_request(request)).await {
+            // Nobody asked to switch: a bank that does speaks about something else.
+            Ok(Ok(response)) if response.status().is_informational() => {
+                Err(SendError { cause: Cause::Switched, outcome: Outcome::Unknown })
+            }
             Ok(Ok(response)) => Ok(response),
             Ok(Err(mut error)) => Err(self.failure(error.take_message().is_some(), error.into_error())),
             // The connection's task may be writing at this very moment, on another core: nothing is proven.
@@ -494,6 +498,9 @@ pub enum Cause {
     /// An answer that is not HTTP/1.1.
     #[error("the upstream's response head is malformed")]
     MalformedHead(#[source] hyper::Error),
+    /// 101 to a request that asked for no other protocol.
+    #[error("the upstream switched to another protocol, unasked")]
+    Switched,
     /// No answer in time.
     #[error("no response from the upstream within {0:?}")]
     ResponseTimeout(Duration),
@@ -505,7 +512,7 @@ impl Cause {
             Self::QwacRefused(_) => "qwac_refused",
             Self::ClosedBeforeHead(_) => "closed_before_head",
             Self::ClosedInHead(_) => "closed_in_head",
-            Self::MalformedHead(_) => "malformed_head",
+            Self::MalformedHead(_) | Self::Switched => "malformed_head",
             Self::ResponseTimeout(_) => "response_timeout",
         }
     }

@@ -178,6 +178,45 @@ fn a_head_that_is_no_http() {
 }
 
 #[test]
+fn a_bank_that_switches_protocols_unasked() {
+    let bank = FakeBank::doing(|_| {
+        Act::Answer(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".to_vec())
+    });
+    fails(&Rig::before(&bank), 502, "upstream-malformed", "unknown");
+}
+
+#[test]
+fn interim_answers_are_not_the_answer() {
+    let interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let bank = FakeBank::doing(|_| Act::Answer([&interim[..], &ok("{}")].concat()));
+    let rig = Rig::before(&bank);
+    for _ in 0..2 {
+        assert_eq!(rig.get(ACCOUNTS).body, "{}");
+    }
+    assert_eq!(bank.connections(), 1);
+}
+
+#[test]
+fn answers_without_a_body_keep_the_connection() {
+    let bank = FakeBank::doing(|request| {
+        let answer: &[u8] = match request.request_line().split(' ').next() {
+            Some("HEAD") => b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n",
+            Some("DELETE") => b"HTTP/1.1 204 No Content\r\n\r\n",
+            _ => b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 77\r\n\r\n",
+        };
+        Act::Answer(answer.to_vec())
+    });
+    let rig = Rig::before(&bank);
+    for _ in 0..2 {
+        let head = rig.request("HEAD", ACCOUNTS, "", "");
+        assert_eq!((head.status, head.header("content-length"), &*head.body), (200, Some("1234"), ""));
+        assert_eq!(rig.request("DELETE", ACCOUNTS, "", "").status, 204);
+        assert_eq!(rig.get(ACCOUNTS).header("etag"), Some("\"a\""));
+    }
+    assert_eq!(bank.connections(), 1);
+}
+
+#[test]
 fn no_answer_in_time() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(3), ok("{}")));
     let rig = Rig::start(&config(bank.address, "", "timeouts: { response: 300ms }\n"));

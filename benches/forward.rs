@@ -33,11 +33,11 @@ fn main() {
         return;
     }
     let folder = std::env::temp_dir().join(format!("sealproxy-bench-{}", std::process::id()));
-    let bank = Process::bank(&folder);
-    let sealed = Process::proxy(&folder, "sealed", true);
-    let plain = Process::proxy(&folder, "unsealed", false);
+    let (strict, lenient) = (Process::bank(&folder, "strict"), Process::bank(&folder, "lenient"));
+    let (sealed, plain) = (Process::proxy(&folder, "strict"), Process::proxy(&folder, "lenient"));
     println!("CPU: {}", cpu_model());
-    println!("one RSA-2048 signature: {:.0} µs ({})", signature_cost(&folder).0, signature_cost(&folder).1);
+    let (signature, backend) = signature_cost(&folder);
+    println!("one RSA-2048 signature: {signature:.0} µs ({backend})");
     println!(
         "{:<10} {:>5} {:>9} {:>10} {:>12} {:>12} {:>8} {:>8} {:>8}",
         "case", "conns", "req/s", "CPU µs/req", "without seal", "the seal is", "p50 ms", "p99 ms", "RSS MiB"
@@ -59,7 +59,7 @@ fn main() {
             );
         }
     }
-    drop((sealed, plain, bank));
+    drop((sealed, plain, strict, lenient));
     std::fs::remove_dir_all(&folder).expect("our own folder");
 }
 
@@ -166,10 +166,12 @@ struct Process {
 }
 
 impl Process {
-    fn bank(folder: &Path) -> Self {
+    /// A bank of this name; the lenient one asks for no seal.
+    fn bank(folder: &Path, name: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
             .args(["sandbox", "--listen", "127.0.0.1:0", "--dir"])
-            .arg(folder)
+            .arg(folder.join(name))
+            .args((name == "lenient").then_some("--unsealed"))
             .stdout(Stdio::piped())
             .spawn()
             .expect("the binary of this build");
@@ -177,12 +179,13 @@ impl Process {
         Self { child, address: line.parse().expect("an address") }
     }
 
-    /// A proxy on one thread in front of the bank whose configuration is in the folder.
-    fn proxy(folder: &Path, name: &str, seal: bool) -> Self {
-        let bank = std::fs::read_to_string(folder.join("sealproxy.yaml")).expect("the bank wrote it");
+    /// A proxy on one thread in front of the bank of this name; before the lenient one it seals nothing.
+    fn proxy(folder: &Path, name: &str) -> Self {
+        let folder = folder.join(name);
+        let file: PathBuf = folder.join("sealproxy.yaml");
+        let yaml = std::fs::read_to_string(&file).expect("the bank wrote it");
         let unsealed = "/stet-psd2-api/, upstream: bank, seal: false, methods: [GET, POST] }";
-        let yaml = if seal { bank } else { bank.replace("/stet-psd2-api/, upstream: bank }", unsealed) };
-        let file: PathBuf = folder.join(format!("{name}.yaml"));
+        let yaml = if name == "lenient" { yaml.replace("/stet-psd2-api/, upstream: bank }", unsealed) } else { yaml };
         std::fs::write(&file, format!("threads: 1\n{yaml}")).expect("written");
         let log = std::fs::File::create(folder.join(format!("{name}.log"))).expect("a file");
         let mut child = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
@@ -236,7 +239,7 @@ fn first_line(output: impl std::io::Read + Send + 'static, mark: &str) -> String
 
 /// µs, and whose.
 fn signature_cost(folder: &Path) -> (f64, &'static str) {
-    let key = Key::from_der(&pem::read_key(&folder.join("qsealc.key")).expect("a key")).expect("RSA");
+    let key = Key::from_der(&pem::read_key(&folder.join("strict/qsealc.key")).expect("a key")).expect("RSA");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let sign =
         || runtime.block_on(async { key.turn().await.expect("a turn").sign(b"bench").await.expect("a signature") });

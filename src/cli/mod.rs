@@ -82,6 +82,9 @@ pub enum Command {
         /// Its certificates, made where absent, and a configuration for a proxy in front of it
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
+        /// Take requests without a seal as well, to measure what all but the seal costs
+        #[arg(long)]
+        unsealed: bool,
     },
 }
 
@@ -112,7 +115,7 @@ impl Command {
             Self::Check { config } => check::run(&config),
             Self::Health { admin, live } => health::run(&admin, live),
             #[cfg(feature = "sandbox")]
-            Self::Sandbox { listen, dir } => sandbox::run(listen, &dir),
+            Self::Sandbox { listen, dir, unsealed } => sandbox::run(listen, &dir, !unsealed),
         }
     }
 }

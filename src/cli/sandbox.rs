@@ -9,21 +9,21 @@ use tokio::net::TcpListener;
 
 use super::signals::Signals;
 use super::{Failure, control_runtime};
-use crate::sandbox::bank::Bank;
+use crate::sandbox::bank::{Bank, Settings};
 use crate::sandbox::kit::Kit;
 
-pub(super) fn run(listen: SocketAddr, folder: &Path) -> Result<(), Failure> {
-    control_runtime()?.block_on(serve(listen, folder))
+pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool) -> Result<(), Failure> {
+    control_runtime()?.block_on(serve(listen, folder, demands_seal))
 }
 
-async fn serve(listen: SocketAddr, folder: &Path) -> Result<(), Failure> {
+async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let kit = Kit::open_or_make(folder, SystemTime::now())?;
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
     let config = kit.write_config(address, SocketAddr::new(address.ip(), 0), SocketAddr::new(address.ip(), 0))?;
     let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
-    let bank = Arc::new(Bank::new(kit.bank(authorities)?)?);
+    let bank = Arc::new(Bank::new(Settings { demands_seal, ..kit.bank(authorities)? })?);
     println!("bank https://{address}");
     println!("config {}", config.display());
     bank.serve(listener, signals.next()).await;

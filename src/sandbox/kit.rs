@@ -52,6 +52,7 @@ impl Kit {
             seal: self.leaf("qsealc.pem")?,
             other_seal: Some(self.leaf("other-qsealc.pem")?),
             authorities,
+            demands_seal: true,
             clock: SystemTime::now,
         })
     }

@@ -19,7 +19,7 @@ impl Payload {
     /// Takes the next frame as it is, unless it and the one before are both tiny.
     ///
     /// A frame is a slice of the read buffer it came in and keeps all of it alive: a body of many tiny chunks
-    /// would hold far more memory than its limit says. Below [`TINY`] a copy costs less than a frame of its own
+    /// would hold far more memory than its limit says. Below 4 KiB a copy costs less than a frame of its own
     /// on the way out.
     pub fn push(&mut self, frame: Bytes) {
         if frame.is_empty() {

@@ -11,6 +11,8 @@ use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, ok, tls};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
+/// A connection is back in the pool a moment after its answer's last byte has reached the caller.
+const A_MOMENT: Duration = Duration::from_millis(50);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Expects this answer to a POST, and the same words in log and metrics.
@@ -192,6 +194,7 @@ fn interim_answers_are_not_the_answer() {
     let rig = Rig::before(&bank);
     for _ in 0..2 {
         assert_eq!(rig.get(ACCOUNTS).body, "{}");
+        std::thread::sleep(A_MOMENT);
     }
     assert_eq!(bank.connections(), 1);
 }
@@ -210,8 +213,11 @@ fn answers_without_a_body_keep_the_connection() {
     for _ in 0..2 {
         let head = rig.request("HEAD", ACCOUNTS, "", "");
         assert_eq!((head.status, head.header("content-length"), &*head.body), (200, Some("1234"), ""));
+        std::thread::sleep(A_MOMENT);
         assert_eq!(rig.request("DELETE", ACCOUNTS, "", "").status, 204);
+        std::thread::sleep(A_MOMENT);
         assert_eq!(rig.get(ACCOUNTS).header("etag"), Some("\"a\""));
+        std::thread::sleep(A_MOMENT);
     }
     assert_eq!(bank.connections(), 1);
 }

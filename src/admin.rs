@@ -10,15 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use prometheus::{Registry, TextEncoder};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -71,7 +69,7 @@ impl State {
         self.ready.store(ready, Ordering::Release);
     }
 
-    fn page(&self, page: Page) -> Response<Text> {
+    fn page(&self, page: Page) -> Response<Full<Bytes>> {
         match page {
             Page::Livez => text(StatusCode::OK, "alive\n"),
             Page::Readyz if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
@@ -80,7 +78,7 @@ impl State {
         }
     }
 
-    fn metrics(&self) -> Response<Text> {
+    fn metrics(&self) -> Response<Full<Bytes>> {
         match TextEncoder::new().encode_to_string(&self.registry.gather()) {
             Ok(metrics) => text(StatusCode::OK, metrics),
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered\n"),
@@ -133,7 +131,7 @@ async fn converse(stream: TcpStream, pages: Arc<[Page]>, state: Arc<State>, watc
     let _ = watcher.watch(connection).await;
 }
 
-fn answer(request: &Request<Incoming>, pages: &[Page], state: &State) -> Response<Text> {
+fn answer(request: &Request<Incoming>, pages: &[Page], state: &State) -> Response<Full<Bytes>> {
     match Page::at(request.uri().path()).filter(|page| pages.contains(page)) {
         None => text(StatusCode::NOT_FOUND, "no such page\n"),
         Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
@@ -143,29 +141,9 @@ fn answer(request: &Request<Incoming>, pages: &[Page], state: &State) -> Respons
     }
 }
 
-fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Text> {
-    let mut response = Response::new(Text(Some(text.into())));
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     response
-}
-
-/// One piece of text as a body.
-struct Text(Option<Bytes>);
-
-impl Body for Text {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|text| Ok(Frame::data(text))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |text| text.len() as u64))
-    }
 }

@@ -15,6 +15,7 @@ use super::listeners::host_name;
 use super::quantity::{boolean, duration, whole};
 use super::section::{Section, Value};
 use crate::proxy::api::{self, Api, Environment};
+use crate::proxy::headers::{HOP_BY_HOP, OURS};
 use crate::seal::Profile;
 use crate::seal::cavage::SignatureFrame;
 use crate::seal::dialect::{self, Dialect};
@@ -174,7 +175,7 @@ fn may_pass(name: &HeaderName, private: bool) -> Result<(), Fault> {
     if HOP_BY_HOP.contains(&name) {
         return Err(Fault::new("concerns one connection and never passes (RFC 9110 section 7.6.1)"));
     }
-    if OURS.contains(&name) || name.starts_with("sealproxy-") {
+    if OURS.contains(&name) || name == "date" || name.starts_with("sealproxy-") {
         return Err(Fault::new("is the proxy's own: a caller's never reaches the bank").hint("take it from the list"));
     }
     if name == SANDBOX_FAULT && !private {
@@ -192,7 +193,7 @@ fn may_sign(name: &HeaderName, dialect: &Dialect, reaches_bank: bool) -> Result<
     if dialect.covered.iter().any(|covered| covered.name == text) {
         return Err(Fault::new("is signed already").hint("take it from the list: it names further headers only"));
     }
-    if HOP_BY_HOP.contains(&text) || OURS.contains(&text) {
+    if HOP_BY_HOP.contains(&text) || OURS.contains(&text) || text == "date" {
         return Err(Fault::new("cannot be signed: the bank does not get it as we do").hint("take it from the list"));
     }
     if !reaches_bank {
@@ -208,33 +209,6 @@ fn reaches(name: &HeaderName, api: &Api) -> bool {
 
 /// Tells the sandbox bank to misbehave.
 const SANDBOX_FAULT: &str = "x-sandbox-fault";
-
-/// RFC 9110 section 7.6.1 and the older ones that are still sent.
-const HOP_BY_HOP: [&str; 10] = [
-    "connection",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// What the proxy sets itself, or answers instead of the bank.
-const OURS: [&str; 9] = [
-    "content-length",
-    "date",
-    "digest",
-    "expect",
-    "host",
-    "signature",
-    "tpp-certificate",
-    "tpp-signature-certificate",
-    "x-request-id",
-];
 
 /// An origin that the connector will agree to connect to, as far as the URL alone can tell.
 fn public_origin(text: &str, private: bool) -> Result<Origin, Fault> {

@@ -140,7 +140,7 @@ fn passed(came_in: HeaderMap, route: &Route, metrics: &Metrics) -> HeaderMap {
         if let Some(name) = name {
             let kept = passes(&name);
             // What the proxy sets itself is replaced rather than dropped.
-            if !kept && !matches!(name, HOST | CONTENT_LENGTH) {
+            if !kept && ![HOST, CONTENT_LENGTH, X_REQUEST_ID].contains(&name) {
                 metrics.dropped_header(&name);
             }
             current = kept.then_some(name);
@@ -163,12 +163,8 @@ fn is_allowed(name: &HeaderName, route: &Route) -> bool {
 
 /// Whether the proxy alone sets a header, so that a caller's is replaced or dropped.
 fn is_ours(name: &HeaderName, route: &Route) -> bool {
-    let of_seal = [&DIGEST, &SIGNATURE, &HOST, &CONTENT_LENGTH, &EXPECT].contains(&name);
-    of_seal || CERTIFICATES.contains(&name.as_str()) || route.sealer.as_ref().is_some_and(|sealer| sealer.sets(name))
+    OURS.contains(&name.as_str()) || route.sealer.as_ref().is_some_and(|sealer| sealer.sets(name))
 }
-
-/// Headers in which other dialects carry the seal certificate: a caller's would speak against our seal.
-const CERTIFICATES: [&str; 2] = ["tpp-signature-certificate", "tpp-certificate"];
 
 /// Whether removing a header because `Connection` names it would change what the bank gets or what is signed.
 fn is_protected(name: &HeaderName, route: &Route) -> bool {
@@ -186,20 +182,34 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 
-/// RFC 9110 section 7.6.1 and the older ones that are still sent.
+/// Headers that concern one connection: RFC 9110 section 7.6.1, and the older ones that are still sent.
+pub const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Headers that the proxy sets itself, or answers instead of the bank. The certificates are those that other dialects
+/// carry: a caller's would speak against our seal.
+pub const OURS: [&str; 8] = [
+    "content-length",
+    "digest",
+    "expect",
+    "host",
+    "signature",
+    "tpp-certificate",
+    "tpp-signature-certificate",
+    "x-request-id",
+];
+
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    const HOP_BY_HOP: [&str; 10] = [
-        "connection",
-        "http2-settings",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
     HOP_BY_HOP.contains(&name.as_str())
 }
 

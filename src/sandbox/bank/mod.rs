@@ -8,14 +8,14 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, DATE, HeaderName, HeaderValue, LOCATION};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body as _;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -156,7 +156,7 @@ impl Bank {
         let _ = serving.await;
     }
 
-    async fn answer(&self, request: Request<Incoming>, connection: u64) -> Response<Text> {
+    async fn answer(&self, request: Request<Incoming>, connection: u64) -> Response<Full<Bytes>> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (head, incoming) = request.into_parts();
         let judged = match collect(incoming).await {
@@ -192,10 +192,11 @@ impl Bank {
         }
     }
 
-    fn render(&self, head: &Parts, result: Result<Reply, Fault>) -> Response<Text> {
+    fn render(&self, head: &Parts, result: Result<Reply, Fault>) -> Response<Full<Bytes>> {
         let now = (self.clock)();
         let reply = result.unwrap_or_else(|fault| error(&fault, head.uri.path(), now));
-        let mut response = Response::new(Text(reply.body.map(|body| Bytes::from(body.to_string()))));
+        let mut response =
+            Response::new(Full::new(reply.body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()))));
         *response.status_mut() = reply.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json;charset=utf-8"));
@@ -297,26 +298,6 @@ async fn collect(mut incoming: Incoming) -> Result<Vec<u8>, Fault> {
         }
     }
     Ok(body)
-}
-
-/// A whole body of text, or none.
-struct Text(Option<Bytes>);
-
-impl Body for Text {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|text| Ok(Frame::data(text))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |text| text.len() as u64))
-    }
 }
 
 /// Why there is no bank.

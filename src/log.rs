@@ -2,14 +2,17 @@
 //! Must not know what the lines say.
 
 use std::collections::VecDeque;
-use std::io::Write;
+use std::io::{self, Write};
+use std::num::NonZeroU8;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::well_known::Iso8601;
+use time::format_description::well_known::iso8601::{Config, EncodedConfig, TimePrecision};
 
 /// Where lines go. Cheap to clone.
 #[derive(Clone)]
@@ -22,6 +25,7 @@ struct Shared {
     filled: Condvar,
     capacity: usize,
     dropped: IntCounter,
+    complained: AtomicBool,
 }
 
 #[derive(Default)]
@@ -41,10 +45,10 @@ pub enum Importance {
 
 /// A moment as log lines write it: RFC 3339, UTC, milliseconds.
 pub fn timestamp(time: SystemTime) -> String {
-    let time = OffsetDateTime::from(time);
-    let whole = time.replace_nanosecond(time.nanosecond() / 1_000_000 * 1_000_000).unwrap_or(time);
+    const MILLISECONDS: EncodedConfig =
+        Config::DEFAULT.set_time_precision(TimePrecision::Second { decimal_digits: NonZeroU8::new(3) }).encode();
     // Fails only for years beyond 9999.
-    whole.format(&Rfc3339).unwrap_or_default()
+    OffsetDateTime::from(time).format(&Iso8601::<MILLISECONDS>).unwrap_or_default()
 }
 
 /// The writer thread. Closing it writes what is left.
@@ -55,17 +59,31 @@ pub struct Writer {
 
 impl Log {
     /// Starts the writer thread over `out`, with room for `capacity` lines.
-    pub fn start(mut out: impl Write + Send + 'static, capacity: usize) -> std::io::Result<(Self, Writer)> {
-        let dropped = IntCounter::new("sealproxy_log_dropped_lines_total", "Log lines lost because nobody read them.")
-            .expect("the metric's name is legal");
-        let shared = Shared { queue: Mutex::default(), filled: Condvar::new(), capacity, dropped };
+    pub fn start(mut out: impl Write + Send + 'static, capacity: usize) -> io::Result<(Self, Writer)> {
+        let dropped = IntCounter::new(
+            "sealproxy_log_dropped_lines_total",
+            "Log lines lost because nobody read them or they could not be written.",
+        )
+        .expect("the metric's name is legal");
+        let shared = Shared {
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            capacity,
+            dropped,
+            complained: AtomicBool::new(false),
+        };
         let log = Self { shared: Arc::new(shared) };
         let reader = log.clone();
         let (end, done) = mpsc::channel();
         std::thread::Builder::new().name("log".into()).spawn(move || {
             while let Some(lines) = reader.wait() {
-                // A log that cannot be written cannot be complained about in the log.
-                let _ = lines.iter().try_for_each(|line| out.write_all(line.as_bytes())).and_then(|()| out.flush());
+                let written =
+                    lines.iter().try_for_each(|line| out.write_all(line.as_bytes())).and_then(|()| out.flush());
+                if let Err(error) = written {
+                    // How many of them were written nobody knows: counted are those that may be lost.
+                    reader.shared.dropped.inc_by(lines.len() as u64);
+                    reader.complain_once(&error);
+                }
             }
             // Whoever waited has waited long enough where nobody does any more.
             let _ = end.send(());
@@ -84,6 +102,14 @@ impl Log {
         queue.lines.push_back(line);
         if queue.lines.len() == 1 {
             self.shared.filled.notify_one();
+        }
+    }
+
+    /// A log that cannot be written cannot be complained about in the log.
+    fn complain_once(&self, error: &io::Error) {
+        if !self.shared.complained.swap(true, Ordering::Relaxed) {
+            // stderr may be gone as well.
+            let _ = writeln!(io::stderr(), "warning: the log cannot be written, its lines are lost: {error}");
         }
     }
 
@@ -131,13 +157,13 @@ mod tests {
     struct Stuck(Receiver<()>, Arc<Mutex<Vec<u8>>>);
 
     impl Write for Stuck {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.0.recv();
             self.1.lock().expect("no panic").extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
-        fn flush(&mut self) -> std::io::Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -155,5 +181,32 @@ mod tests {
         let written = String::from_utf8(written.lock().expect("no panic").clone()).expect("text");
         assert!(written.ends_with("payment\n"), "{written}");
         assert_eq!(written.lines().count() as u64, 101 - log.dropped().get());
+    }
+
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        let (log, writer) = Log::start(Full, 10).expect("a thread");
+        log.line("payment".into(), Importance::Keep);
+        writer.close();
+        assert_eq!(log.dropped().get(), 1);
+    }
+
+    #[test]
+    fn a_timestamp_has_three_decimals_whatever_they_are() {
+        let at = |milliseconds| timestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds));
+        assert_eq!(at(1_795_412_462_000), "2026-11-23T05:41:02.000Z");
+        assert_eq!(at(1_795_412_462_110), "2026-11-23T05:41:02.110Z");
     }
 }

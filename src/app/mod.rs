@@ -98,6 +98,8 @@ impl App {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
                 io::ErrorKind::PermissionDenied => "this user may not bind there; choose a port from 1024 up",
+                io::ErrorKind::AlreadyExists => "name a path where there is nothing, or an old socket",
+                io::ErrorKind::NotFound => "make the socket's folder first",
                 _ => "choose an address of this machine",
             };
             vec![Finding::error(&file, key, format!("cannot listen on {address}: {error}")).hint(hint)]

@@ -176,6 +176,11 @@ impl Bound {
             ended = drained(&hall, &app, app.config.drain) => ended,
             () = signal() => Ended::Hurried,
         };
+        if ended != Ended::Drained {
+            app.shared.stop();
+            // What was cut is answered in a moment, or by nobody.
+            drained(&hall, &app, LAST_WORDS).await;
+        }
         reactors.stop();
         gone.notify_waiters();
         for page in pages {
@@ -206,6 +211,9 @@ async fn drained(hall: &Hall, app: &App, limit: Duration) -> Ended {
     }
     Ended::Drained
 }
+
+/// For callers that are told at the end of the drain what is known of their requests.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How often a drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::{Failure, control_runtime};
+use super::{Failure, control_runtime, say};
 use crate::app::App;
 use crate::config::{Config, Finding};
 use crate::log::Log;
@@ -13,11 +13,11 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
         Ok((config, findings)) => [findings, build(config)?].concat(),
         Err(findings) => findings,
     };
-    findings.iter().for_each(|finding| println!("{finding}"));
+    findings.iter().for_each(say);
     if findings.iter().any(Finding::is_error) {
         return Err(Failure::Checked);
     }
-    println!("ok: {}", file.display());
+    say(format_args!("ok: {}", file.display()));
     Ok(())
 }
 

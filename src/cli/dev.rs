@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{Failure, LOG_LINES, control_runtime};
+use super::{Failure, LOG_LINES, control_runtime, say, tell};
 use crate::app::{App, Bound};
 use crate::config::Config;
 use crate::log::Log;
@@ -20,16 +20,23 @@ use crate::sandbox::kit::Kit;
 
 pub(super) fn run(folder: Option<PathBuf>, port: u16) -> Result<(), Failure> {
     let scratch = folder.is_none().then(Scratch::new).transpose()?;
+    let kept = folder.clone();
     let folder = folder.or_else(|| scratch.as_ref().map(|scratch| scratch.0.clone()));
     let folder = folder.expect("either was given or made");
     let (lines, first_line) = mpsc::channel();
     let (log, writer) = Log::start(Tap { first: Some(lines) }, LOG_LINES)?;
-    let ended = control_runtime()?.block_on(serve(&folder, port, log, first_line));
+    let ended = control_runtime()?.block_on(serve(&folder, kept.as_deref(), port, log, first_line));
     writer.close();
     ended
 }
 
-async fn serve(folder: &Path, port: u16, log: Log, first_line: mpsc::Receiver<Value>) -> Result<(), Failure> {
+async fn serve(
+    folder: &Path,
+    kept: Option<&Path>,
+    port: u16,
+    log: Log,
+    first_line: mpsc::Receiver<Value>,
+) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let kit = Kit::open_or_make(folder, SystemTime::now())?;
     let bank = SandboxBank::start(&kit)?;
@@ -37,17 +44,22 @@ async fn serve(folder: &Path, port: u16, log: Log, first_line: mpsc::Receiver<Va
     let admin = free_port(ADMIN)?;
     let config = kit.write_config(bank.address, loopback(proxy), loopback(admin))?;
     let (config, findings) = Config::load(&config).map_err(Failure::Configuration)?;
-    findings.iter().for_each(|finding| eprintln!("{finding}"));
+    findings.iter().for_each(tell);
     let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
     let bound = app.bind().await.map_err(Failure::Configuration)?;
     print_parties(&bank, &bound, port);
+    let kept = kept.map(|folder| {
+        let folder = folder.display();
+        let bank = bank.address;
+        format!("kept      {folder}: later `sealproxy sandbox --dir {folder} --listen {bank}` and `sealproxy run --config {folder}/sealproxy.yaml`")
+    });
     let address = loopback(proxy);
     std::thread::spawn(move || {
-        if let Err(error) = first_request(address, &first_line, &bank) {
-            eprintln!("the first request failed: {error}");
+        if let Err(error) = first_request(address, &first_line, &bank, kept) {
+            tell(format_args!("the first request failed: {error}"));
         }
     });
-    bound.serve(async || signals.next().await).await?;
+    bound.serve(async || signals.next_or_hangup().await).await?;
     Ok(())
 }
 
@@ -62,7 +74,7 @@ fn loopback(port: u16) -> SocketAddr {
 
 /// The first port from `wanted` on that nobody listens on.
 fn free_port(wanted: u16) -> io::Result<u16> {
-    let candidates = wanted..wanted.saturating_add(PORTS_TO_TRY);
+    let candidates = wanted..=wanted.saturating_add(PORTS_TO_TRY);
     let mut last = io::Error::other("no port to try");
     for port in candidates {
         match std::net::TcpListener::bind(loopback(port)) {
@@ -119,19 +131,25 @@ impl SandboxBank {
 
 fn print_parties(bank: &SandboxBank, bound: &Bound, wanted: u16) {
     let proxy = bound.addresses().first().map(ToString::to_string).unwrap_or_default();
-    let taken = if proxy.ends_with(&format!(":{wanted}")) { String::new() } else { format!("({wanted} is taken)") };
+    let as_wanted = wanted == 0 || proxy.ends_with(&format!(":{wanted}"));
+    let taken = if as_wanted { String::new() } else { format!("({wanted} is taken)") };
     let admin = bound.admin_addresses().first().map(ToString::to_string).unwrap_or_default();
-    println!(
+    say(format_args!(
         "bank      https://{}   sandbox, strict, throwaway certificates; nothing leaves this machine",
         bank.address
-    );
-    println!("proxy     {proxy:<27} {taken:<19} admin http://{admin}");
+    ));
+    say(format_args!("proxy     {proxy:<27} {taken:<19} admin http://{admin}"));
 }
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 
 /// Sends one request through the proxy and tells what each party made of it.
-fn first_request(proxy: SocketAddr, first_line: &mpsc::Receiver<Value>, bank: &SandboxBank) -> io::Result<()> {
+fn first_request(
+    proxy: SocketAddr,
+    first_line: &mpsc::Receiver<Value>,
+    bank: &SandboxBank,
+    kept: Option<String>,
+) -> io::Result<()> {
     let began = Instant::now();
     let answer = ask(proxy)?;
     let took = began.elapsed();
@@ -144,16 +162,19 @@ fn first_request(proxy: SocketAddr, first_line: &mpsc::Receiver<Value>, bank: &S
     let status = answer.split(' ').nth(1).unwrap_or("no status");
     let accounts = answer.matches("\"resourceId\"").count();
     let seal = line["seal_ms"].as_f64().unwrap_or_default();
-    println!("came in   GET {ACCOUNTS}        Authorization: Bearer demo");
-    println!("sealed    {covered}              key_id {key_id}  {seal:.1} ms");
-    println!(
+    say(format_args!("came in   GET {ACCOUNTS}        Authorization: Bearer demo"));
+    say(format_args!("sealed    {covered}              key_id {key_id}  {seal:.1} ms"));
+    say(format_args!(
         "bank      {status}, {}, {accounts} accounts, {:.1} ms",
         if verified.is_some() { "seal verified" } else { "seal NOT verified" },
         took.as_secs_f64() * 1e3
-    );
-    println!("try       curl -s http://{proxy}{ACCOUNTS} -H 'Authorization: Bearer demo'");
-    println!("break it  the same with -H 'X-Sandbox-Fault: stale-date'       next: sealproxy init becm --sandbox");
-    io::stdout().flush()
+    ));
+    say(format_args!("try       curl -s http://{proxy}{ACCOUNTS} -H 'Authorization: Bearer demo'"));
+    say(format_args!(
+        "break it  the same with -H 'X-Sandbox-Fault: stale-date'       next: sealproxy init becm --sandbox"
+    ));
+    kept.into_iter().for_each(say);
+    Ok(())
 }
 
 fn ask(proxy: SocketAddr) -> io::Result<String> {
@@ -181,7 +202,8 @@ impl Write for Tap {
         match self.first.take() {
             // Nobody waits for it only where the first request failed, which was told already.
             Some(first) => drop(first.send(serde_json::from_slice(line).unwrap_or(Value::Null))),
-            None => io::stdout().write_all(line)?,
+            // Who has stopped reading has seen enough.
+            None => drop(io::stdout().write_all(line)),
         }
         Ok(line.len())
     }

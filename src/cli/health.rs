@@ -4,10 +4,12 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
-use super::Failure;
+use super::{Failure, say};
 
 pub(super) fn run(admin: &str, live: bool) -> Result<(), Failure> {
     let page = if live { "/livez" } else { "/readyz" };
+    // The banner writes it as a URL, and that is what people paste.
+    let admin = admin.trim_start_matches("http://").trim_end_matches('/');
     let answer = ask(admin, page).map_err(|error| io::Error::new(error.kind(), format!("{admin}{page}: {error}")))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.lines().next().unwrap_or_default();
@@ -15,7 +17,7 @@ pub(super) fn run(admin: &str, live: bool) -> Result<(), Failure> {
         let said = if body.is_empty() { status } else { body.trim() };
         return Err(io::Error::other(format!("{admin}{page}: {said}")).into());
     }
-    println!("{}", body.trim());
+    say(body.trim());
     Ok(())
 }
 

@@ -2,8 +2,8 @@
 //! stdout is data, stderr is for people.
 
 use std::error::Error;
-use std::fmt::Write as _;
-use std::io;
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ use crate::config::Finding;
 
 /// A mutual-TLS signing forward proxy for open-banking APIs.
 #[derive(Debug, Parser)]
-#[command(name = "sealproxy", version, about, disable_help_subcommand = true)]
+#[command(name = "sealproxy", version, about)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -65,7 +65,7 @@ pub enum Command {
     },
     /// Ask a running proxy whether it is ready; for probes in images without a shell
     Health {
-        /// Its admin address
+        /// Its admin address, HOST:PORT
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
         admin: String,
         /// Ask only whether it is alive
@@ -146,7 +146,7 @@ impl Failure {
     pub fn report(self) -> ExitCode {
         match self {
             Self::NoCommand => {
-                eprintln!("{FIRST_STEPS}");
+                tell(format_args!("{FIRST_STEPS}"));
                 ExitCode::from(USAGE)
             }
             Self::Usage(error) => {
@@ -158,12 +158,12 @@ impl Failure {
                 }
             }
             Self::Configuration(findings) => {
-                findings.iter().for_each(|finding| eprintln!("{finding}"));
+                findings.iter().for_each(tell);
                 ExitCode::from(CONFIGURATION)
             }
             Self::Checked => ExitCode::from(CONFIGURATION),
             Self::Other(error) => {
-                eprintln!("error: {}", chain(&*error));
+                tell(format_args!("error: {}", chain(&*error)));
                 ExitCode::FAILURE
             }
         }
@@ -179,18 +179,27 @@ sealproxy seals requests to a bank's API and sends them over mutual TLS.
   sealproxy dev                  try it: a sandbox bank, throwaway certificates and the proxy, no files needed
   sealproxy run --config FILE    serve; `sealproxy init becm` prints a configuration to start from
 
-`sealproxy --help` lists all commands.";
+`sealproxy --help` lists the others.";
 
 /// An error and its causes in one line.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut levels = vec![error.to_string()];
     let mut source = error.source();
     while let Some(error) = source {
-        // Writing to a String does not fail.
-        let _ = write!(text, ": {error}");
+        levels.push(error.to_string());
         source = error.source();
     }
-    text
+    levels.join(": ")
+}
+
+/// One line of data. A reader that has seen enough is nobody's fault.
+fn say(line: impl fmt::Display) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// One line for people. Whether anybody reads it is their affair.
+fn tell(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The runtime of the control thread: signals, acceptors, admin pages.

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::signals::Signals;
-use super::{Failure, LOG_LINES, control_runtime};
+use super::{Failure, LOG_LINES, control_runtime, tell};
 use crate::app::{App, Bound, Ended};
 use crate::config::Config;
 use crate::log::Log;
 
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
     let (config, findings) = Config::load(file).map_err(Failure::Configuration)?;
-    findings.iter().for_each(|finding| eprintln!("{finding}"));
+    findings.iter().for_each(tell);
     let (log, writer) = Log::start(std::io::stdout(), LOG_LINES)?;
     let ended = control_runtime()?.block_on(serve(config, log));
     writer.close();
@@ -22,24 +22,24 @@ async fn serve(config: Config, log: Log) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let drain = config.drain;
     let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
-    app.findings().iter().for_each(|finding| eprintln!("{finding}"));
+    app.findings().iter().for_each(tell);
     let bound = app.bind().await.map_err(Failure::Configuration)?;
     announce(&bound);
     match bound.serve(async || signals.next().await).await? {
-        Ended::Drained => eprintln!("stopped: every request in flight has finished"),
-        Ended::TimedOut => eprintln!("stopped: requests that had not finished within {drain:?} were cut"),
-        Ended::Hurried => eprintln!("stopped at the second signal: requests in flight were cut"),
+        Ended::Drained => tell(format_args!("stopped: every request in flight has finished")),
+        Ended::TimedOut => tell(format_args!("stopped: requests that had not finished within {drain:?} were cut")),
+        Ended::Hurried => tell(format_args!("stopped at the second signal: requests in flight were cut")),
     }
     Ok(())
 }
 
 fn announce(bound: &Bound) {
     let list = |addresses: Vec<String>| addresses.join(", ");
-    eprintln!(
+    tell(format_args!(
         "sealproxy {}: proxy {}; admin {}; threads {}",
         env!("CARGO_PKG_VERSION"),
         list(bound.addresses().iter().map(ToString::to_string).collect()),
         list(bound.admin_addresses().iter().map(|address| format!("http://{address}")).collect()),
         bound.threads(),
-    );
+    ));
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{Failure, control_runtime};
+use super::{Failure, control_runtime, say};
 use crate::sandbox::bank::{Bank, Settings};
 use crate::sandbox::kit::Kit;
 
@@ -21,11 +21,14 @@ async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool) -> Result<
     let kit = Kit::open_or_make(folder, SystemTime::now())?;
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
-    let config = kit.write_config(address, SocketAddr::new(address.ip(), 0), SocketAddr::new(address.ip(), 0))?;
+    let config = kit.path("sealproxy.yaml");
+    if !config.exists() {
+        kit.write_config(address, SocketAddr::new(address.ip(), 0), SocketAddr::new(address.ip(), 0))?;
+    }
     let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
     let bank = Arc::new(Bank::new(Settings { demands_seal, ..kit.bank(authorities)? })?);
-    println!("bank https://{address}");
-    println!("config {}", config.display());
-    bank.serve(listener, signals.next()).await;
+    say(format_args!("bank https://{address}"));
+    say(format_args!("config {}", config.display()));
+    bank.serve(listener, signals.next_or_hangup()).await;
     Ok(())
 }

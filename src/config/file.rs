@@ -92,9 +92,9 @@ fn parse(text: &str) -> Result<Node, Fault> {
     if text.trim_start_matches('\u{feff}').lines().all(blank) {
         return Err(Fault::new("the file is empty").hint("`sealproxy init becm` prints a configuration to begin with"));
     }
-    serde_yaml::from_str::<IgnoredAny>(text).map_err(|error| syntax(&error))?;
+    serde_yaml::from_str::<IgnoredAny>(text).map_err(|error| syntax(text, &error))?;
     refuse_references(text)?;
-    serde_yaml::from_str(text).map_err(|error| syntax(&error))
+    serde_yaml::from_str(text).map_err(|error| syntax(text, &error))
 }
 
 /// Refuses anchors, aliases and tags, with the parser itself as the judge of what is one.
@@ -110,9 +110,13 @@ fn refuse_references(text: &str) -> Result<(), Fault> {
         .hint("write the value out; text that begins with one of these characters goes in quotes"))
 }
 
-fn syntax(error: &serde_yaml::Error) -> Fault {
-    Fault::new(format!("this is not YAML that we read: {error}"))
-        .hint("indent with spaces, write `key: value`, and put text with special characters in quotes")
+fn syntax(text: &str, error: &serde_yaml::Error) -> Fault {
+    let line = error.location().and_then(|location| text.lines().nth(location.line().saturating_sub(1)));
+    let fault = Fault::new(format!("this is not YAML that we read: {error}"));
+    if line.is_some_and(|line| line.contains("${")) {
+        return fault.hint("put \"${NAME}\" in quotes: between { and } its brace ends the map");
+    }
+    fault.hint("indent with spaces, write `key: value`, and put text with special characters in quotes")
 }
 
 impl<'de> Deserialize<'de> for Node {

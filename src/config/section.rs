@@ -141,7 +141,11 @@ impl<'a> Value<'a> {
             Node::Scalar(_) if wanted == "text" => {
                 Fault::new(format!("is {} where text is expected", self.node.kind())).hint("put it in quotes")
             }
-            node => Fault::new(format!("is {} where {wanted} is expected", node.kind())),
+            node => Fault::new(format!("is {} where {wanted} is expected", node.kind())).hint(match wanted {
+                "a list" => "write it in brackets: [one, two]",
+                "a map" => "write `key: value` lines below it, indented",
+                _ => "write one value",
+            }),
         };
         let subject = if self.key.is_empty() { "the file " } else { "" };
         self.refuse(Fault { reason: format!("{subject}{}", fault.reason), ..fault });

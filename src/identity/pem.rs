@@ -150,7 +150,7 @@ impl Reason {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Missing(_) => "check the path; a relative one starts at the working directory",
+            Self::Missing(_) => "check the path; a relative one starts at the configuration's folder",
             Self::Forbidden(_) => "make the file and its directories readable to the user that runs sealproxy",
             Self::Unreadable(_) => "the path must name a regular file",
             Self::TooLarge => "name the file of this certificate or key alone, not an archive",
@@ -164,7 +164,8 @@ impl Reason {
             }
             Self::NoCertificate => "give the certificate, leaf first, as `-----BEGIN CERTIFICATE-----` blocks",
             Self::NoKey => "give the private key that the certificate request was made with",
-            Self::KeyForCertificate | Self::CertificateForKey => "are `certificate` and `key` swapped?",
+            Self::KeyForCertificate => "name the file of the certificate; are `certificate` and `key` swapped?",
+            Self::CertificateForKey => "name the file of the key; are `certificate` and `key` swapped?",
             Self::SeveralKeys(_) => "keep the key of this certificate alone in the file",
             Self::Encrypted => "decrypt it: `openssl pkey -in FILE -out PLAIN`, and protect PLAIN by file permissions",
             Self::Pkcs12 => {

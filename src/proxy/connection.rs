@@ -137,7 +137,12 @@ where
                 }
                 return;
             }
-            () = &mut expiry => return,
+            () = &mut expiry => {
+                if clock.state() == State::Head {
+                    proxy.malformed("slow", "a request's head was not whole within the header timeout");
+                }
+                return;
+            }
             () = clock.evicted() => return,
             () = drain.begins(), if !draining => {
                 if !clock.is_busy() {

@@ -3,6 +3,7 @@
 
 use std::error::Error as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::request::Parts;
@@ -26,6 +27,8 @@ pub(super) struct Recorder {
     pub(super) unrouted: Arc<RouteMetrics>,
     /// Requests under way.
     pub(super) in_flight: IntGauge,
+    /// Whether what ends from now on is cut by the proxy's own end.
+    pub(super) stopped: Arc<AtomicBool>,
 }
 
 /// What is known of one exchange so far.
@@ -145,8 +148,13 @@ impl Exchange {
         });
     }
 
+    /// The answer ends before it is whole, and not for the bank's sake: the caller left, or the proxy stops.
     pub(super) fn caller_gone(&mut self) {
-        self.caller_gone = true;
+        if self.recorder.stopped.load(Ordering::Acquire) {
+            self.problem = Some("stopped");
+        } else {
+            self.caller_gone = true;
+        }
     }
 
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
@@ -194,7 +202,7 @@ impl Drop for Exchange {
             }
         }
         if self.status.is_none() && self.problem.is_none() {
-            self.caller_gone = true;
+            self.caller_gone();
         }
         let metrics = self.route.as_ref().map_or(&*self.recorder.unrouted, |route| &route.metrics);
         metrics.count(self.status.unwrap_or(CLIENT_CLOSED), self.outcome, took.as_secs_f64());

@@ -42,11 +42,13 @@ pub(super) async fn forward(
     let routes = proxy.shared.routes.load_full();
     let (head, incoming) = request.into_parts();
     let mut exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
-    let prepared = match refused {
-        Some(problem) => Err(problem),
-        None => prepare(proxy, &routes, head, incoming, transport, &mut exchange).await,
+    let preparing = async {
+        match refused {
+            Some(problem) => Err(problem),
+            None => prepare(proxy, &routes, head, incoming, transport, &mut exchange).await,
+        }
     };
-    match prepared {
+    match proxy.shared.unless_stopped(preparing).await.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
         Ok(prepared) => prepared.deliver(exchange).await,
         Err(problem) => refuse(&problem, exchange),
     }
@@ -62,7 +64,8 @@ async fn prepare(
 ) -> Result<Prepared, Problem> {
     let Found { route, target } = routes.find(&head, transport)?;
     exchange.routed(&route);
-    headers::check(&head, &route)?;
+    route.admit(&head.method, &target)?;
+    headers::check(&head, &route, proxy.shared.limits.headers)?;
     exchange.admitted(proxy.shared.admit()?);
     let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
     let body = body::collect(incoming, &proxy.shared.body_rules(), digest).await?;
@@ -73,14 +76,20 @@ async fn prepare(
 
 impl Prepared {
     async fn deliver(mut self, mut exchange: Exchange) -> Response<RelayBody> {
-        let lease = match self.acquire_and_seal(&mut exchange).await {
+        let shared = Arc::clone(&self.shared);
+        let sealed = shared.unless_stopped(self.acquire_and_seal(&mut exchange)).await;
+        let lease = match sealed.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
             Ok(lease) => lease,
             Err(problem) => return refuse(&problem, exchange),
         };
-        if exchange.is_safe() {
-            return self.send(lease, exchange).await;
-        }
-        self.send_to_the_end(lease, exchange).await
+        let id = exchange.id().clone();
+        let answer = if exchange.is_safe() {
+            shared.unless_stopped(self.send(lease, exchange)).await
+        } else {
+            shared.unless_stopped(self.send_to_the_end(lease, exchange)).await
+        };
+        // The exchange went with the work, and its record was logged as cut by the stop.
+        answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
     }
 
     /// Sends in a task of its own: a caller that hangs up does not cut a request that may change something at the
@@ -94,7 +103,7 @@ impl Prepared {
             }
         });
         // The task's end without an answer is a panic, and its record was logged as such.
-        waiting.await.unwrap_or_else(|_| internal(&id))
+        waiting.await.unwrap_or_else(|_| without_exchange(&Problem::Internal, &id))
     }
 
     async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
@@ -186,7 +195,7 @@ fn refuse(problem: &Problem, mut exchange: Exchange) -> Response<RelayBody> {
     answer.map(|text| RelayBody::problem(text, Some(exchange)))
 }
 
-/// The answer where a fault of ours lost the exchange, which its record has logged already.
-pub(super) fn internal(id: &HeaderValue) -> Response<RelayBody> {
-    Problem::Internal.answer(id).map(|text: Bytes| RelayBody::problem(text, None))
+/// The answer where the exchange is lost, which its record has logged already.
+pub(super) fn without_exchange(problem: &Problem, id: &HeaderValue) -> Response<RelayBody> {
+    problem.answer(id).map(|text: Bytes| RelayBody::problem(text, None))
 }

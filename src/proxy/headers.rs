@@ -56,7 +56,11 @@ fn new_request_id() -> HeaderValue {
 }
 
 /// Checks what must hold of a request's headers before its body is read.
-pub(super) fn check(head: &Parts, route: &Route) -> Result<(), Problem> {
+pub(super) fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Problem> {
+    // hyper counts those of HTTP/1.1 before anything else does.
+    if head.headers.len() > most {
+        return Err(Problem::TooManyHeaders(most));
+    }
     let sealed = [DATE, DIGEST, SIGNATURE, CONTENT_TYPE, AUTHORIZATION];
     for name in sealed.into_iter().filter(|_| route.sealer.is_some()) {
         if head.headers.get_all(&name).iter().nth(1).is_some() {

@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,7 @@ use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub mod api;
 mod body;
@@ -79,6 +80,7 @@ pub struct Shared {
     budget: Arc<Budget>,
     metrics: Metrics,
     recorder: Recorder,
+    stopped: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -89,7 +91,8 @@ impl Shared {
             routes: ArcSwap::from_pointee(routes),
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             budget: Budget::new(limits.buffered),
-            recorder: Recorder { log, unrouted, in_flight: metrics.in_flight.clone() },
+            recorder: Recorder { log, unrouted, in_flight: metrics.in_flight.clone(), stopped: Arc::default() },
+            stopped: watch::Sender::new(false),
             limits,
             timeouts,
             metrics,
@@ -99,6 +102,22 @@ impl Shared {
     /// Puts the next generation in place, whole: a request sees the old one or the new one.
     pub fn replace(&self, routes: Routes) {
         self.routes.store(Arc::new(routes));
+    }
+
+    /// Cuts what is under way: each caller is told at once what is known of its request.
+    pub fn stop(&self) {
+        self.recorder.stopped.store(true, Ordering::Release);
+        self.stopped.send_replace(true);
+    }
+
+    /// `None` if the proxy stops first.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            _ = stopped.wait_for(|stopped| *stopped) => None,
+        }
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, Problem> {
@@ -135,7 +154,7 @@ impl Proxy {
         let mut work = pin!(forward::forward(self, request, transport, identified));
         let mut response = std::future::poll_fn(|cx| {
             let polled = std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
-            polled.unwrap_or_else(|_| Poll::Ready(forward::internal(&id)))
+            polled.unwrap_or_else(|_| Poll::Ready(forward::without_exchange(&Problem::Internal, &id)))
         })
         .await;
         response.body_mut().hold(busy);

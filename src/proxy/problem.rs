@@ -70,6 +70,9 @@ pub enum Problem {
     /// `Connection` names a header that belongs to the bank.
     #[error("Connection names {0}, which the bank must get")]
     ConnectionNames(HeaderName),
+    /// More header fields than the limit.
+    #[error("the request has more than {0} header fields")]
+    TooManyHeaders(usize),
     /// `Expect` holds something else than `100-continue`.
     #[error("only 100-continue can be expected")]
     Expectation,
@@ -103,6 +106,9 @@ pub enum Problem {
     /// No answer.
     #[error("{0}")]
     Send(#[source] SendError),
+    /// The process ends before the exchange does.
+    #[error("the proxy stopped before the exchange ended")]
+    Stopped(Outcome),
     /// A fault of ours.
     #[error("the proxy failed in the middle of the exchange")]
     Internal,
@@ -149,6 +155,9 @@ impl Problem {
             Self::ConnectionNames(_) => {
                 face(S::BAD_REQUEST, "connection-option", "Forbidden Connection option", MALFORMED)
             }
+            Self::TooManyHeaders(_) => {
+                face(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers", "Too many header fields", MALFORMED)
+            }
             Self::Expectation => face(S::EXPECTATION_FAILED, "expectation", "Unknown expectation", MALFORMED),
             Self::NoContentType => face(S::BAD_REQUEST, "no-content-type", "No Content-Type", MALFORMED),
             Self::BodyTooLarge(_) => face(S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", DENIED),
@@ -164,6 +173,7 @@ impl Problem {
                 face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
             }
             Self::Send(error) => of_send(error),
+            Self::Stopped(_) => face(S::BAD_GATEWAY, "stopped", "The proxy stopped", "proxy_internal_error"),
             Self::Internal => face(S::BAD_GATEWAY, "internal", "Internal fault", "proxy_internal_error"),
         }
     }
@@ -177,26 +187,26 @@ impl Problem {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Send(error) => error.outcome,
+            Self::Stopped(outcome) => *outcome,
             Self::Internal => Outcome::Unknown,
             _ => Outcome::NotSent,
         }
     }
 
-    /// The cause below this level, for the log.
+    /// What went wrong with the bank or in here, level by level, for the log; nothing of a caller's own faults.
     pub(super) fn cause(&self) -> Option<String> {
-        let mut source = match self {
-            // These two say their source's own text already.
-            Self::Acquire(error) => error.source(),
-            Self::Send(error) => error.cause.source(),
-            other => other.source(),
+        let mut level: &dyn std::error::Error = match self {
+            Self::Acquire(error) => error,
+            Self::Send(error) => &error.cause,
+            other => other.source()?,
         };
-        let mut chain = Vec::new();
-        while let Some(error) = source {
-            chain.push(error.to_string());
-            source = error.source();
+        let mut chain = vec![level.to_string()];
+        while let Some(source) = level.source() {
+            chain.push(source.to_string());
+            level = source;
         }
         chain.dedup();
-        (!chain.is_empty()).then(|| chain.join(": "))
+        Some(chain.join(": "))
     }
 
     /// The answer to the request of this id.
@@ -221,7 +231,7 @@ impl Problem {
         headers.insert(PROXY_STATUS, proxy_status(error, kind));
         match self {
             Self::MethodNotAllowed(methods) => insert_text(headers, ALLOW, methods),
-            Self::Connect => insert_text(headers, ALLOW, "GET, POST, PUT, DELETE"),
+            Self::Connect => insert_text(headers, ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE"),
             // The bank cannot have acted, and waiting helps.
             Self::BufferFull | Self::Overloaded | Self::SealTimeout(_) | Self::Acquire(AcquireError::Busy) => {
                 insert_text(headers, RETRY_AFTER, "1");
@@ -234,63 +244,43 @@ impl Problem {
 
 fn of_acquire(error: &AcquireError) -> Face {
     use AcquireError as E;
-    use StatusCode as S;
-    const CERTIFICATE: &str = "tls_certificate_error";
-    match error {
-        E::Resolve(_) => face(S::BAD_GATEWAY, "upstream-unresolvable", "Upstream does not resolve", "dns_error"),
-        E::ResolveTimeout(_) => {
-            face(S::GATEWAY_TIMEOUT, "upstream-unresolvable", "Upstream does not resolve", "dns_timeout")
+    let (status, title, rfc9209) = match error {
+        E::Resolve(_) => (StatusCode::BAD_GATEWAY, "Upstream does not resolve", "dns_error"),
+        E::ResolveTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "Upstream does not resolve", "dns_timeout"),
+        E::PrivateAddress(_) => {
+            (StatusCode::BAD_GATEWAY, "Upstream is not on the internet", "destination_ip_prohibited")
         }
-        E::PrivateAddress(_) => face(
-            S::BAD_GATEWAY,
-            "upstream-private-address",
-            "Upstream is not on the internet",
-            "destination_ip_prohibited",
-        ),
-        E::Refused(_) => {
-            face(S::BAD_GATEWAY, "upstream-refused", "Upstream refused the connection", "connection_refused")
-        }
-        E::Connect(_) => {
-            face(S::BAD_GATEWAY, "upstream-unreachable", "Upstream unreachable", "destination_ip_unroutable")
-        }
-        E::ConnectTimeout(_) => {
-            face(S::GATEWAY_TIMEOUT, "upstream-connect-timeout", "Upstream unreachable", "connection_timeout")
-        }
-        E::HandshakeTimeout(_) => {
-            face(S::GATEWAY_TIMEOUT, "upstream-handshake-timeout", "TLS handshake too slow", "connection_timeout")
-        }
-        E::Untrusted(_) => face(S::BAD_GATEWAY, "upstream-untrusted", "Upstream not trusted", CERTIFICATE),
-        E::WrongName(_) => face(S::BAD_GATEWAY, "upstream-wrong-name", "Upstream has another name", CERTIFICATE),
-        E::Expired(_) => face(S::BAD_GATEWAY, "upstream-expired", "Upstream's certificate expired", CERTIFICATE),
-        E::QwacRefused(_) => face(S::BAD_GATEWAY, "qwac-refused", "Our QWAC was refused", "tls_alert_received"),
-        E::NoCommonProtocol(_) => {
-            face(S::BAD_GATEWAY, "upstream-no-common-protocol", "No common protocol", "tls_protocol_error")
-        }
-        E::Handshake(_) | E::Http(_) => {
-            face(S::BAD_GATEWAY, "upstream-handshake-failed", "TLS handshake failed", "tls_protocol_error")
-        }
-        E::Busy => face(S::SERVICE_UNAVAILABLE, "upstream-busy", "Upstream busy", "connection_limit_reached"),
-    }
+        E::Refused(_) => (StatusCode::BAD_GATEWAY, "Upstream refused the connection", "connection_refused"),
+        E::Connect(_) => (StatusCode::BAD_GATEWAY, "Upstream unreachable", "destination_ip_unroutable"),
+        E::ConnectTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "Upstream unreachable", "connection_timeout"),
+        E::HandshakeTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "TLS handshake too slow", "connection_timeout"),
+        E::Untrusted(_) => (StatusCode::BAD_GATEWAY, "Upstream not trusted", "tls_certificate_error"),
+        E::WrongName(_) => (StatusCode::BAD_GATEWAY, "Upstream has another name", "tls_certificate_error"),
+        E::Expired(_) => (StatusCode::BAD_GATEWAY, "Upstream's certificate expired", "tls_certificate_error"),
+        E::QwacRefused(_) => (StatusCode::BAD_GATEWAY, "Our QWAC was refused", "tls_alert_received"),
+        E::NoCommonProtocol(_) => (StatusCode::BAD_GATEWAY, "No common protocol", "tls_protocol_error"),
+        E::Handshake(_) | E::Http(_) => (StatusCode::BAD_GATEWAY, "TLS handshake failed", "tls_protocol_error"),
+        E::Busy => (StatusCode::SERVICE_UNAVAILABLE, "Upstream busy", "connection_limit_reached"),
+    };
+    face(status, error.kind(), title, rfc9209)
 }
 
 /// Never 503 and never `Retry-After`: meshes and HTTP libraries resend on those.
 fn of_send(error: &SendError) -> Face {
-    use StatusCode as S;
-    match error.cause {
-        Cause::QwacRefused(_) => face(S::BAD_GATEWAY, "qwac-refused", "Our QWAC was refused", "tls_alert_received"),
+    let (status, title, rfc9209) = match error.cause {
+        Cause::QwacRefused(_) => (StatusCode::BAD_GATEWAY, "Our QWAC was refused", "tls_alert_received"),
         Cause::ClosedBeforeHead(_) => {
-            face(S::BAD_GATEWAY, "upstream-closed", "Upstream closed without an answer", "connection_terminated")
+            (StatusCode::BAD_GATEWAY, "Upstream closed without an answer", "connection_terminated")
         }
-        Cause::ClosedInHead(_) => {
-            face(S::BAD_GATEWAY, "upstream-closed-in-head", "Upstream's head was cut", "http_response_incomplete")
-        }
+        Cause::ClosedInHead(_) => (StatusCode::BAD_GATEWAY, "Upstream's head was cut", "http_response_incomplete"),
         Cause::MalformedHead(_) | Cause::Switched => {
-            face(S::BAD_GATEWAY, "upstream-malformed", "Upstream's head is malformed", "http_protocol_error")
+            (StatusCode::BAD_GATEWAY, "Upstream's head is malformed", "http_protocol_error")
         }
         Cause::ResponseTimeout(_) => {
-            face(S::GATEWAY_TIMEOUT, "upstream-timeout", "Upstream did not answer in time", "http_response_timeout")
+            (StatusCode::GATEWAY_TIMEOUT, "Upstream did not answer in time", "http_response_timeout")
         }
-    }
+    };
+    face(status, error.cause.kind(), title, rfc9209)
 }
 
 fn proxy_status(error: &str, kind: &str) -> HeaderValue {

@@ -56,6 +56,17 @@ impl Route {
         &self.settings.upstream
     }
 
+    /// Whether a request for this target may take this route.
+    pub(super) fn admit(&self, method: &Method, target: &PathAndQuery) -> Result<(), Problem> {
+        if self.api.environment(target.path()) != self.environment {
+            return Err(Problem::OtherEnvironment(self.environment));
+        }
+        if !self.settings.methods.contains(method) {
+            return Err(Problem::MethodNotAllowed(self.allow()));
+        }
+        Ok(())
+    }
+
     fn allow(&self) -> String {
         self.settings.methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
     }
@@ -115,12 +126,6 @@ impl Routes {
         refuse_other_sites(&head.headers, &authority)?;
         let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let route = self.lookup(table, &target)?;
-        if route.api.environment(target.path()) != route.environment {
-            return Err(Problem::OtherEnvironment(route.environment));
-        }
-        if !route.settings.methods.contains(&head.method) {
-            return Err(Problem::MethodNotAllowed(route.allow()));
-        }
         Ok(Found { route: Arc::clone(route), target })
     }
 

@@ -34,6 +34,9 @@ impl Kit {
 
     /// Issues everything. The file that tells a whole kit is written last.
     fn make(&self, now: SystemTime) -> Result<(), Error> {
+        if let Some(name) = FILES.iter().find(|name| self.path(name).exists()) {
+            return Err(Error::Foreign(self.path(name)));
+        }
         let authority = Authority::new(now)?;
         let tpp = Tpp::demo();
         self.write("ca.pem", authority.certificate_pem())?;
@@ -91,13 +94,17 @@ impl Kit {
     }
 }
 
+/// What is made.
+const FILES: [&str; 8] =
+    ["ca.pem", "bank.pem", "bank.key", "qwac.pem", "qwac.key", "other-qsealc.pem", "qsealc.key", "qsealc.pem"];
 /// Written last: where it is, the kit is whole.
 const LAST: &str = "qsealc.pem";
 
 fn config(bank: SocketAddr, proxy: SocketAddr, admin: SocketAddr) -> String {
     format!(
         "\
-# A proxy in front of a sandbox bank on this machine. Throwaway certificates: nothing here is worth protecting.
+# A proxy in front of a sandbox bank on this machine, written anew by each `sealproxy dev --dir`: keep changes elsewhere.
+# Throwaway certificates: nothing here is worth protecting.
 listen: [\"{proxy}\"]
 admin: [\"{admin}\"]
 identities:
@@ -131,6 +138,9 @@ pub enum Error {
         /// What happened.
         source: io::Error,
     },
+    /// Somebody else's file, or half a kit.
+    #[error("{} is there already, without the rest of a sandbox: choose an empty folder", .0.display())]
+    Foreign(PathBuf),
     /// Issuing.
     #[error("the sandbox authority could not issue a certificate")]
     Authority(#[from] authority::Error),

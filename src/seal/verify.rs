@@ -1,6 +1,6 @@
 //! Judges a received request as a bank does: the exact reason on failure. No sockets; the clock is an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -13,7 +13,8 @@ use super::cavage::{Component, Message, signing_string};
 use super::dialect::{Dialect, When};
 use super::digest::BodyDigest;
 use super::{DIGEST, SIGNATURE};
-use crate::identity::certificate::Certificate;
+use crate::identity::certificate::{Certificate, Curve, PublicKey};
+use crate::key::Scheme;
 
 /// Knows a dialect and the certificates that are registered under their key ids.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ impl Verifier {
         self
     }
 
-    /// How far `Date` may be from the clock, either way. 5 minutes unless told otherwise.
+    /// How far `Date` may be from the clock, either way, in whole seconds. 5 minutes unless told otherwise.
     #[must_use]
     pub fn tolerance(self, tolerance: Duration) -> Self {
         Self { tolerance, ..self }
@@ -70,8 +71,13 @@ impl Verifier {
         if list.is_empty() {
             return Err(Rejected::EmptyList);
         }
-        let parse = |name: &str| Component::parse(name).ok_or_else(|| Rejected::NotAName(name.to_owned()));
+        let parse = |name: &str| Component::parse(name).ok_or_else(|| Rejected::NotAName(brief(name)));
         let listed: Vec<Component> = list.split(' ').map(parse).collect::<Result<_, _>>()?;
+        // A name that could come twice would make the signing string grow with the square of the head.
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = listed.iter().find(|component| !seen.insert(component.name())) {
+            return Err(Rejected::ListedTwice(twice.to_string()));
+        }
         if listed.contains(&Component::Header(AUTHORIZATION)) {
             return Err(Rejected::SignsAuthorization);
         }
@@ -91,14 +97,14 @@ impl Verifier {
 
     fn judge_date(&self, headers: &HeaderMap, now: SystemTime) -> Result<(), Rejected> {
         let text = single(headers, &DATE)?;
-        let date = httpdate::parse_http_date(text).map_err(|_| Rejected::NotADate(text.to_owned()))?;
-        match (now.duration_since(date), date.duration_since(now)) {
-            (Ok(age), _) if age > self.tolerance => {
-                Err(Rejected::Stale { seconds: age.as_secs(), tolerance: self.tolerance.as_secs() })
-            }
-            (_, Ok(lead)) if lead > self.tolerance => {
-                Err(Rejected::Early { seconds: lead.as_secs(), tolerance: self.tolerance.as_secs() })
-            }
+        // Only one of the three forms that parse is written today (RFC 9110 section 5.6.7).
+        let fixdate = |date: &SystemTime| httpdate::fmt_http_date(*date) == text;
+        let date = httpdate::parse_http_date(text).ok().filter(fixdate);
+        let date = date.ok_or_else(|| Rejected::NotADate(text.to_owned()))?;
+        let tolerance = self.tolerance.as_secs();
+        match now.duration_since(date).map_err(|lead| lead.duration().as_secs()) {
+            Ok(age) if age.as_secs() > tolerance => Err(Rejected::Stale { seconds: age.as_secs(), tolerance }),
+            Err(seconds) if seconds > tolerance => Err(Rejected::Early { seconds, tolerance }),
             _ => Ok(()),
         }
     }
@@ -121,16 +127,29 @@ impl Verifier {
         string: &[u8],
         signature: &[u8],
     ) -> Result<(), Rejected> {
-        let known = self.dialect.labels.iter().find(|(_, known)| label.is_none_or(|label| label == known));
-        let Some((scheme, _)) = known else {
-            return Err(Rejected::Algorithm {
-                found: label.cloned().unwrap_or_default(),
-                expected: self.dialect.labels.iter().map(|(_, label)| *label).collect::<Vec<_>>().join(", "),
-            });
-        };
-        certificate
-            .verify(string, signature, *scheme)
-            .map_err(|_| Rejected::Signature { string: String::from_utf8_lossy(string).into_owned() })
+        let labels = self.dialect.labels;
+        let registered = scheme(certificate.public_key());
+        // A key of a kind that the bank has no label for verifies nothing, whatever the label says.
+        let known = labels.iter().find(|(scheme, _)| Some(*scheme) == registered).or(labels.first());
+        if let (Some(found), Some((_, expected))) = (label, known)
+            && found != expected
+        {
+            return Err(Rejected::Algorithm { found: found.clone(), expected: (*expected).to_owned() });
+        }
+        if known.is_some_and(|(scheme, _)| certificate.verify(string, signature, *scheme).is_ok()) {
+            return Ok(());
+        }
+        Err(Rejected::Signature { string: String::from_utf8_lossy(string).into_owned() })
+    }
+}
+
+/// What a key of this kind signs with: the registered key decides, and the label must not contradict it
+/// (draft-cavage-http-signatures-12 section 2.1.3).
+fn scheme(key: &PublicKey) -> Option<Scheme> {
+    match key {
+        PublicKey::Rsa { .. } => Some(Scheme::RsaPkcs1Sha256),
+        PublicKey::Ec { curve: Curve::P256, .. } => Some(Scheme::EcdsaP256Sha256),
+        _ => None,
     }
 }
 
@@ -156,8 +175,8 @@ pub fn parameters(value: &str) -> Result<BTreeMap<String, String>, Rejected> {
     while !rest.is_empty() {
         let (name, after) = rest.split_once('=').ok_or_else(|| Rejected::Malformed(brief(rest)))?;
         let name = name.trim();
-        let (value, after) = parameter_value(after).ok_or_else(|| Rejected::Malformed(brief(name)))?;
-        if name.is_empty() || name.contains(['"', ',', ' ']) {
+        let (value, after) = parameter_value(after.trim_start()).ok_or_else(|| Rejected::Malformed(brief(name)))?;
+        if name.is_empty() || name.contains(['"', ',', ' ', '\t']) {
             return Err(Rejected::Malformed(brief(name)));
         }
         if parameters.insert(name.to_owned(), value).is_some() {
@@ -174,7 +193,7 @@ pub fn parameters(value: &str) -> Result<BTreeMap<String, String>, Rejected> {
 /// A token or a quoted string, and what stands behind it.
 fn parameter_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find([',', ' ']).unwrap_or(text.len());
+        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
         return (end > 0 && !text[..end].contains('"')).then(|| (text[..end].to_owned(), &text[end..]));
     };
     let mut value = String::new();
@@ -231,6 +250,9 @@ pub enum Rejected {
     /// Something in the list is no header's name.
     #[error("the list of signed headers holds {0:?}, which is no header name")]
     NotAName(String),
+    /// Something is in the list twice.
+    #[error("the list of signed headers holds {0} twice")]
+    ListedTwice(String),
     /// Something that must be signed is not.
     #[error("{0} is not signed")]
     NotCovered(&'static str),
@@ -241,7 +263,7 @@ pub enum Rejected {
     #[error("the header {0} is signed, but the request has none")]
     Unsent(HeaderName),
     /// `Date` is no date.
-    #[error("the Date {0:?} is not an HTTP date")]
+    #[error("the Date {0:?} is not an IMF-fixdate like \"Tue, 20 Apr 2021 02:07:55 GMT\"")]
     NotADate(String),
     /// `Date` is too old.
     #[error("the Date is {seconds} seconds old, {tolerance} are tolerated")]
@@ -279,4 +301,111 @@ pub enum Rejected {
         /// The signing string as the bank sees it.
         string: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use http::Method;
+
+    use super::*;
+    use crate::identity::pem;
+    use crate::seal::dialect::BECM;
+
+    const TARGET: &str = "/becm/stet-psd2-api/v2.1/accounts";
+    const LIST: &str = "(request-target) host date x-request-id";
+
+    fn vector(member: &str) -> String {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/becm.json")).expect("JSON");
+        vectors["cases"][0][member].as_str().expect("text").to_owned()
+    }
+
+    /// The golden request without a body, its `Signature` changed.
+    fn headers(change: impl FnOnce(String) -> String) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("host", vector("host")),
+            ("date", vector("date")),
+            ("x-request-id", vector("x_request_id")),
+            ("signature", change(vector("signature"))),
+        ] {
+            headers.insert(HeaderName::from_static(name), value.parse().expect("a value"));
+        }
+        headers
+    }
+
+    fn certificate(name: &str) -> Certificate {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
+        Certificate::from_der(pem::read_chain(&path).expect("a chain").remove(0)).expect("a certificate")
+    }
+
+    fn verify(dialect: &'static Dialect, headers: &HeaderMap, late: Duration) -> Result<Verified, Rejected> {
+        let golden = certificate("becm-qsealc.pem");
+        let key_id = golden.sha1_hex();
+        let now = httpdate::parse_http_date(&vector("date")).expect("a date") + late;
+        let message = Message { method: &Method::GET, target: TARGET, headers };
+        Verifier::new(dialect).register(&key_id, golden).verify(&message, b"", now)
+    }
+
+    #[test]
+    fn a_name_listed_twice_is_refused_before_it_costs_anything() {
+        let many = headers(|signature| signature.replace(LIST, &format!("{LIST}{}", " host".repeat(20_000))));
+        let rejected = verify(&BECM, &many, Duration::ZERO).expect_err("refused");
+        assert_eq!(rejected, Rejected::ListedTwice("host".into()));
+        assert_eq!(rejected.to_string(), "the list of signed headers holds host twice");
+        let spelled = headers(|signature| signature.replace(LIST, &format!("{LIST} DATE")));
+        assert_eq!(verify(&BECM, &spelled, Duration::ZERO), Err(Rejected::ListedTwice("date".into())));
+    }
+
+    #[test]
+    fn the_registered_key_decides_the_algorithm_and_the_label_must_agree() {
+        const TWO: Dialect =
+            Dialect { labels: &[(Scheme::EcdsaP256Sha256, "ecdsa"), (Scheme::RsaPkcs1Sha256, "rsa-sha256")], ..BECM };
+        let without = headers(|signature| signature.replace("algorithm=\"rsa-sha256\",", ""));
+        for dialect in [&BECM, &TWO] {
+            verify(dialect, &without, Duration::ZERO).expect("the label is not demanded");
+        }
+        let other = headers(|signature| signature.replace("rsa-sha256", "ecdsa"));
+        assert_eq!(
+            verify(&TWO, &other, Duration::ZERO),
+            Err(Rejected::Algorithm { found: "ecdsa".into(), expected: "rsa-sha256".into() })
+        );
+    }
+
+    #[test]
+    fn a_dialect_without_labels_accepts_no_signature() {
+        const NONE: Dialect = Dialect { labels: &[], ..BECM };
+        let rejected = verify(&NONE, &headers(|signature| signature), Duration::ZERO);
+        assert_eq!(rejected, Err(Rejected::Signature { string: vector("signing_string") }));
+    }
+
+    #[test]
+    fn only_an_imf_fixdate_is_a_date() {
+        for obsolete in ["Tuesday, 20-Apr-21 02:07:55 GMT", "Tue Apr 20 02:07:55 2021", "Tue, 20 Apr 2021 02:07:55 UTC"]
+        {
+            let mut headers = headers(|signature| signature);
+            headers.insert(DATE, HeaderValue::from_static(obsolete));
+            assert_eq!(verify(&BECM, &headers, Duration::ZERO), Err(Rejected::NotADate(obsolete.into())));
+        }
+    }
+
+    #[test]
+    fn the_age_that_is_told_is_the_age_that_is_judged() {
+        let headers = headers(|signature| signature);
+        verify(&BECM, &headers, Duration::from_millis(300_999)).expect("a Date has no milliseconds");
+        let rejected = verify(&BECM, &headers, Duration::from_millis(301_000)).expect_err("refused");
+        assert_eq!(rejected.to_string(), "the Date is 301 seconds old, 300 are tolerated");
+    }
+
+    #[test]
+    fn parameters_may_have_white_space_around_everything() {
+        let read = parameters("a = \"b, \\\"c\\\"\"\t,\td=e\t, f=g=").expect("parameters");
+        let expected = [("a", "b, \"c\""), ("d", "e"), ("f", "g=")];
+        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+        for malformed in ["=b", "a", "a=", "a=\"b", "a=\"b\\", "a=b c=d", "a b=c", "a=b\"c", "a=,b=c"] {
+            assert!(matches!(parameters(malformed), Err(Rejected::Malformed(_))), "{malformed}");
+        }
+    }
 }

@@ -86,10 +86,7 @@ impl Connector {
                     stream.set_nodelay(true).map_err(AcquireError::Connect)?;
                     return Ok(stream);
                 }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    last = AcquireError::Refused(error);
-                }
-                Ok(Err(error)) => last = AcquireError::Connect(error),
+                Ok(Err(error)) => last = unreachable(*address, &error),
                 Err(_) => {}
             }
         }
@@ -122,6 +119,15 @@ impl Connector {
             drop(permit);
         });
         Ok(Established { sender, count })
+    }
+}
+
+/// Says which address it was: the log's reader has more than one.
+fn unreachable(address: SocketAddr, error: &io::Error) -> AcquireError {
+    let told = io::Error::new(error.kind(), format!("{address}: {error}"));
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => AcquireError::Refused(told),
+        _ => AcquireError::Connect(told),
     }
 }
 

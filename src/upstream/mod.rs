@@ -170,7 +170,7 @@ impl Upstream {
             Ok(under_way) => connection.await.map(|connection| Lease::new(connection, self, under_way)),
             Err(busy) => Err(busy),
         };
-        lease.inspect_err(|error| self.destination.metrics.fail(error.cause()))
+        lease.inspect_err(|error| self.destination.metrics.fail(error.kind()))
     }
 
     async fn any(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
@@ -281,7 +281,7 @@ impl Lease {
                 Ok(response.map(|incoming| Answer::new(incoming, self)))
             }
             Err(error) => {
-                self.destination.metrics.fail(error.cause.name());
+                self.destination.metrics.fail(error.cause.kind());
                 Err(error)
             }
         }
@@ -431,7 +431,7 @@ pub enum AcquireError {
     #[error("the TLS handshake with the upstream took longer than {0:?}")]
     HandshakeTimeout(Duration),
     /// We do not trust the bank.
-    #[error("the upstream's certificate is not trusted")]
+    #[error("the upstream's certificate is not trusted; the setting `trust` says whose certificates are")]
     Untrusted(#[source] io::Error),
     /// The bank's certificate is somebody else's.
     #[error("the upstream's certificate is for another name")]
@@ -457,17 +457,22 @@ pub enum AcquireError {
 }
 
 impl AcquireError {
-    fn cause(&self) -> &'static str {
+    /// One stable word for problems and metrics.
+    pub fn kind(&self) -> &'static str {
         match self {
-            Self::Resolve(_) | Self::ResolveTimeout(_) => "resolve",
-            Self::PrivateAddress(_) => "private_address",
-            Self::Refused(_) => "refused",
-            Self::Connect(_) | Self::ConnectTimeout(_) => "connect",
-            Self::HandshakeTimeout(_) | Self::Handshake(_) | Self::Http(_) => "handshake",
-            Self::Untrusted(_) | Self::WrongName(_) | Self::Expired(_) => "untrusted",
-            Self::QwacRefused(_) => "qwac_refused",
-            Self::NoCommonProtocol(_) => "no_common_protocol",
-            Self::Busy => "busy",
+            Self::Resolve(_) | Self::ResolveTimeout(_) => "upstream-unresolvable",
+            Self::PrivateAddress(_) => "upstream-private-address",
+            Self::Refused(_) => "upstream-refused",
+            Self::Connect(_) => "upstream-unreachable",
+            Self::ConnectTimeout(_) => "upstream-connect-timeout",
+            Self::HandshakeTimeout(_) => "upstream-handshake-timeout",
+            Self::Handshake(_) | Self::Http(_) => "upstream-handshake-failed",
+            Self::Untrusted(_) => "upstream-untrusted",
+            Self::WrongName(_) => "upstream-wrong-name",
+            Self::Expired(_) => "upstream-expired",
+            Self::QwacRefused(_) => "qwac-refused",
+            Self::NoCommonProtocol(_) => "upstream-no-common-protocol",
+            Self::Busy => "upstream-busy",
         }
     }
 }
@@ -507,13 +512,14 @@ pub enum Cause {
 }
 
 impl Cause {
-    fn name(&self) -> &'static str {
+    /// One stable word for problems and metrics.
+    pub fn kind(&self) -> &'static str {
         match self {
-            Self::QwacRefused(_) => "qwac_refused",
-            Self::ClosedBeforeHead(_) => "closed_before_head",
-            Self::ClosedInHead(_) => "closed_in_head",
-            Self::MalformedHead(_) | Self::Switched => "malformed_head",
-            Self::ResponseTimeout(_) => "response_timeout",
+            Self::QwacRefused(_) => "qwac-refused",
+            Self::ClosedBeforeHead(_) => "upstream-closed",
+            Self::ClosedInHead(_) => "upstream-closed-in-head",
+            Self::MalformedHead(_) | Self::Switched => "upstream-malformed",
+            Self::ResponseTimeout(_) => "upstream-timeout",
         }
     }
 }

@@ -120,6 +120,38 @@ fn a_unix_socket_reaches_the_proxy_whatever_the_host_says() {
 }
 
 #[test]
+fn a_unix_listener_never_removes_what_is_no_socket() {
+    let bank = FakeBank::good();
+    let precious = std::env::temp_dir().join(format!("sealproxy-test-{}.key", std::process::id()));
+    std::fs::write(&precious, "precious").expect("a file");
+    let yaml = config(bank.address, "", "")
+        .replace("127.0.0.1:0\"]\nadmin", &format!("unix:{}\"]\nadmin", precious.display()));
+    let started = std::panic::catch_unwind(|| Rig::start(&yaml));
+    assert!(started.is_err(), "it must not start");
+    assert_eq!(std::fs::read(&precious).expect("still there"), b"precious");
+    std::fs::remove_file(&precious).expect("ours");
+}
+
+#[test]
+fn too_many_header_fields_are_refused_over_http_2_as_well() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(rig.address()).await.expect("connected");
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("h2");
+        tokio::spawn(connection);
+        let mut request = Request::get(format!("http://{}{ACCOUNTS}", rig.address()));
+        for number in 0..120 {
+            request = request.header(format!("psu-{number}"), "a");
+        }
+        let request = request.body(Full::new(Bytes::new())).expect("a request");
+        assert_eq!(sender.send_request(request).await.expect("an answer").status(), 431);
+    });
+    assert_eq!(bank.connections(), 0);
+}
+
+#[test]
 fn a_caller_that_hangs_up_does_not_cut_a_payment() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(400), ok("{\"done\":true}")));
     let rig = Rig::before(&bank);

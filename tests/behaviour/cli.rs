@@ -93,7 +93,7 @@ fn dev_seals_a_first_request_and_shows_what_a_fault_looks_like() {
     let answer = get(address, ACCOUNTS, "");
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     let log = read_until(&mut reader, "{");
-    assert!(log[0].contains("\"event\":\"exchange\""), "the log follows: {log:?}");
+    assert!(log[0].starts_with("kept      ") && log[1].contains("\"event\":\"exchange\""), "{log:?}");
     let config = folder.join("sealproxy.yaml");
     let checked = output(&["check", "--config", config.to_str().expect("UTF-8")]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));

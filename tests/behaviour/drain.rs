@@ -43,16 +43,35 @@ fn requests_in_flight_finish_and_nobody_new_is_let_in() {
 }
 
 #[test]
-fn a_drain_ends_at_its_deadline() {
+fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(5), ok("{}")));
     let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 300ms }\n"));
     let address = rig.address();
-    std::thread::spawn(move || send(address, format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()));
+    let payment = std::thread::spawn(move || {
+        let head =
+            format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
+        send(address, format!("{head}{{}}").as_bytes())
+    });
+    let body = std::thread::spawn(move || {
+        // Still waits for its body: nothing of it can have left.
+        let head =
+            format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
+        send(address, head.as_bytes())
+    });
     std::thread::sleep(Duration::from_millis(200));
     let began = Instant::now();
     rig.signal();
+    let log = rig.log.clone();
     assert_eq!(rig.ended(), Ended::TimedOut);
     assert!(began.elapsed() < Duration::from_secs(2));
+    let payment = payment.join().expect("no panic");
+    assert_eq!((payment.status, &*payment.problem(), &*payment.outcome()), (502, "stopped", "unknown"));
+    assert_eq!(payment.header("retry-after"), None);
+    let body = body.join().expect("no panic");
+    assert_eq!((body.status, &*body.problem(), &*body.outcome()), (502, "stopped", "not_sent"));
+    let lines = log.wait(2);
+    assert!(lines.iter().all(|line| line["problem"] == "stopped" && line["caller_gone"] == false), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line["outcome"] == "unknown").count(), 1, "{lines:?}");
 }
 
 #[test]

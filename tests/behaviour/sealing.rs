@@ -144,7 +144,7 @@ fn what_the_caller_says_in_our_name_is_replaced() {
     assert_eq!(rig.request("POST", &format!("{API}/payment-requests"), headers, "{}").status, 200);
     let received = bank.only();
     verify(&received).expect("verified");
-    assert!(!received.head.contains("forged") && !received.head.contains("1970"), "{}", received.head);
+    assert!(!received.head.contains("forged") && !received.head.contains("Jan 1970"), "{}", received.head);
     for single in ["signature", "digest", "date", "host", "x-request-id"] {
         assert_eq!(received.names().iter().filter(|name| *name == single).count(), 1, "{single}");
     }

@@ -23,7 +23,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
@@ -80,8 +81,10 @@ pub struct Observation {
     pub method: Method,
     /// Path and query.
     pub target: String,
-    /// `X-Request-Id`.
+    /// `X-Request-Id`; empty if there was none.
     pub request_id: String,
+    /// `Date`; empty if there was none.
+    pub date: String,
     /// What the bank answered.
     pub status: StatusCode,
     /// What the signature covered, where it verified.
@@ -159,7 +162,8 @@ impl Bank {
     async fn answer(&self, request: Request<Incoming>, connection: u64) -> Response<Full<Bytes>> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (head, incoming) = request.into_parts();
-        let judged = match collect(incoming).await {
+        let late = || Fault::new(StatusCode::REQUEST_TIMEOUT, "the body did not come to its end in 30 seconds");
+        let judged = match timeout(BODY_TIME, collect(incoming)).await.unwrap_or_else(|_| Err(late())) {
             Ok(body) => self.judge(&head, &body),
             Err(fault) => (None, Err(fault)),
         };
@@ -169,7 +173,7 @@ impl Bank {
     }
 
     /// Judges, and answers what may be answered.
-    fn judge(&self, head: &Parts, body: &[u8]) -> (Option<Verified>, Result<Reply, Fault>) {
+    fn judge(&self, head: &Parts, body: &Bytes) -> (Option<Verified>, Result<Reply, Fault>) {
         let path = head.uri.path();
         let query = head.uri.query().unwrap_or_default();
         let Some((base, rest)) = split(path) else {
@@ -195,8 +199,7 @@ impl Bank {
     fn render(&self, head: &Parts, result: Result<Reply, Fault>) -> Response<Full<Bytes>> {
         let now = (self.clock)();
         let reply = result.unwrap_or_else(|fault| error(&fault, head.uri.path(), now));
-        let mut response =
-            Response::new(Full::new(reply.body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()))));
+        let mut response = Response::new(Full::new(reply.body));
         *response.status_mut() = reply.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json;charset=utf-8"));
@@ -214,12 +217,13 @@ impl Bank {
     }
 
     fn observe(&self, head: &Parts, connection: u64, status: StatusCode, verified: Option<Verified>) {
-        let id = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let observation = Observation {
             connection,
             method: head.method.clone(),
             target: head.uri.to_string(),
-            request_id: id.unwrap_or_default().to_owned(),
+            request_id: text(REQUEST_ID),
+            date: text(DATE),
             status,
             verified,
         };
@@ -239,8 +243,9 @@ impl Bank {
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const API: &str = "stet-psd2-api/v2.1/";
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const BODY: u64 = 16 * 1024 * 1024;
-const OBSERVATIONS: usize = 1000;
+const BODY: usize = 16 * 1024 * 1024;
+const BODY_TIME: Duration = Duration::from_secs(30);
+const OBSERVATIONS: usize = 10_000;
 
 /// The brand's base path and what follows it: the sandbox's, and for configurations shaped like production's the other.
 fn split(path: &str) -> Option<(&'static str, &str)> {
@@ -252,52 +257,63 @@ fn token(head: &Parts, body: &[u8]) -> Result<Reply, Fault> {
     if head.method != Method::POST {
         return Err(Fault::new(StatusCode::METHOD_NOT_ALLOWED, "the resource does not take this method"));
     }
-    let refuse = |description: &str| {
-        let body = json!({ "error": "invalid_request", "error_description": description, "error_uri": null });
-        Ok(Reply { status: StatusCode::BAD_REQUEST, body: Some(body), location: None })
+    let refuse = |error: &str, description: &str| {
+        let body = json!({ "error": error, "error_description": description, "error_uri": null });
+        Ok(Reply::new(StatusCode::BAD_REQUEST, &body))
     };
     let kind = head.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if !kind.starts_with("application/x-www-form-urlencoded") {
-        return refuse("the body must be application/x-www-form-urlencoded");
+        return refuse("invalid_request", "the body must be application/x-www-form-urlencoded");
     }
     let form = String::from_utf8_lossy(body);
     let field = |name: &str| form.split('&').filter_map(|pair| pair.split_once('=')).find(|(found, _)| *found == name);
     match field("grant_type") {
         Some((_, "authorization_code" | "refresh_token" | "client_credentials")) => {}
-        Some(_) => return refuse("unknown grant_type"),
-        None => return refuse("grant_type is missing"),
+        Some(_) => return refuse("unsupported_grant_type", "unknown grant_type"),
+        None => return refuse("invalid_request", "grant_type is missing"),
     }
     let scope = field("scope").map_or("aisp", |(_, scope)| scope);
     let token = uuid::Uuid::new_v4().simple().to_string();
-    Ok(Reply::ok(json!({ "access_token": token, "token_type": "bearer", "expires_in": 900, "scope": scope })))
+    let body = json!({ "access_token": token, "token_type": "bearer", "expires_in": 900, "scope": scope });
+    Ok(Reply::new(StatusCode::OK, &body))
+}
+
+/// An error as the bank writes it, its members in the bank's order.
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    status: u16,
+    timestamp: &'a str,
+    message: &'a str,
+    error: &'a str,
+    path: &'a str,
 }
 
 fn error(fault: &Fault, path: &str, now: SystemTime) -> Reply {
     let timestamp = OffsetDateTime::from(now);
     let timestamp = timestamp.replace_nanosecond(0).unwrap_or(timestamp);
     let timestamp = timestamp.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
-    let body: Value = json!({
-        "status": fault.status.as_u16(),
-        "timestamp": timestamp.replace('Z', "+00:00"),
-        "message": fault.message,
-        "error": fault.status.canonical_reason().unwrap_or_default(),
-        "path": path,
-    });
-    Reply { status: fault.status, body: Some(body), location: None }
+    let body = ErrorBody {
+        status: fault.status.as_u16(),
+        timestamp: &timestamp.replace('Z', "+00:00"),
+        message: &fault.message,
+        error: fault.status.canonical_reason().unwrap_or_default(),
+        path,
+    };
+    Reply::new(fault.status, &body)
 }
 
-async fn collect(mut incoming: Incoming) -> Result<Vec<u8>, Fault> {
+async fn collect(mut incoming: Incoming) -> Result<Bytes, Fault> {
     let mut body = Vec::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
         let frame = frame.map_err(|error| Fault::new(StatusCode::BAD_REQUEST, format!("the body was cut: {error}")))?;
         if let Ok(data) = frame.into_data() {
             body.extend_from_slice(&data);
         }
-        if body.len() as u64 > BODY {
+        if body.len() > BODY {
             return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
         }
     }
-    Ok(body)
+    Ok(body.into())
 }
 
 /// Why there is no bank.
@@ -312,4 +328,54 @@ pub enum Error {
     /// A socket.
     #[error("the bank cannot listen")]
     Io(#[from] io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(method: Method, kind: &str, body: &str) -> (StatusCode, String) {
+        let request = Request::builder().method(method).uri("/becm/oauth2/token").header(CONTENT_TYPE, kind);
+        let head = request.body(()).expect("a request").into_parts().0;
+        let reply = token(&head, body.as_bytes()).unwrap_or_else(|fault| error(&fault, "/", SystemTime::UNIX_EPOCH));
+        (reply.status, String::from_utf8(reply.body.to_vec()).expect("UTF-8"))
+    }
+
+    #[test]
+    fn an_error_is_written_as_the_bank_writes_it() {
+        let fault = Fault::new(StatusCode::BAD_REQUEST, "the header host is missing");
+        let now =
+            httpdate::parse_http_date("Mon, 23 Nov 2026 04:00:00 GMT").expect("a date") + Duration::from_millis(9);
+        assert_eq!(
+            error(&fault, "/becm/stet-psd2-api/v2.1/accounts", now).body,
+            "{\"status\":400,\"timestamp\":\"2026-11-23T04:00:00+00:00\",\"message\":\"the header host is missing\",\
+             \"error\":\"Bad Request\",\"path\":\"/becm/stet-psd2-api/v2.1/accounts\"}"
+        );
+    }
+
+    #[test]
+    fn the_token_endpoint_takes_a_form_with_a_grant_type() {
+        const FORM: &str = "application/x-www-form-urlencoded";
+        let (status, body) = asked(Method::POST, FORM, "grant_type=client_credentials&client_id=a&scope=pisp");
+        assert_eq!(status, StatusCode::OK);
+        assert!(body.contains("\"token_type\":\"bearer\"") && body.contains("\"scope\":\"pisp\""), "{body}");
+        for (kind, form, error) in [
+            ("application/json", "grant_type=client_credentials", "invalid_request"),
+            (FORM, "client_id=a", "invalid_request"),
+            (FORM, "grant_type=password", "unsupported_grant_type"),
+        ] {
+            let (status, body) = asked(Method::POST, kind, form);
+            assert_eq!(status, StatusCode::BAD_REQUEST);
+            assert!(body.starts_with(&format!("{{\"error\":\"{error}\",")), "{body}");
+        }
+        assert_eq!(asked(Method::GET, FORM, "").0, StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[test]
+    fn both_shapes_of_a_path_are_the_bank() {
+        assert_eq!(split("/sandbox/becm/oauth2/token"), Some(("/sandbox/becm", "oauth2/token")));
+        assert_eq!(split("/becm/oauth2/token"), Some(("/becm", "oauth2/token")));
+        assert_eq!(split("/becmx/oauth2/token"), None);
+        assert_eq!(split("/cic/oauth2/token"), None);
+    }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::identity::certificate::Certificate;
 use crate::seal::cavage::Message;
@@ -36,7 +36,7 @@ impl Fault {
 }
 
 /// What the caller of a sandbox can ask to be wrong.
-pub(super) const FAULT: HeaderName = HeaderName::from_static("x-sandbox-fault");
+const FAULT: HeaderName = HeaderName::from_static("x-sandbox-fault");
 
 /// Asks the bank to answer as if something of its own differed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +49,14 @@ enum Pretence {
 
 impl Pretence {
     fn of(headers: &HeaderMap) -> Result<Self, Fault> {
-        match headers.get(FAULT).map(HeaderValue::as_bytes) {
+        match at_most_one(headers, &FAULT)? {
             None => Ok(Self::Nothing),
-            Some(b"stale-date") => Ok(Self::StaleDate),
-            Some(b"wrong-key") => Ok(Self::WrongKey),
-            Some(b"wrong-path") => Ok(Self::WrongPath),
-            Some(_) => Err(Fault::bad("X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path")),
+            Some("stale-date") => Ok(Self::StaleDate),
+            Some("wrong-key") => Ok(Self::WrongKey),
+            Some("wrong-path") => Ok(Self::WrongPath),
+            Some(other) => {
+                Err(Fault::bad(format!("X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path: {other:?}")))
+            }
         }
     }
 }
@@ -76,8 +78,8 @@ impl Rules {
     /// Every header rule, then digest and signature.
     pub(super) fn judge_sealed(&self, head: &Parts, body: &[u8], now: SystemTime) -> Result<Verified, Fault> {
         self.judge_headers(head, body)?;
-        let authorization = head.headers.get(AUTHORIZATION).map_or("", |value| value.to_str().unwrap_or_default());
-        if !authorization.starts_with("Bearer ") || authorization.len() == "Bearer ".len() {
+        let token = at_most_one(&head.headers, &AUTHORIZATION)?.and_then(|value| value.strip_prefix("Bearer "));
+        if token.is_none_or(|token| token.trim().is_empty()) {
             return Err(Fault::new(StatusCode::UNAUTHORIZED, "the header authorization holds no Bearer token"));
         }
         self.judge_seal(head, body, now)
@@ -98,14 +100,16 @@ impl Rules {
         if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)) {
             return Err(Fault::bad("the header x-request-id is not one token"));
         }
-        match (body.is_empty(), head.headers.contains_key(CONTENT_TYPE)) {
+        match (body.is_empty(), at_most_one(&head.headers, &CONTENT_TYPE)?.is_some()) {
             (true, true) => return Err(Fault::bad("the request has a content-type and no body")),
             (false, false) => return Err(Fault::bad("the request has a body and no content-type")),
             _ => {}
         }
-        match head.headers.keys().find(|name| is_leftover(name.as_str())) {
-            Some(name) => Err(Fault::bad(format!("the header {name} has no business here"))),
-            None => Ok(()),
+        let leftovers: Vec<_> = head.headers.keys().map(HeaderName::as_str).filter(|name| is_leftover(name)).collect();
+        match leftovers.as_slice() {
+            [] => Ok(()),
+            [name] => Err(Fault::bad(format!("the header {name} has no business here"))),
+            names => Err(Fault::bad(format!("the headers {} have no business here", names.join(", ")))),
         }
     }
 
@@ -115,7 +119,11 @@ impl Rules {
         let (verifier, target, now) = match pretence {
             Pretence::Nothing => (&self.verifier, target.to_owned(), now),
             Pretence::StaleDate => (&self.verifier, target.to_owned(), now + AHEAD),
-            Pretence::WrongKey => (self.other_key.as_ref().unwrap_or(&self.verifier), target.to_owned(), now),
+            Pretence::WrongKey => {
+                let other =
+                    self.other_key.as_ref().ok_or_else(|| Fault::bad("this bank has no other key to pretend"))?;
+                (other, target.to_owned(), now)
+            }
             Pretence::WrongPath => (&self.verifier, format!("/rewritten{target}"), now),
         };
         let message = Message { method: &head.method, target: &target, headers: &head.headers };
@@ -125,7 +133,8 @@ impl Rules {
 
 /// What a proxy should have kept to itself.
 fn is_leftover(name: &str) -> bool {
-    const LEFTOVERS: [&str; 14] = [
+    const LEFTOVERS: [&str; 17] = [
+        "baggage",
         "cookie",
         "expect",
         "forwarded",
@@ -139,16 +148,186 @@ fn is_leftover(name: &str) -> bool {
         "upgrade",
         "via",
         "traceparent",
+        "tracestate",
         "connection",
+        "x-real-ip",
     ];
     LEFTOVERS.contains(&name) || name.starts_with("x-forwarded-") || name.starts_with("sealproxy-")
 }
 
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, Fault> {
+    at_most_one(headers, name)?.ok_or_else(|| Fault::bad(format!("the header {name} is missing")))
+}
+
+fn at_most_one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Fault> {
     let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => value.to_str().map_err(|_| Fault::bad(format!("the header {name} is not text"))),
-        (None, _) => Err(Fault::bad(format!("the header {name} is missing"))),
-        (Some(_), Some(_)) => Err(Fault::bad(format!("the header {name} is there more than once"))),
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(Fault::bad(format!("the header {name} is there more than once")));
+    }
+    let text = first.map(|value| value.to_str().map_err(|_| Fault::bad(format!("the header {name} is not text"))));
+    text.transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
+    use super::*;
+    use crate::sandbox::authority::{Authority, KeyKind, Tpp};
+
+    const PEM: &[u8] = include_bytes!("../../../tests/vectors/becm-qsealc.pem");
+
+    fn vectors() -> serde_json::Value {
+        serde_json::from_str(include_str!("../../../tests/vectors/becm.json")).expect("JSON")
+    }
+
+    fn now() -> SystemTime {
+        httpdate::parse_http_date("Tue, 20 Apr 2021 02:07:55 GMT").expect("a date")
+    }
+
+    fn rules(other: bool) -> Rules {
+        let certificate = |pem: &[u8]| {
+            Certificate::from_der(CertificateDer::from_pem_slice(pem).expect("PEM")).expect("a certificate")
+        };
+        let other = other.then(|| {
+            let issued = Authority::new(now()).and_then(|authority| authority.qsealc(&Tpp::demo(), KeyKind::P256));
+            certificate(issued.expect("issued").chain_pem.as_bytes())
+        });
+        Rules::new(vec!["localhost:1".into(), "oauth2-apisi.e-i.com".into()], certificate(PEM), other)
+    }
+
+    /// A golden request with the headers that are not signed, and its body.
+    fn golden(index: usize) -> (Parts, String) {
+        let case = &vectors()["cases"][index];
+        let text = |member: &str| case[member].as_str().unwrap_or_default().to_owned();
+        let mut request = Request::builder().method(text("method").as_str()).uri(text("target"));
+        for (name, value) in [
+            ("host", text("host")),
+            ("date", text("date")),
+            ("x-request-id", text("x_request_id")),
+            ("digest", text("digest")),
+            ("content-type", text("content_type")),
+            ("signature", text("signature")),
+            ("authorization", "Bearer demo".into()),
+            ("accept", "application/json".into()),
+            ("user-agent", "Golden TPP".into()),
+        ] {
+            if !value.is_empty() {
+                request = request.header(name, value);
+            }
+        }
+        (request.body(()).expect("a request").into_parts().0, text("body"))
+    }
+
+    /// The golden request without a body, changed.
+    fn refused(change: impl FnOnce(&mut HeaderMap)) -> Fault {
+        let (mut head, body) = golden(0);
+        change(&mut head.headers);
+        rules(false).judge_sealed(&head, body.as_bytes(), now()).expect_err("refused")
+    }
+
+    fn with(name: &'static str, value: &'static str) -> Fault {
+        refused(|headers| drop(headers.insert(name, value.parse().expect("a value"))))
+    }
+
+    fn twice(name: &'static str, value: &'static str) -> Fault {
+        refused(|headers| assert!(headers.append(name, value.parse().expect("a value"))))
+    }
+
+    fn without(name: &'static str) -> Fault {
+        refused(|headers| drop(headers.remove(name)))
+    }
+
+    #[test]
+    fn the_golden_requests_are_accepted() {
+        for index in [0, 1] {
+            let (head, body) = golden(index);
+            let verified = rules(false).judge_sealed(&head, body.as_bytes(), now()).expect("accepted");
+            assert_eq!(verified.key_id, vectors()["key_id"].as_str().expect("text"));
+        }
+    }
+
+    #[test]
+    fn every_header_rule_is_refused_by_name() {
+        for (fault, message) in [
+            (without("host"), "the header host is missing"),
+            (twice("host", "oauth2-apisi.e-i.com"), "the header host is there more than once"),
+            (
+                with("host", "evil.example"),
+                "the header host is \"evil.example\", expected localhost:1 or oauth2-apisi.e-i.com",
+            ),
+            (without("accept"), "the header accept is missing or empty"),
+            (with("user-agent", " "), "the header user-agent is missing or empty"),
+            (without("x-request-id"), "the header x-request-id is missing"),
+            (twice("x-request-id", "a"), "the header x-request-id is there more than once"),
+            (with("x-request-id", "a,b"), "the header x-request-id is not one token"),
+            (with("x-request-id", ""), "the header x-request-id is not one token"),
+            (with("content-type", "application/json"), "the request has a content-type and no body"),
+            (with("cookie", "a=b"), "the header cookie has no business here"),
+            (with("x-forwarded-for", "::1"), "the header x-forwarded-for has no business here"),
+            (twice("authorization", "Bearer b"), "the header authorization is there more than once"),
+            (without("date"), "the header date is missing"),
+            (without("signature"), "the header signature is missing"),
+        ] {
+            assert_eq!(fault, Fault::bad(message));
+        }
+    }
+
+    #[test]
+    fn all_leftovers_are_named() {
+        let fault = refused(|headers| {
+            for name in ["proxy-connection", "te", "x-forwarded-proto"] {
+                headers.insert(name, "a".parse().expect("a value"));
+            }
+        });
+        assert_eq!(fault, Fault::bad("the headers proxy-connection, te, x-forwarded-proto have no business here"));
+    }
+
+    #[test]
+    fn a_request_without_a_token_is_unauthorized() {
+        let faults = [without("authorization"), with("authorization", "Bearer  "), with("authorization", "Basic YTpi")];
+        assert!(faults.iter().all(|fault| fault.status == StatusCode::UNAUTHORIZED), "{faults:?}");
+    }
+
+    #[test]
+    fn a_body_needs_one_content_type_and_its_own_digest() {
+        let judge = |change: &dyn Fn(&mut HeaderMap), body: &str| {
+            let (mut head, _) = golden(1);
+            change(&mut head.headers);
+            rules(false).judge_sealed(&head, body.as_bytes(), now()).expect_err("refused").message
+        };
+        let body = golden(1).1;
+        assert_eq!(
+            judge(&|headers| drop(headers.remove(CONTENT_TYPE)), &body),
+            "the request has a body and no content-type"
+        );
+        assert_eq!(
+            judge(&|headers| assert!(headers.append(CONTENT_TYPE, "a/b".parse().expect("a value"))), &body),
+            "the header content-type is there more than once"
+        );
+        assert_eq!(judge(&|headers| drop(headers.remove("digest")), &body), "the header digest is missing");
+        assert_eq!(
+            judge(&|_| (), "{}"),
+            "the Digest is SHA-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=, but that of the body is \
+             SHA-256=RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o="
+        );
+    }
+
+    #[test]
+    fn a_pretence_shows_the_message_of_the_rejection() {
+        let pretend = |what: &'static str, other| {
+            let (mut head, body) = golden(0);
+            head.headers.insert(FAULT, what.parse().expect("a value"));
+            rules(other).judge_sealed(&head, body.as_bytes(), now()).expect_err("refused").message
+        };
+        let unverified = "the signature does not verify with the registered certificate over \"(request-target): get ";
+        assert_eq!(pretend("stale-date", true), "the Date is 600 seconds old, 300 are tolerated");
+        assert!(pretend("wrong-key", true).starts_with(&format!("{unverified}/becm/")));
+        assert!(pretend("wrong-path", true).starts_with(&format!("{unverified}/rewritten/becm/")));
+        assert_eq!(pretend("wrong-key", false), "this bank has no other key to pretend");
+        assert_eq!(pretend("slow", true), "X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path: \"slow\"");
     }
 }

@@ -4,6 +4,7 @@ mod bank_faults;
 mod callers;
 mod cli;
 mod drain;
+mod framing;
 mod outside;
 mod requests;
 mod sealing;

@@ -43,7 +43,9 @@ fn judge(target: &str, path: &str, query: Option<&str>) {
         let canonical = oracle::canonical(path.as_bytes());
         assert_eq!(reading, String::from_utf8_lossy(&canonical), "another reading is more lenient");
         let changed = reading != path;
-        assert!(changed || matches!(reading, Cow::Borrowed(_)) || path.contains(['%', ';', '\\']) || path.contains("//"));
+        assert!(
+            changed || matches!(reading, Cow::Borrowed(_)) || path.contains(['%', ';', '\\']) || path.contains("//")
+        );
     }
     is_signed_byte_for_byte(target);
 }

@@ -11,9 +11,9 @@ use tokio::sync::futures::Notified;
 use super::counted::Count;
 use super::{Payload, ReactorId};
 
-/// Idle connections, oldest first.
+/// The connections that wait, and the rules for them.
 pub(super) struct Pool {
-    idle: Mutex<Vec<Idle>>,
+    waiting: Mutex<Waiting>,
     returned: Notify,
     max_idle: Duration,
     max_age: Duration,
@@ -28,6 +28,14 @@ pub(super) struct Connection {
     pub(super) served: u64,
 }
 
+#[derive(Default)]
+struct Waiting {
+    /// Oldest first.
+    idle: Vec<Idle>,
+    /// Whether a task looks after them: one at a time, however often the list runs empty.
+    pruned: bool,
+}
+
 struct Idle {
     connection: Connection,
     since: Instant,
@@ -36,13 +44,13 @@ struct Idle {
 impl Pool {
     /// `max_idle` and `max_age` hold for each connection; a background task closes those past it.
     pub(super) fn new(max_idle: Duration, max_age: Duration) -> Arc<Self> {
-        Arc::new(Self { idle: Mutex::default(), returned: Notify::new(), max_idle, max_age })
+        Arc::new(Self { waiting: Mutex::default(), returned: Notify::new(), max_idle, max_age })
     }
 
     /// The newest live connection of this reactor, or else of any.
     pub(super) fn take(&self, reactor: ReactorId) -> Option<Connection> {
         let now = Instant::now();
-        let mut idle = self.lock();
+        let idle = &mut self.lock().idle;
         loop {
             let own = idle.iter().rposition(|idle| idle.connection.home == reactor);
             let newest = own.or_else(|| idle.len().checked_sub(1))?;
@@ -57,11 +65,11 @@ impl Pool {
     pub(super) fn put(self: &Arc<Self>, connection: Connection) {
         let idle = Idle { connection, since: Instant::now() };
         if idle.since - idle.connection.born < self.max_age {
-            let mut list = self.lock();
-            if list.is_empty() {
+            let mut waiting = self.lock();
+            waiting.idle.push(idle);
+            if !std::mem::replace(&mut waiting.pruned, true) {
                 tokio::spawn(prune(Arc::downgrade(self), self.max_idle));
             }
-            list.push(idle);
         }
         self.returned.notify_one();
     }
@@ -75,22 +83,26 @@ impl Pool {
         now - idle.since < self.max_idle && now - idle.connection.born < self.max_age
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         // A list of connections is whole after any panic: nothing is written in halves.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Closes what has been idle for too long, until the list is empty or the pool is gone.
 async fn prune(pool: Weak<Pool>, max_idle: Duration) {
     loop {
-        tokio::time::sleep(max_idle / 4).await;
+        tokio::time::sleep((max_idle / 4).max(SHORTEST_LOOK)).await;
         let Some(pool) = pool.upgrade() else { return };
         let now = Instant::now();
-        let mut idle = pool.lock();
-        idle.retain(|idle| pool.keeps(idle, now) && !idle.connection.sender.is_closed());
-        if idle.is_empty() {
+        let mut waiting = pool.lock();
+        waiting.idle.retain(|idle| pool.keeps(idle, now) && !idle.connection.sender.is_closed());
+        if waiting.idle.is_empty() {
+            waiting.pruned = false;
             return;
         }
     }
 }
+
+/// However short the idle time, looking costs next to nothing.
+const SHORTEST_LOOK: Duration = Duration::from_millis(50);

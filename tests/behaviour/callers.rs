@@ -216,6 +216,19 @@ fn at_the_limit_of_connections_an_idle_one_makes_room() {
     drop(crowd);
 }
 
+#[test]
+fn idle_connections_to_the_bank_are_closed_before_the_bank_does_it() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "    idle: 300ms\n", ""));
+    for _ in 0..2 {
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        assert!(rig.metrics().contains("sealproxy_upstream_connections{upstream=\"bank\"} 1"));
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(rig.metrics().contains("sealproxy_upstream_connections{upstream=\"bank\"} 0"), "{}", rig.metrics());
+    }
+    assert_eq!(bank.connections(), 2);
+}
+
 /// The words that a caller puts everywhere, and that must be nowhere but at the bank.
 const CANARY: &str = "c4n4ry";
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use libfuzzer_sys::fuzz_target;
 use rustls::client::ResolvesClientCert;
@@ -52,6 +53,7 @@ fn head(bytes: &[u8]) -> Option<Parts> {
 fn judge(head: &Parts, transport: Transport, found: &Found) {
     assert_ne!(head.method, Method::CONNECT, "a tunnel has a route");
     let hosts: Vec<String> = named(&head.headers, &HOST);
+    assert!(!hosts.iter().any(|host| host.contains(',')), "a list of hosts has a route");
     let absolute = head.uri.authority().map(|authority| host(authority.as_str()));
     assert!(hosts.len() <= 1, "two hosts have one route");
     assert!(
@@ -59,8 +61,11 @@ fn judge(head: &Parts, transport: Transport, found: &Found) {
         "two authorities"
     );
     let authority = absolute.or(hosts.into_iter().next()).expect("a request that names nobody has a route");
-    assert!(!authority.contains(['@', ',', '/']), "{authority}");
+    assert!(!authority.contains(['@', '/']), "a user or a path in {authority}");
     let bank = BANKS.iter().find(|bank| bank.host == authority);
+    if let Some(bank) = bank.filter(|bank| port(head).is_none_or(|port| port == bank.port)) {
+        assert_eq!(found.route.upstream_name(), bank.host, "another bank's route");
+    }
     assert!(bank.is_some() || transport == Transport::Unix || is_own(&authority), "{authority} is not ours");
 
     let sites = head.headers.get_all("sec-fetch-site");
@@ -77,10 +82,8 @@ fn judge(head: &Parts, transport: Transport, found: &Found) {
     let path = found.target.path();
     assert_eq!(oracle::dot_segment(path.as_bytes()), None, "a dot segment has a route");
     let read = String::from_utf8_lossy(&oracle::canonical(path.as_bytes())).into_owned();
-    // A port may say that it is the proxy after all: then every bank's routes count.
-    let expected = |path: &str| longest(path, |_| true);
-    assert_eq!(expected(path), Some(found.route.settings.path.as_str()), "a longer route fits");
-    assert_eq!(expected(&read), expected(path), "a lenient bank takes {read} to another route");
+    assert_eq!(longest(path), Some(found.route.settings.path.as_str()), "a longer route fits");
+    assert_eq!(longest(&read), longest(path), "a lenient bank takes {read} to another route");
 }
 
 /// The hosts that header fields name, in lower case, without ports.
@@ -90,8 +93,15 @@ fn named(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
 
 fn host(authority: &str) -> String {
     let end = authority.rfind(']').map_or(0, |bracket| bracket + 1);
-    let port = authority[end..].find(':').map_or(authority.len(), |colon| end + colon);
-    authority[..port].to_ascii_lowercase()
+    let colon = authority[end..].find(':').map_or(authority.len(), |colon| end + colon);
+    assert!(authority[colon..].bytes().skip(1).all(|byte| byte.is_ascii_digit()), "no port has a route: {authority}");
+    authority[..colon].to_ascii_lowercase()
+}
+
+/// The port that the authority names.
+fn port(head: &Parts) -> Option<u16> {
+    let named = head.headers.get(HOST).and_then(|value| value.to_str().ok()?.parse().ok());
+    head.uri.authority().cloned().or(named).and_then(|authority: Authority| authority.port_u16())
 }
 
 fn is_own(host: &str) -> bool {
@@ -100,13 +110,9 @@ fn is_own(host: &str) -> bool {
 }
 
 /// The longest of the routes that a path fits.
-fn longest(path: &str, counts: impl Fn(&str) -> bool) -> Option<&'static str> {
+fn longest(path: &str) -> Option<&'static str> {
     let fits = |route: &str| if route.ends_with('/') { path.starts_with(route) } else { path == route };
-    PATHS
-        .into_iter()
-        .map(|(route, _)| route)
-        .filter(|route| counts(route) && fits(route))
-        .max_by_key(|route| route.len())
+    PATHS.into_iter().map(|(route, _)| route).filter(|route| fits(route)).max_by_key(|route| route.len())
 }
 
 /// A signature covers each component in one line of its own: no value can add one or leave its own.

@@ -32,6 +32,7 @@ impl Signals {
     }
 
     /// Waits for the next one, or for the terminal to close.
+    #[cfg(feature = "sandbox")]
     pub(super) async fn next_or_hangup(&mut self) {
         self.any().await;
     }

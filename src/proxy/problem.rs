@@ -252,7 +252,7 @@ fn of_acquire(error: &AcquireError) -> Face {
         }
         E::Refused(_) => (StatusCode::BAD_GATEWAY, "Upstream refused the connection", "connection_refused"),
         E::Connect(_) => (StatusCode::BAD_GATEWAY, "Upstream unreachable", "destination_ip_unroutable"),
-        E::ConnectTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "Upstream unreachable", "connection_timeout"),
+        E::ConnectTimeout(..) => (StatusCode::GATEWAY_TIMEOUT, "Upstream unreachable", "connection_timeout"),
         E::HandshakeTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "TLS handshake too slow", "connection_timeout"),
         E::Untrusted(_) => (StatusCode::BAD_GATEWAY, "Upstream not trusted", "tls_certificate_error"),
         E::WrongName(_) => (StatusCode::BAD_GATEWAY, "Upstream has another name", "tls_certificate_error"),

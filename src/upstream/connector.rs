@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in};
 use super::{AcquireError, Destination, Payload};
 
@@ -46,8 +47,7 @@ impl Connector {
     pub(super) async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Established, AcquireError> {
         let metrics = &self.destination.metrics;
         let began = Instant::now();
-        let addresses = self.resolve().await?;
-        let tcp = self.reach(&addresses).await?;
+        let tcp = self.reach().await?;
         metrics.connect.observe(began.elapsed().as_secs_f64());
         let began = Instant::now();
         let tls = self.shake_hands(tcp).await?;
@@ -55,42 +55,23 @@ impl Connector {
         self.speak_http(tls, permit).await
     }
 
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, AcquireError> {
-        let settings = &self.destination.settings;
-        let origin = (settings.origin.host.as_str(), settings.origin.port);
-        let found = match timeout(settings.timeouts.resolve, tokio::net::lookup_host(origin)).await {
-            Err(_) => return Err(AcquireError::ResolveTimeout(settings.timeouts.resolve)),
-            Ok(found) => found.map_err(AcquireError::Resolve)?,
-        };
-        let (private, mut public): (Vec<_>, Vec<_>) = found.partition(|address| is_private(address.ip()));
-        if settings.private {
-            public.extend(private);
-        } else if let (true, Some(address)) = (public.is_empty(), private.first()) {
-            return Err(AcquireError::PrivateAddress(address.ip()));
-        }
-        if public.is_empty() {
-            return Err(AcquireError::Resolve(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
-        }
-        Ok(public)
+    /// Connects to the bank itself.
+    async fn reach(&self) -> Result<TcpStream, AcquireError> {
+        let addresses = self.acceptable(self.destination.resolver.addresses().await?)?;
+        let limit = self.destination.settings.timeouts.connect;
+        attempts::connect(addresses, limit).await.map_err(|attempts| unreached(attempts, limit))
     }
 
-    /// Tries the addresses in turn. A dead one costs its share of the deadline, not all of it.
-    async fn reach(&self, addresses: &[SocketAddr]) -> Result<TcpStream, AcquireError> {
-        let whole = self.destination.settings.timeouts.connect;
-        let share = whole / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        let mut last = AcquireError::ConnectTimeout(whole);
-        for address in addresses {
-            match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    // Whole requests leave in one write; waiting for more would only add latency.
-                    stream.set_nodelay(true).map_err(AcquireError::Connect)?;
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => last = unreachable(*address, &error),
-                Err(_) => {}
-            }
+    /// Leaves out what no bank on the internet has. Holds for every answer, however it came.
+    fn acceptable(&self, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, AcquireError> {
+        if self.destination.settings.private {
+            return Ok(found);
         }
-        Err(last)
+        let (private, public): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| is_private(address.ip()));
+        match private.first() {
+            Some(address) if public.is_empty() => Err(AcquireError::PrivateAddress(address.ip())),
+            _ => Ok(public),
+        }
     }
 
     async fn shake_hands(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, AcquireError> {
@@ -122,12 +103,11 @@ impl Connector {
     }
 }
 
-/// Says which address it was: the log's reader has more than one.
-fn unreachable(address: SocketAddr, error: &io::Error) -> AcquireError {
-    let told = io::Error::new(error.kind(), format!("{address}: {error}"));
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => AcquireError::Refused(told),
-        _ => AcquireError::Connect(told),
+fn unreached(attempts: Attempts, limit: Duration) -> AcquireError {
+    match attempts {
+        attempts if attempts.is_timeout() => AcquireError::ConnectTimeout(limit, attempts),
+        attempts if attempts.is_refused() => AcquireError::Refused(attempts),
+        attempts => AcquireError::Connect(attempts),
     }
 }
 

@@ -22,17 +22,22 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, timeout};
 
+mod attempts;
 mod connector;
 mod counted;
+mod hosts;
 mod metrics;
 mod payload;
 mod pool;
+mod resolver;
 mod tls;
 
+pub use attempts::Attempts;
 use connector::{Connector, TURNAROUND};
 pub use metrics::Families;
 pub use payload::Payload;
 use pool::{Connection, Pool};
+use resolver::{Resolver, Unresolved};
 pub use tls::TrustError;
 
 /// How one bank is reached.
@@ -108,6 +113,7 @@ pub struct ReactorId(pub usize);
 /// What outlives a change of identity: where the bank is, how much it is asked at a time, what was counted.
 pub struct Destination {
     settings: Settings,
+    resolver: Arc<Resolver>,
     connections: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
     metrics: metrics::Metrics,
@@ -116,7 +122,9 @@ pub struct Destination {
 impl Destination {
     /// A bank under its name in the configuration.
     pub fn new(name: &str, settings: Settings, families: &Families) -> Arc<Self> {
+        let Origin { host, port } = &settings.origin;
         Arc::new(Self {
+            resolver: Resolver::new(host, *port, settings.timeouts.resolve),
             connections: Arc::new(Semaphore::new(settings.connections)),
             in_flight: Arc::new(Semaphore::new(settings.in_flight)),
             metrics: families.of(name),
@@ -411,7 +419,7 @@ pub enum SetupError {
 pub enum AcquireError {
     /// The name has no address.
     #[error("the upstream's name does not resolve")]
-    Resolve(#[source] io::Error),
+    Resolve(#[source] Arc<io::Error>),
     /// The name took too long.
     #[error("the upstream's name did not resolve within {0:?}")]
     ResolveTimeout(Duration),
@@ -420,13 +428,13 @@ pub enum AcquireError {
     PrivateAddress(IpAddr),
     /// Nobody listens.
     #[error("the upstream refused the connection")]
-    Refused(#[source] io::Error),
+    Refused(#[source] Attempts),
     /// No way there.
     #[error("the upstream cannot be reached")]
-    Connect(#[source] io::Error),
+    Connect(#[source] Attempts),
     /// No answer to the connect.
     #[error("no connection to the upstream within {0:?}")]
-    ConnectTimeout(Duration),
+    ConnectTimeout(Duration, #[source] Attempts),
     /// The handshake began and did not end.
     #[error("the TLS handshake with the upstream took longer than {0:?}")]
     HandshakeTimeout(Duration),
@@ -456,6 +464,15 @@ pub enum AcquireError {
     Busy,
 }
 
+impl From<Unresolved> for AcquireError {
+    fn from(unresolved: Unresolved) -> Self {
+        match unresolved {
+            Unresolved::Failed(error) => Self::Resolve(error),
+            Unresolved::Silent(limit) => Self::ResolveTimeout(limit),
+        }
+    }
+}
+
 impl AcquireError {
     /// One stable word for problems and metrics.
     pub fn kind(&self) -> &'static str {
@@ -464,7 +481,7 @@ impl AcquireError {
             Self::PrivateAddress(_) => "upstream-private-address",
             Self::Refused(_) => "upstream-refused",
             Self::Connect(_) => "upstream-unreachable",
-            Self::ConnectTimeout(_) => "upstream-connect-timeout",
+            Self::ConnectTimeout(..) => "upstream-connect-timeout",
             Self::HandshakeTimeout(_) => "upstream-handshake-timeout",
             Self::Handshake(_) | Self::Http(_) => "upstream-handshake-failed",
             Self::Untrusted(_) => "upstream-untrusted",

@@ -10,3 +10,4 @@ mod outside;
 mod requests;
 mod sealing;
 mod support;
+mod way;

@@ -147,6 +147,7 @@ impl Builder<'_> {
             let (key, hint) = match &error {
                 SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
                 SetupError::Trust(error) => ("trust", error.hint()),
+                SetupError::Credentials(error) => ("via.credentials", error.hint()),
             };
             self.add(Finding::error(self.file(), format!("upstreams.{name}.{key}"), error.to_string()).hint(hint));
         });

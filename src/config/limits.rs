@@ -10,13 +10,14 @@ use crate::proxy::{Limits, Timeouts};
 use crate::upstream;
 
 pub(super) const LIMIT_KEYS: [&str; 6] = ["body", "buffered", "connections", "in_flight", "header_bytes", "headers"];
-pub(super) const TIMEOUT_KEYS: [&str; 12] = [
+pub(super) const TIMEOUT_KEYS: [&str; 13] = [
     "header",
     "body",
     "body_total",
     "client_idle",
     "resolve",
     "connect",
+    "via",
     "handshake",
     "seal",
     "response",
@@ -25,7 +26,8 @@ pub(super) const TIMEOUT_KEYS: [&str; 12] = [
     "drain",
 ];
 /// Those of `timeouts` that an upstream may have of its own.
-pub(super) const UPSTREAM_TIMEOUT_KEYS: [&str; 5] = ["resolve", "connect", "handshake", "response", "response_frame"];
+pub(super) const UPSTREAM_TIMEOUT_KEYS: [&str; 6] =
+    ["resolve", "connect", "via", "handshake", "response", "response_frame"];
 
 /// More than this much memory is never given to request bodies unasked.
 const MAX_AUTO_BUFFERED: u64 = 256 * MIB;
@@ -85,6 +87,7 @@ pub(super) fn timeouts(root: &Section<'_>) -> Deadlines {
     let defaults = upstream::Timeouts {
         resolve: Duration::from_secs(5),
         connect: Duration::from_secs(5),
+        via: Duration::from_secs(10),
         handshake: Duration::from_secs(5),
         response: Duration::from_secs(60),
         response_frame: Duration::from_secs(60),
@@ -99,6 +102,7 @@ pub(super) fn upstream_timeouts(section: &Section<'_>, defaults: upstream::Timeo
     upstream::Timeouts {
         resolve: read("resolve", defaults.resolve),
         connect: read("connect", defaults.connect),
+        via: read("via", defaults.via),
         handshake: read("handshake", defaults.handshake),
         response: read("response", defaults.response),
         response_frame: read("response_frame", defaults.response_frame),

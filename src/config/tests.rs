@@ -1,7 +1,7 @@
 //! The configuration as a whole: defaults, the three files of `config/`, and one wrong file after another.
 
 use super::*;
-use crate::upstream::Trust;
+use crate::upstream::{Trust, Via};
 
 const REFERENCE: &str = include_str!("../../config/sealproxy.yaml");
 const EXAMPLES: [&str; 3] =
@@ -95,6 +95,7 @@ fn the_reference_names_every_key() {
         .chain(&limits::LIMIT_KEYS)
         .chain(&limits::TIMEOUT_KEYS)
         .chain(&upstreams::KEYS)
+        .chain(&upstreams::VIA_KEYS)
         .chain(&upstreams::PROFILE_KEYS);
     let keys = keys.chain(&routes::KEYS).chain(&listeners::LISTEN_KEYS).chain(&listeners::ADMIN_KEYS);
     for key in keys.chain(&identities::KEYS).chain(&identities::PAIR_KEYS) {
@@ -118,12 +119,14 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(seconds, [10, 30, 300, 600, 2, 600]);
     let becm = &config.upstreams["becm"];
     let t = becm.settings.timeouts;
-    let seconds = [t.resolve, t.connect, t.handshake, t.response, t.response_frame].map(|duration| duration.as_secs());
-    assert_eq!(seconds, [5, 5, 5, 60, 60]);
+    let seconds =
+        [t.resolve, t.connect, t.via, t.handshake, t.response, t.response_frame].map(|duration| duration.as_secs());
+    assert_eq!(seconds, [5, 5, 10, 5, 60, 60]);
     let settings = &becm.settings;
     assert_eq!((settings.idle.as_secs(), settings.max_age.as_secs()), (50, 600));
     assert_eq!((settings.connections, settings.in_flight, settings.private), (128, 256, false));
     assert_eq!((&settings.trust, &*becm.identity, becm.pass.len()), (&Trust::System, "main", 0));
+    assert_eq!(settings.via, None);
     assert_eq!((&becm.profile.key_id, becm.profile.key_id_quoted, becm.profile.sign.len()), (&None, None, 0));
     assert_eq!(config.routes[0].methods, ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]);
     assert_eq!((config.routes[0].seal, config.routes[1].seal), (true, false));
@@ -164,6 +167,9 @@ fn a_variable_s_value_never_shows_and_never_becomes_yaml() {
         with_upstream("identity: '${SECRET}'"),
         with_upstream("pass: ['${SECRET}']"),
         with_upstream("trust: '${PEM}'"),
+        with_upstream("via: '${SECRET}'"),
+        with_upstream("via: 'http://u:${SECRET}@egress:3128'"),
+        with_upstream("via: {url: 'http://egress:3128', credentials: 'u:${SECRET}'}"),
         with_routes("[{path: '${SECRET}', upstream: becm}]"),
         with_routes("[{path: /a, upstream: '${SECRET}'}]"),
         with_routes("[{path: /a, upstream: becm, methods: ['${SECRET}']}]"),
@@ -430,6 +436,33 @@ fn a_url_has_scheme_and_host_only() {
         "error: upstreams.becm.url: `https://127.0.0.1:1` names an address within this machine",
     );
     legal(&url("https://127.0.0.1:1").replace("profile: becm", "profile: becm, private: true"));
+}
+
+#[test]
+fn a_company_proxy_has_a_url_and_perhaps_credentials() {
+    let via = |text: &str| legal(&with_upstream(text)).upstreams["becm"].settings.via.clone();
+    let proxy = |host: &str, port, credentials: Option<&str>| {
+        Some(Via { host: host.into(), port, credentials: credentials.map(Into::into) })
+    };
+    assert_eq!(via("via: 'http://Egress.corp:3128'"), proxy("egress.corp", 3128, None));
+    assert_eq!(via("via: 'http://10.1.2.3/'"), proxy("10.1.2.3", 80, None));
+    assert_eq!(via("via: {url: 'http://[fd00::1]:8080'}"), proxy("fd00::1", 8080, None));
+    let with_file = via("via: {url: 'http://egress:3128', credentials: egress.txt}");
+    assert_eq!(with_file, proxy("egress", 3128, Some("/etc/sealproxy/egress.txt")));
+    for (text, reason) in [
+        ("via: egress:3128", "via: `egress:3128` is not a URL. Write http://HOST:PORT"),
+        ("via: 'https://egress:3128'", "via: `https://egress:3128` asks for TLS to the proxy"),
+        ("via: 'socks5://egress:3128'", "via: `socks5://egress:3128` has a scheme other than http"),
+        ("via: 'http://egress:0'", "via: `http://egress:0` has no legal port"),
+        ("via: 'http://egress/path'", "via: `http://egress/path` has a path. Write http://HOST:PORT"),
+        ("via: 'http://u:hunter2@egress'", "via: the value has a user name or a password. Put them in a file"),
+        ("via: {credentials: a}", "via.url: is missing"),
+        ("via: {url: 'http://a', user: b}", "via.user: unknown key `user`"),
+        ("via: {url: 'http://a', credentials: 'u:hunter2'}", "via.credentials: the value is not a path. Write user:"),
+        ("via: [a]", "via: is a list where text is expected"),
+    ] {
+        expect(&with_upstream(text), &format!("error: upstreams.becm.{reason}"));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderName;
@@ -19,9 +19,9 @@ use crate::proxy::headers::{HOP_BY_HOP, OURS};
 use crate::seal::Profile;
 use crate::seal::cavage::SignatureFrame;
 use crate::seal::dialect::{self, Dialect};
-use crate::upstream::{Origin, Settings, Timeouts, Trust};
+use crate::upstream::{Origin, Settings, Timeouts, Trust, Via};
 
-pub(super) const KEYS: [&str; 13] = [
+pub(super) const KEYS: [&str; 14] = [
     "url",
     "environment",
     "identity",
@@ -29,6 +29,7 @@ pub(super) const KEYS: [&str; 13] = [
     "key_id",
     "trust",
     "private",
+    "via",
     "pass",
     "idle",
     "max_age",
@@ -36,6 +37,7 @@ pub(super) const KEYS: [&str; 13] = [
     "in_flight",
     "timeouts",
 ];
+pub(super) const VIA_KEYS: [&str; 2] = ["url", "credentials"];
 pub(super) const PROFILE_KEYS: [&str; 3] = ["like", "key_id_quoted", "sign"];
 const PROFILES: [(&Dialect, &Api); 1] = [(&dialect::BECM, &api::BECM)];
 const ENVIRONMENTS: [(&str, Environment); 2] =
@@ -78,17 +80,60 @@ fn settings(section: &Section<'_>, context: &Context<'_>) -> Option<Settings> {
     let url = section.required("url", "write the bank's scheme and host, such as https://oauth2-apisi.e-i.com");
     let origin = url.and_then(|value| value.text(|text| public_origin(text, private)));
     let trust = section.value("trust").and_then(|value| value.text(|text| trust(text, context.folder)));
+    let via = section.value("via").and_then(|value| via(&value, context.folder));
     let idle = section.quantity("idle", Duration::from_secs(50), duration);
     let max_age = section.quantity("max_age", Duration::from_secs(600), duration);
     let connections = section.quantity("connections", 128, |text| whole(text, 1..=65_536));
     let in_flight = section.quantity("in_flight", 256, |text| whole(text, 1..=1_000_000));
     let timeouts = upstream_timeouts(&section.section("timeouts", &UPSTREAM_TIMEOUT_KEYS), context.timeouts);
     let trust = trust.unwrap_or(Trust::System);
-    Some(Settings { origin: origin?, trust, private, idle, max_age, connections, in_flight, timeouts })
+    Some(Settings { origin: origin?, trust, private, via, idle, max_age, connections, in_flight, timeouts })
 }
 
 fn trust(text: &str, folder: &Path) -> Result<Trust, Fault> {
     if text == "system" { Ok(Trust::System) } else { path(text, folder).map(Trust::File) }
+}
+
+/// A company's proxy: its URL, or a map with the URL and the file of credentials.
+fn via(value: &Value<'_>, folder: &Path) -> Option<Via> {
+    let details = if value.is_map() { Some(value.section(&VIA_KEYS)?) } else { None };
+    let url = match &details {
+        Some(details) => details.required("url", "write the proxy's scheme, host and port: http://HOST:PORT")?,
+        None => value.clone(),
+    };
+    let credentials = details.and_then(|details| details.value("credentials"));
+    let credentials = credentials.and_then(|value| value.text(|text| credentials_path(text, folder)));
+    let Origin { host, port } = url.text(proxy_url)?;
+    Some(Via { host, port, credentials })
+}
+
+/// Scheme and authority of a proxy's URL. May hold a password where none belongs: then it is not shown.
+fn proxy_url(text: &str) -> Result<Origin, Fault> {
+    const HOW: &str = "write http://HOST:PORT";
+    if text.contains('@') {
+        return Err(Fault::new("has a user name or a password")
+            .hint("put them in a file, and write via: { url: \"http://HOST:PORT\", credentials: FILE }")
+            .hidden());
+    }
+    match text.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
+            authority(rest, 80).map_err(|fault| fault.hint(HOW))
+        }
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
+            Err(Fault::new("asks for TLS to the proxy, which is not supported")
+                .hint("write http://HOST:PORT: what goes through the proxy is TLS to the bank"))
+        }
+        Some(_) => Err(Fault::new("has a scheme other than http").hint(HOW)),
+        None => Err(Fault::new("is not a URL").hint(HOW)),
+    }
+}
+
+/// The path of a file with `user:password`. Whoever writes the credentials themselves does not see them again.
+fn credentials_path(text: &str, folder: &Path) -> Result<PathBuf, Fault> {
+    if text.contains(':') {
+        return Err(Fault::new("is not a path").hint("write user:password to a file, and name the file").hidden());
+    }
+    path(text, folder)
 }
 
 fn environment(section: &Section<'_>) -> Option<Environment> {
@@ -230,7 +275,7 @@ fn is_local(address: &IpAddr) -> bool {
 
 /// Scheme and authority of a URL (RFC 3986), and nothing more.
 fn origin(text: &str) -> Result<Origin, Fault> {
-    let authority = match text.split_once("://") {
+    let rest = match text.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => rest,
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") => {
             return Err(Fault::new("is not encrypted").hint("write https://…: banks are reached with TLS only"));
@@ -238,8 +283,13 @@ fn origin(text: &str) -> Result<Origin, Fault> {
         Some(_) => return Err(Fault::new("has a scheme other than https").hint("write https://HOST")),
         None => return Err(Fault::new("is not a URL").hint("write https://HOST")),
     };
-    let end = authority.find(['/', '?', '#']).unwrap_or(authority.len());
-    let (authority, rest) = authority.split_at(end);
+    authority(rest, 443)
+}
+
+/// What follows `://`: host and port, and nothing more.
+fn authority(text: &str, default_port: u16) -> Result<Origin, Fault> {
+    let end = text.find(['/', '?', '#']).unwrap_or(text.len());
+    let (authority, rest) = text.split_at(end);
     if rest.contains(['?', '#']) {
         return Err(Fault::new("has a query or a fragment").hint("write scheme and host alone"));
     }
@@ -250,22 +300,22 @@ fn origin(text: &str) -> Result<Origin, Fault> {
     if authority.contains('@') {
         return Err(Fault::new("has a user name or a password").hint("write scheme and host alone"));
     }
-    let (host, port) = split_port(authority)?;
+    let (host, port) = split_port(authority, default_port)?;
     Ok(Origin { host: host_of_url(host)?, port })
 }
 
-fn split_port(authority: &str) -> Result<(&str, u16), Fault> {
+fn split_port(authority: &str, default: u16) -> Result<(&str, u16), Fault> {
     let begin = match authority.rfind(']') {
         Some(bracket) => bracket + 1,
         None if authority.starts_with('[') => authority.len(),
         None => 0,
     };
-    let Some(colon) = authority[begin..].find(':').map(|colon| begin + colon) else { return Ok((authority, 443)) };
+    let Some(colon) = authority[begin..].find(':').map(|colon| begin + colon) else { return Ok((authority, default)) };
     let (host, port) = (&authority[..colon], &authority[colon + 1..]);
     let number = port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok()).flatten();
     let port = number.filter(|port| *port != 0);
     port.map(|port| (host, port))
-        .ok_or_else(|| Fault::new("has no legal port").hint("write 1 to 65535, or none for 443"))
+        .ok_or_else(|| Fault::new("has no legal port").hint("write 1 to 65535, or none for that of the scheme"))
 }
 
 fn host_of_url(host: &str) -> Result<String, Fault> {

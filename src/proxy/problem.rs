@@ -253,6 +253,13 @@ fn of_acquire(error: &AcquireError) -> Face {
         E::Refused(_) => (StatusCode::BAD_GATEWAY, "Upstream refused the connection", "connection_refused"),
         E::Connect(_) => (StatusCode::BAD_GATEWAY, "Upstream unreachable", "destination_ip_unroutable"),
         E::ConnectTimeout(..) => (StatusCode::GATEWAY_TIMEOUT, "Upstream unreachable", "connection_timeout"),
+        E::ViaUnreachable(_) => (StatusCode::BAD_GATEWAY, "Company proxy unreachable", "destination_unavailable"),
+        E::ViaNoCredentials | E::ViaCredentials => {
+            (StatusCode::BAD_GATEWAY, "Company proxy refused us", "proxy_configuration_error")
+        }
+        E::ViaRefused(_) => (StatusCode::BAD_GATEWAY, "Company proxy refused the tunnel", "destination_unavailable"),
+        E::ViaTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "Company proxy did not answer", "connection_timeout"),
+        E::ViaMalformed(_) => (StatusCode::BAD_GATEWAY, "Company proxy's answer malformed", "http_protocol_error"),
         E::HandshakeTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "TLS handshake too slow", "connection_timeout"),
         E::Untrusted(_) => (StatusCode::BAD_GATEWAY, "Upstream not trusted", "tls_certificate_error"),
         E::WrongName(_) => (StatusCode::BAD_GATEWAY, "Upstream has another name", "tls_certificate_error"),

@@ -1,4 +1,4 @@
-//! Makes one live connection to a bank: resolve, connect, handshake, each with its deadline and its metric.
+//! Makes one live connection to a bank: resolve, connect (directly or through a company's proxy), handshake, each with its deadline and its metric.
 //! Whatever fails here is `not_sent`: nobody has sealed anything yet.
 
 use std::io;
@@ -19,13 +19,15 @@ use tokio_rustls::client::TlsStream;
 
 use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in};
-use super::{AcquireError, Destination, Payload};
+use super::{AcquireError, Destination, Payload, Settings, Tunnel};
 
 /// Dials one bank with one TLS configuration.
 pub(super) struct Connector {
     destination: Arc<Destination>,
     name: ServerName<'static>,
     tls: TlsConnector,
+    /// Through the company's proxy; `None`: directly.
+    tunnel: Option<Tunnel>,
 }
 
 /// A connection that stands: TLS is done and HTTP/1.1 is ready.
@@ -39,15 +41,19 @@ impl Connector {
         destination: Arc<Destination>,
         name: ServerName<'static>,
         tls: Arc<rustls::ClientConfig>,
+        tunnel: Option<Tunnel>,
     ) -> Self {
-        Self { destination, name, tls: TlsConnector::from(tls) }
+        Self { destination, name, tls: TlsConnector::from(tls), tunnel }
     }
 
     /// Dials. The connection's own task runs on the current reactor and holds `permit` until the socket is closed.
     pub(super) async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Established, AcquireError> {
         let metrics = &self.destination.metrics;
         let began = Instant::now();
-        let tcp = self.reach().await?;
+        let tcp = match &self.tunnel {
+            None => self.reach().await?,
+            Some(tunnel) => self.reach_through(tunnel).await?,
+        };
         metrics.connect.observe(began.elapsed().as_secs_f64());
         let began = Instant::now();
         let tls = self.shake_hands(tcp).await?;
@@ -60,6 +66,21 @@ impl Connector {
         let addresses = self.acceptable(self.destination.resolver.addresses().await?)?;
         let limit = self.destination.settings.timeouts.connect;
         attempts::connect(addresses, limit).await.map_err(|attempts| unreached(attempts, limit))
+    }
+
+    /// Connects to the company's proxy, wherever that is, and has it connect to the bank. The proxy looks up the
+    /// bank's name; only an address in the URL can be judged here.
+    async fn reach_through(&self, tunnel: &Tunnel) -> Result<TcpStream, AcquireError> {
+        let Settings { origin, timeouts, .. } = &self.destination.settings;
+        if let Ok(address) = origin.host.parse() {
+            self.acceptable(vec![SocketAddr::new(address, origin.port)])?;
+        }
+        let addresses = self.destination.resolver.addresses().await;
+        let addresses = addresses.map_err(|unresolved| AcquireError::ViaUnreachable(unresolved.into()))?;
+        let stream = attempts::connect(addresses, timeouts.connect).await;
+        let mut stream = stream.map_err(|attempts| AcquireError::ViaUnreachable(attempts.into()))?;
+        let opened = timeout(timeouts.via, tunnel.open(&mut stream)).await;
+        opened.unwrap_or(Err(AcquireError::ViaTimeout(timeouts.via))).map(|()| stream)
     }
 
     /// Leaves out what no bank on the internet has. Holds for every answer, however it came.

@@ -44,7 +44,10 @@ impl Families {
         )?;
         registry.register(Box::new(failures.clone()))?;
         Ok(Self {
-            connect: histogram("sealproxy_upstream_connect_seconds", "Name resolution and TCP connect.")?,
+            connect: histogram(
+                "sealproxy_upstream_connect_seconds",
+                "Name resolution and TCP connect, the tunnel of `via` included.",
+            )?,
             handshake: histogram("sealproxy_upstream_handshake_seconds", "TLS handshake with the QWAC.")?,
             response: histogram("sealproxy_upstream_response_seconds", "From the request to the response head.")?,
             connections: gauge("sealproxy_upstream_connections", "Open connections to the upstream.")?,

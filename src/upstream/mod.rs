@@ -31,6 +31,7 @@ mod payload;
 mod pool;
 mod resolver;
 mod tls;
+mod via;
 
 pub use attempts::Attempts;
 use connector::{Connector, TURNAROUND};
@@ -39,6 +40,8 @@ pub use payload::Payload;
 use pool::{Connection, Pool};
 use resolver::{Resolver, Unresolved};
 pub use tls::TrustError;
+use via::Tunnel;
+pub use via::{CredentialsError, Via, ViaFault};
 
 /// How one bank is reached.
 #[derive(Clone, Debug)]
@@ -49,6 +52,8 @@ pub struct Settings {
     pub trust: Trust,
     /// Whether the name may resolve to a loopback, private or link-local address.
     pub private: bool,
+    /// The company's proxy that leads there; `None`: directly. The environment's proxy variables are never read.
+    pub via: Option<Via>,
     /// How long an idle connection is kept: below the bank's own limit.
     pub idle: Duration,
     /// How long a connection is used at all.
@@ -68,6 +73,8 @@ pub struct Timeouts {
     pub resolve: Duration,
     /// TCP connect, over all addresses.
     pub connect: Duration,
+    /// From CONNECT to the company's proxy to the head of its answer.
+    pub via: Duration,
     /// TLS handshake.
     pub handshake: Duration,
     /// From the request's first byte to the response's head.
@@ -113,6 +120,7 @@ pub struct ReactorId(pub usize);
 /// What outlives a change of identity: where the bank is, how much it is asked at a time, what was counted.
 pub struct Destination {
     settings: Settings,
+    /// Of the bank, or of the company's proxy where there is one.
     resolver: Arc<Resolver>,
     connections: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
@@ -123,6 +131,7 @@ impl Destination {
     /// A bank under its name in the configuration.
     pub fn new(name: &str, settings: Settings, families: &Families) -> Arc<Self> {
         let Origin { host, port } = &settings.origin;
+        let (host, port) = settings.via.as_ref().map_or((host, port), |via| (&via.host, &via.port));
         Arc::new(Self {
             resolver: Resolver::new(host, *port, settings.timeouts.resolve),
             connections: Arc::new(Semaphore::new(settings.connections)),
@@ -147,9 +156,11 @@ impl Upstream {
         let name = ServerName::try_from(settings.origin.host.clone())
             .map_err(|_| SetupError::Name(settings.origin.host.clone()))?;
         let config = tls::client_config(&settings.trust, resolver)?;
+        let via = settings.via.as_ref();
+        let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;
         Ok(Self {
             pool: Pool::new(settings.idle, settings.max_age),
-            connector: Connector::new(Arc::clone(&destination), name, Arc::new(config)),
+            connector: Connector::new(Arc::clone(&destination), name, Arc::new(config), tunnel),
             destination,
         })
     }
@@ -412,6 +423,9 @@ pub enum SetupError {
     /// Its trust.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The credentials for the company's proxy.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
 }
 
 /// Why no connection stands. Nothing was sent.
@@ -435,6 +449,24 @@ pub enum AcquireError {
     /// No answer to the connect.
     #[error("no connection to the upstream within {0:?}")]
     ConnectTimeout(Duration, #[source] Attempts),
+    /// No connection to the company's proxy.
+    #[error("the proxy of the setting `via` cannot be reached")]
+    ViaUnreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The company's proxy wants to know who we are.
+    #[error("the proxy of the setting `via` asks for credentials (407), and none are configured")]
+    ViaNoCredentials,
+    /// The company's proxy does not know us.
+    #[error("the proxy of the setting `via` does not accept our credentials (407)")]
+    ViaCredentials,
+    /// The company's proxy opens no tunnel to the bank, or could not; holds its status.
+    #[error("the proxy of the setting `via` opened no tunnel to the upstream and answered {0}")]
+    ViaRefused(u16),
+    /// The company's proxy does not answer.
+    #[error("the proxy of the setting `via` opened no tunnel to the upstream within {0:?}")]
+    ViaTimeout(Duration),
+    /// The company's proxy does not speak HTTP, or says more than its answer.
+    #[error("the proxy of the setting `via` gave no proper answer to CONNECT")]
+    ViaMalformed(#[source] ViaFault),
     /// The handshake began and did not end.
     #[error("the TLS handshake with the upstream took longer than {0:?}")]
     HandshakeTimeout(Duration),
@@ -482,6 +514,11 @@ impl AcquireError {
             Self::Refused(_) => "upstream-refused",
             Self::Connect(_) => "upstream-unreachable",
             Self::ConnectTimeout(..) => "upstream-connect-timeout",
+            Self::ViaUnreachable(_) => "via-unreachable",
+            Self::ViaNoCredentials | Self::ViaCredentials => "via-authentication",
+            Self::ViaRefused(_) => "via-refused",
+            Self::ViaTimeout(_) => "via-timeout",
+            Self::ViaMalformed(_) => "via-malformed",
             Self::HandshakeTimeout(_) => "upstream-handshake-timeout",
             Self::Handshake(_) | Self::Http(_) => "upstream-handshake-failed",
             Self::Untrusted(_) => "upstream-untrusted",

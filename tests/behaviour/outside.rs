@@ -15,7 +15,7 @@ const API: &str = "/sandbox/becm/stet-psd2-api/v2.1";
 
 /// Whether every one of these is here. A missing judge is said out loud, and fails where
 /// `SEALPROXY_REQUIRE_JUDGES` is set.
-fn present(judges: &[&str]) -> bool {
+pub(crate) fn present(judges: &[&str]) -> bool {
     let missing: Vec<_> = judges.iter().filter(|judge| which(judge).is_none()).collect();
     assert!(missing.is_empty() || std::env::var_os("SEALPROXY_REQUIRE_JUDGES").is_none(), "missing: {missing:?}");
     if !missing.is_empty() {
@@ -24,17 +24,17 @@ fn present(judges: &[&str]) -> bool {
     missing.is_empty()
 }
 
-fn which(program: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn which(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     let sbin = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
     std::env::split_paths(&path).chain(sbin).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound")
 }
 
-fn wait_for(address: SocketAddr) {
+pub(crate) fn wait_for(address: SocketAddr) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while TcpStream::connect(address).is_err() {
         assert!(Instant::now() < deadline, "nobody listens on {address}");

@@ -62,8 +62,9 @@ fn judge(head: &Parts, transport: Transport, found: &Found) {
     );
     let authority = absolute.or(hosts.into_iter().next()).expect("a request that names nobody has a route");
     assert!(!authority.contains(['@', '/']), "a user or a path in {authority}");
-    let bank = BANKS.iter().find(|bank| bank.host == authority);
-    if let Some(bank) = bank.filter(|bank| port(head).is_none_or(|port| port == bank.port)) {
+    let port = port(head).filter(|port| ![80, 443].contains(port)).unwrap_or(443);
+    let bank = BANKS.iter().find(|bank| bank.host == authority && bank.port == port);
+    if let Some(bank) = bank {
         assert_eq!(found.route.upstream_name(), bank.host, "another bank's route");
     }
     assert!(bank.is_some() || transport == Transport::Unix || is_own(&authority), "{authority} is not ours");

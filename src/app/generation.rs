@@ -89,21 +89,18 @@ impl Builder<'_> {
     }
 
     fn judge_validity(&mut self, key: &str, path: &Path, certificate: &Certificate, now: SystemTime) {
-        let when = |time| httpdate::fmt_http_date(time);
         let finding = match certificate.validity_at(now) {
             Validity::Expired => {
-                let reason =
-                    format!("{}: the certificate expired on {}", path.display(), when(certificate.not_after()));
+                let reason = format!("{}: the certificate expired on {}", path.display(), day(certificate.not_after()));
                 Finding::error(self.file(), key, reason).hint("install its successor")
             }
             Validity::NotYet => {
-                let from = when(certificate.not_before());
+                let from = day(certificate.not_before());
                 let reason = format!("{}: the certificate is valid only from {from}", path.display());
                 Finding::error(self.file(), key, reason).hint("wait, or check this machine's clock")
             }
             Validity::Valid if certificate.not_after() < now + EXPIRES_SOON => {
-                let reason =
-                    format!("{}: the certificate expires on {}", path.display(), when(certificate.not_after()));
+                let reason = format!("{}: the certificate expires on {}", path.display(), day(certificate.not_after()));
                 Finding::warning(self.file(), key, reason).hint("order its successor now")
             }
             Validity::Valid => return,
@@ -219,6 +216,12 @@ impl Builder<'_> {
 
 /// A trust service provider needs days to weeks to issue a certificate.
 const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A moment in words. httpdate writes only years from 1970 to 9999, and a certificate may name others.
+fn day(moment: SystemTime) -> String {
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    httpdate::fmt_http_date(moment.clamp(SystemTime::UNIX_EPOCH, last))
+}
 
 fn name_of(kind: &QcType) -> &str {
     match kind {

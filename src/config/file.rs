@@ -92,6 +92,7 @@ fn parse(text: &str) -> Result<Node, Fault> {
     if text.trim_start_matches('\u{feff}').lines().all(blank) {
         return Err(Fault::new("the file is empty").hint("`sealproxy init becm` prints a configuration to begin with"));
     }
+    refuse_depth(text)?;
     serde_yaml::from_str::<IgnoredAny>(text).map_err(|error| syntax(text, &error))?;
     refuse_references(text)?;
     serde_yaml::from_str(text).map_err(|error| syntax(text, &error))
@@ -109,6 +110,27 @@ fn refuse_references(text: &str) -> Result<(), Fault> {
     Err(Fault::new(format!("{line}anchors, aliases and tags (`&name`, `*name`, `!name`) are not supported"))
         .hint("write the value out; text that begins with one of these characters goes in quotes"))
 }
+
+/// The parser looks through all open brackets at every token: a file of nothing else would take hours.
+fn refuse_depth(text: &str) -> Result<(), Fault> {
+    let mut depth = 0_usize;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(
+                Fault::new("brackets stand within brackets hundreds deep").hint("is it a configuration at all?")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Above the parser's own limit, which it checks only once it has read the whole file.
+const MAX_DEPTH: usize = 500;
 
 fn syntax(text: &str, error: &serde_yaml::Error) -> Fault {
     let line = error.location().and_then(|location| text.lines().nth(location.line().saturating_sub(1)));
@@ -182,8 +204,12 @@ impl<'de> Visitor<'de> for NodeVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
         let mut map = Vec::new();
-        while let Some(entry) = entries.next_entry::<String, Node>()? {
-            map.push(entry);
+        while let Some((key, node)) = entries.next_entry::<String, Node>()? {
+            // Every finding below it repeats the key.
+            if key.len() > MAX_KEY {
+                return Err(A::Error::custom(format!("a key is longer than {MAX_KEY} bytes")));
+            }
+            map.push((key, node));
         }
         Ok(Node::Map(map))
     }
@@ -192,6 +218,9 @@ impl<'de> Visitor<'de> for NodeVisitor {
         Err(A::Error::custom("tags are not supported"))
     }
 }
+
+/// Far more than any key or name has.
+const MAX_KEY: usize = 256;
 
 /// Walks a tree, expands variables and reports what is wrong with keys as such.
 struct Expansion<'a> {
@@ -398,7 +427,7 @@ mod tests {
 
     #[test]
     fn deep_nesting_is_refused() {
-        assert!(only_finding(&"[".repeat(5000)).contains("not YAML"));
+        assert!(only_finding(&"[".repeat(5000)).contains("hundreds deep"));
         let text = format!("{}{}", "[".repeat(500), "]".repeat(500));
         assert!(only_finding(&text).contains("recursion"));
     }

@@ -246,6 +246,7 @@ pub enum Error {
 /// Parses one certificate, with nothing behind it.
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
     match parse_x509_certificate(der) {
+        Ok(([], certificate)) if certificate.raw_serial().is_empty() => Err(Error::Malformed(X509Error::InvalidSerial)),
         Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err(Error::Trailing),
         Err(nom::Err::Error(error) | nom::Err::Failure(error)) => Err(Error::Malformed(error)),

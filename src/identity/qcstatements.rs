@@ -313,9 +313,14 @@ fn write_pds(writer: DERWriter<'_>, pds: &[(String, String)]) {
     });
 }
 
-/// Writes a string of an ASCII type. Where the text is not ASCII, UTF8String keeps the DER legal.
+/// Writes a string of an ASCII type. Where the text holds a character that the type lacks, UTF8String keeps the DER
+/// legal.
 fn write_text(writer: DERWriter<'_>, tag: yasna::Tag, text: &str) {
-    let tag = if text.is_ascii() { tag } else { TAG_UTF8STRING };
+    let legal = |byte: u8| match tag {
+        TAG_PRINTABLESTRING => byte.is_ascii_alphanumeric() || b" '()+,-./:=?".contains(&byte),
+        _ => byte.is_ascii(),
+    };
+    let tag = if text.bytes().all(legal) { tag } else { TAG_UTF8STRING };
     writer.write_tagged_implicit(tag, |writer| writer.write_bytes(text.as_bytes()));
 }
 

@@ -262,9 +262,13 @@ impl Caller {
         if authority.as_str().contains('@') {
             return Err(Problem::UserInfo);
         }
-        let port = match authority.as_str()[authority.host().len()..].strip_prefix(':') {
-            None | Some("") => None,
-            Some(port) => Some(port.parse().map_err(|_| Problem::BadHost)?),
+        // `http` reads a host in brackets up to the bracket, and `+443` is a number to Rust.
+        let port = match &authority.as_str()[authority.host().len()..] {
+            "" | ":" => None,
+            rest => {
+                let digits = rest.strip_prefix(':').filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+                Some(digits.and_then(|port| port.parse().ok()).ok_or(Problem::BadHost)?)
+            }
         };
         Ok(Self { host: authority.host().to_ascii_lowercase(), port })
     }

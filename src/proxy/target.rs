@@ -96,12 +96,14 @@ fn hex(digit: u8) -> u8 {
 }
 
 fn merge(path: &str) -> String {
+    // Parameters first: a segment of nothing else is an empty one, and slashes merge over it.
+    let segments = path.split(['/', '\\']).map(without_parameters);
     let mut merged = String::with_capacity(path.len());
-    for segment in path.split(['/', '\\']).filter(|segment| !segment.is_empty()) {
+    for segment in segments.clone().filter(|segment| !segment.is_empty()) {
         merged.push('/');
-        merged.push_str(without_parameters(segment));
+        merged.push_str(segment);
     }
-    if path.ends_with(['/', '\\']) || merged.is_empty() {
+    if merged.is_empty() || segments.clone().next_back().is_none_or(str::is_empty) {
         merged.push('/');
     }
     merged
@@ -145,6 +147,9 @@ mod tests {
             ("/a/%2Fb", "/a/b"),
             ("/a//b/", "/a/b/"),
             ("/a;v=1/b", "/a/b"),
+            ("/a/;x=y/b", "/a/b"),
+            ("/a/%3b.\\b", "/a/b"),
+            ("/a/b/;x", "/a/b/"),
             ("/a%20b+c:@~", "/a b+c:@~"),
             ("/a%zz%", "/a%zz%"),
             ("/%C3%A9", "/\u{e9}"),

@@ -2,30 +2,21 @@
 //! when its connection stands. Must not know seals or routes.
 
 use std::fmt;
-use std::future::poll_fn;
-use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use rustls::AlertDescription;
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
-use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, timeout};
+use tokio::time::timeout;
 
 mod attempts;
 mod connector;
 mod counted;
+mod error;
 mod hosts;
+mod lease;
 mod metrics;
 mod payload;
 mod pool;
@@ -34,11 +25,14 @@ mod tls;
 mod via;
 
 pub use attempts::Attempts;
-use connector::{Connector, TURNAROUND};
+use connector::Connector;
+pub use error::{AcquireError, AnswerError, Cause, Outcome, SendError, SetupError};
+use lease::UnderWay;
+pub use lease::{Answer, Lease};
 pub use metrics::Families;
 pub use payload::Payload;
 use pool::{Connection, Pool};
-use resolver::{Resolver, Unresolved};
+use resolver::Resolver;
 pub use tls::TrustError;
 use via::Tunnel;
 pub use via::{CredentialsError, Via, ViaFault};
@@ -229,362 +223,4 @@ impl Upstream {
             served: 0,
         })
     }
-}
-
-/// The use of one connection for one exchange.
-pub struct Lease {
-    connection: Connection,
-    pool: Arc<Pool>,
-    destination: Arc<Destination>,
-    _under_way: UnderWay,
-    written: u64,
-    read: u64,
-}
-
-/// Counts an exchange as under way for as long as it lives.
-struct UnderWay {
-    destination: Arc<Destination>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl UnderWay {
-    /// `None` where as many exchanges are under way as the upstream's limit allows.
-    fn new(destination: &Arc<Destination>) -> Option<Self> {
-        let permit = Arc::clone(&destination.in_flight).try_acquire_owned().ok()?;
-        destination.metrics.in_flight.inc();
-        Some(Self { destination: Arc::clone(destination), _permit: permit })
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.destination.metrics.in_flight.dec();
-    }
-}
-
-impl Lease {
-    fn new(connection: Connection, upstream: &Upstream, under_way: UnderWay) -> Self {
-        Self {
-            written: connection.count.written(),
-            read: connection.count.read(),
-            connection,
-            pool: Arc::clone(&upstream.pool),
-            _under_way: under_way,
-            destination: Arc::clone(&upstream.destination),
-        }
-    }
-
-    /// Whether the connection has carried a request before: the bank may be closing it at this moment.
-    pub fn is_reused(&self) -> bool {
-        self.connection.served > 0
-    }
-
-    /// Sends a request, origin-form and with `Host`, and waits for the response's head.
-    pub async fn send(mut self, request: Request<Payload>) -> Result<Response<Answer>, SendError> {
-        let began = Instant::now();
-        let limit = self.destination.settings.timeouts.response;
-        self.connection.served += 1;
-        let result = match timeout(limit, self.connection.sender.try_send_request(request)).await {
-            // Nobody asked to switch: a bank that does speaks about something else.
-            Ok(Ok(response)) if response.status().is_informational() => {
-                Err(SendError { cause: Cause::Switched, outcome: Outcome::Unknown })
-            }
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(mut error)) => Err(self.failure(error.take_message().is_some(), error.into_error())),
-            // The connection's task may be writing at this very moment, on another core: nothing is proven.
-            Err(_) => Err(SendError { cause: Cause::ResponseTimeout(limit), outcome: Outcome::Unknown }),
-        };
-        match result {
-            Ok(response) => {
-                self.destination.metrics.response.observe(began.elapsed().as_secs_f64());
-                Ok(response.map(|incoming| Answer::new(incoming, self)))
-            }
-            Err(error) => {
-                self.destination.metrics.fail(error.cause.kind());
-                Err(error)
-            }
-        }
-    }
-
-    /// Says what is known of a request whose connection has ended, and why it ended.
-    fn failure(&self, unstarted: bool, error: hyper::Error) -> SendError {
-        let count = &self.connection.count;
-        let answered = count.read() > self.read;
-        let refused = count.alert().filter(|alert| !answered && connector::refuses_certificate(*alert));
-        let proven = unstarted || count.written() == self.written || refused.is_some();
-        let cause = match refused {
-            Some(alert) => Cause::QwacRefused(alert),
-            None if answered && error.is_parse() => Cause::MalformedHead(error),
-            None if answered => Cause::ClosedInHead(error),
-            None => Cause::ClosedBeforeHead(error),
-        };
-        SendError { cause, outcome: if proven { Outcome::NotSent } else { Outcome::Unknown } }
-    }
-}
-
-/// A response's body, frame by frame. Its end gives the connection back; dropped before, it closes it.
-pub struct Answer {
-    incoming: Incoming,
-    lease: Option<Lease>,
-    limit: Duration,
-    deadline: Option<Pin<Box<Sleep>>>,
-}
-
-impl Answer {
-    fn new(incoming: Incoming, lease: Lease) -> Self {
-        let limit = lease.destination.settings.timeouts.response_frame;
-        let mut answer = Self { incoming, lease: Some(lease), limit, deadline: None };
-        answer.give_back_at_end();
-        answer
-    }
-
-    fn give_back_at_end(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.give_back();
-        }
-    }
-
-    fn give_back(&mut self) {
-        let Some(Lease { mut connection, pool, .. }) = self.lease.take() else { return };
-        if connection.sender.is_closed() {
-            return;
-        }
-        tokio::spawn(async move {
-            let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
-            if matches!(ready, Ok(Ok(()))) {
-                pool.put(connection);
-            }
-        });
-    }
-
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = self.limit;
-        self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = AnswerError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            ready!(self.poll_deadline(cx));
-            let limit = self.limit;
-            self.lease = None;
-            return Poll::Ready(Some(Err(AnswerError::Timeout(limit))));
-        };
-        self.deadline = None;
-        match frame {
-            None => self.give_back(),
-            Some(Ok(_)) => self.give_back_at_end(),
-            Some(Err(_)) => self.lease = None,
-        }
-        Poll::Ready(frame.map(|result| result.map_err(AnswerError::Cut)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-/// What is known of a request that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The bank cannot have acted on it.
-    NotSent,
-    /// The bank may or may not have acted on it.
-    Unknown,
-    /// The bank answered.
-    Answered,
-}
-
-impl Outcome {
-    /// The word in logs, metrics and problems.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NotSent => "not_sent",
-            Self::Unknown => "unknown",
-            Self::Answered => "answered",
-        }
-    }
-}
-
-/// Why an upstream cannot be built.
-#[derive(Debug, Error)]
-pub enum SetupError {
-    /// The host of the URL is no name that a certificate could carry.
-    #[error("{0:?} is not a host name")]
-    Name(String),
-    /// Its trust.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The credentials for the company's proxy.
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
-}
-
-/// Why no connection stands. Nothing was sent.
-#[derive(Debug, Error)]
-pub enum AcquireError {
-    /// The name has no address.
-    #[error("the upstream's name does not resolve")]
-    Resolve(#[source] Arc<io::Error>),
-    /// The name took too long.
-    #[error("the upstream's name did not resolve within {0:?}")]
-    ResolveTimeout(Duration),
-    /// The name leads into our own network.
-    #[error("the upstream's name resolves to {0}, which is not an address of the internet")]
-    PrivateAddress(IpAddr),
-    /// Nobody listens.
-    #[error("the upstream refused the connection")]
-    Refused(#[source] Attempts),
-    /// No way there.
-    #[error("the upstream cannot be reached")]
-    Connect(#[source] Attempts),
-    /// No answer to the connect.
-    #[error("no connection to the upstream within {0:?}")]
-    ConnectTimeout(Duration, #[source] Attempts),
-    /// No connection to the company's proxy.
-    #[error("the proxy of the setting `via` cannot be reached")]
-    ViaUnreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The company's proxy wants to know who we are.
-    #[error("the proxy of the setting `via` asks for credentials (407), and none are configured")]
-    ViaNoCredentials,
-    /// The company's proxy does not know us.
-    #[error("the proxy of the setting `via` does not accept our credentials (407)")]
-    ViaCredentials,
-    /// The company's proxy opens no tunnel to the bank, or could not; holds its status.
-    #[error("the proxy of the setting `via` opened no tunnel to the upstream and answered {0}")]
-    ViaRefused(u16),
-    /// The company's proxy does not answer.
-    #[error("the proxy of the setting `via` opened no tunnel to the upstream within {0:?}")]
-    ViaTimeout(Duration),
-    /// The company's proxy does not speak HTTP, or says more than its answer.
-    #[error("the proxy of the setting `via` gave no proper answer to CONNECT")]
-    ViaMalformed(#[source] ViaFault),
-    /// The handshake began and did not end.
-    #[error("the TLS handshake with the upstream took longer than {0:?}")]
-    HandshakeTimeout(Duration),
-    /// We do not trust the bank.
-    #[error("the upstream's certificate is not trusted; the setting `trust` says whose certificates are")]
-    Untrusted(#[source] io::Error),
-    /// The bank's certificate is somebody else's.
-    #[error("the upstream's certificate is for another name")]
-    WrongName(#[source] io::Error),
-    /// The bank's certificate has expired.
-    #[error("the upstream's certificate has expired")]
-    Expired(#[source] io::Error),
-    /// The bank does not trust us.
-    #[error("the upstream refused our QWAC with the TLS alert {0:?}")]
-    QwacRefused(AlertDescription),
-    /// No version, suite or protocol that both speak.
-    #[error("the upstream and we have no TLS version, cipher suite or protocol in common")]
-    NoCommonProtocol(#[source] io::Error),
-    /// The handshake failed otherwise.
-    #[error("the TLS handshake with the upstream failed")]
-    Handshake(#[source] io::Error),
-    /// hyper would not take the connection.
-    #[error("HTTP could not begin on the connection")]
-    Http(#[source] hyper::Error),
-    /// All requests or connections that the limits allow are under way.
-    #[error("the upstream has as many requests under way as its limits allow")]
-    Busy,
-}
-
-impl From<Unresolved> for AcquireError {
-    fn from(unresolved: Unresolved) -> Self {
-        match unresolved {
-            Unresolved::Failed(error) => Self::Resolve(error),
-            Unresolved::Silent(limit) => Self::ResolveTimeout(limit),
-        }
-    }
-}
-
-impl AcquireError {
-    /// One stable word for problems and metrics.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Resolve(_) | Self::ResolveTimeout(_) => "upstream-unresolvable",
-            Self::PrivateAddress(_) => "upstream-private-address",
-            Self::Refused(_) => "upstream-refused",
-            Self::Connect(_) => "upstream-unreachable",
-            Self::ConnectTimeout(..) => "upstream-connect-timeout",
-            Self::ViaUnreachable(_) => "via-unreachable",
-            Self::ViaNoCredentials | Self::ViaCredentials => "via-authentication",
-            Self::ViaRefused(_) => "via-refused",
-            Self::ViaTimeout(_) => "via-timeout",
-            Self::ViaMalformed(_) => "via-malformed",
-            Self::HandshakeTimeout(_) => "upstream-handshake-timeout",
-            Self::Handshake(_) | Self::Http(_) => "upstream-handshake-failed",
-            Self::Untrusted(_) => "upstream-untrusted",
-            Self::WrongName(_) => "upstream-wrong-name",
-            Self::Expired(_) => "upstream-expired",
-            Self::QwacRefused(_) => "qwac-refused",
-            Self::NoCommonProtocol(_) => "upstream-no-common-protocol",
-            Self::Busy => "upstream-busy",
-        }
-    }
-}
-
-/// Why there is no response, and what is known of the request.
-#[derive(Debug, Error)]
-#[error("{cause}")]
-pub struct SendError {
-    /// What happened.
-    #[source]
-    pub cause: Cause,
-    /// What is known of the request.
-    pub outcome: Outcome,
-}
-
-/// What ended an exchange before the response's head was whole.
-#[derive(Debug, Error)]
-pub enum Cause {
-    /// TLS 1.3 tells so only after the request was written.
-    #[error("the upstream refused our QWAC with the TLS alert {0:?}")]
-    QwacRefused(AlertDescription),
-    /// Not a byte of an answer.
-    #[error("the upstream closed the connection without an answer")]
-    ClosedBeforeHead(#[source] hyper::Error),
-    /// A part of an answer's head.
-    #[error("the upstream closed the connection in the middle of the response head")]
-    ClosedInHead(#[source] hyper::Error),
-    /// An answer that is not HTTP/1.1.
-    #[error("the upstream's response head is malformed")]
-    MalformedHead(#[source] hyper::Error),
-    /// 101 to a request that asked for no other protocol.
-    #[error("the upstream switched to another protocol, unasked")]
-    Switched,
-    /// No answer in time.
-    #[error("no response from the upstream within {0:?}")]
-    ResponseTimeout(Duration),
-}
-
-impl Cause {
-    /// One stable word for problems and metrics.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::QwacRefused(_) => "qwac-refused",
-            Self::ClosedBeforeHead(_) => "upstream-closed",
-            Self::ClosedInHead(_) => "upstream-closed-in-head",
-            Self::MalformedHead(_) | Self::Switched => "upstream-malformed",
-            Self::ResponseTimeout(_) => "upstream-timeout",
-        }
-    }
-}
-
-/// Why a response's body ended early.
-#[derive(Debug, Error)]
-pub enum AnswerError {
-    /// The connection ended before the body.
-    #[error("the upstream's response was cut")]
-    Cut(#[source] hyper::Error),
-    /// No frame in time.
-    #[error("the upstream's response paused for longer than {0:?}")]
-    Timeout(Duration),
 }

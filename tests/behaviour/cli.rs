@@ -312,6 +312,12 @@ fn files_that_do_not_serve_are_named_with_the_reason() {
     let yaml = with_file("qsealc.pem", &old)
         .replace(&kit().path("qsealc.key").display().to_string(), &old_key.display().to_string());
     refused(&yaml, qsealc, "expired");
+    // httpdate cannot write it, and panics.
+    let ancient = SystemTime::UNIX_EPOCH - 2 * DAY..SystemTime::UNIX_EPOCH - DAY;
+    let (old, old_key) = issue("ancient", ancient, seal(KeyKind::Rsa2048));
+    let yaml = with_file("qsealc.pem", &old)
+        .replace(&kit().path("qsealc.key").display().to_string(), &old_key.display().to_string());
+    refused(&yaml, qsealc, "expired");
     let (early, early_key) = issue("early", now + DAY..now + 2 * DAY, seal(KeyKind::Rsa2048));
     let yaml = with_file("qsealc.pem", &early)
         .replace(&kit().path("qsealc.key").display().to_string(), &early_key.display().to_string());

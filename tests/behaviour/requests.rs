@@ -68,6 +68,8 @@ fn a_target_that_a_lenient_reader_takes_elsewhere_is_refused() {
         "/sandbox/becm/stet-psd2-api/v2.1//other",
         "/sandbox/becm/stet-psd2-api/v2.1/othe%72",
         "/sandbox/becm/stet-psd2-api/v2.1/other;a=b",
+        "/sandbox/becm/stet-psd2-api/;a=b/v2.1/other",
+        "/sandbox/becm/stet-psd2-api/v2.1/;/%3bx/other",
     ] {
         let answer = rig.get(target);
         assert_eq!((answer.status, &*answer.problem()), (400, "ambiguous-target"), "{target}");
@@ -96,6 +98,8 @@ fn whoever_addresses_somebody_else_is_told_so() {
         (format!("{get}Host: a,b\n\n"), 400, "bad-host"),
         (format!("{get}Host: 127.0.0.1:8080, evil.example\n\n"), 400, "bad-host"),
         (format!("{get}Host: 127.0.0.1:99999\n\n"), 400, "bad-host"),
+        (format!("{get}Host: 127.0.0.1:+443\n\n"), 400, "bad-host"),
+        (format!("{get}Host: [::1]o:8080\n\n"), 400, "bad-host"),
         (format!("{get}Host: user@127.0.0.1\n\n"), 400, "user-info"),
         (format!("{get}Host: {{proxy}}\nHost: {{proxy}}\n\n"), 400, "duplicate-header"),
         (format!("{get}\n"), 400, "no-host"),

@@ -1,0 +1,180 @@
+//! The use of one connection for one exchange: sends a request, relays its answer, and says what is known where there
+//! is none. Must not know how a connection was made.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Sleep, timeout};
+
+use super::connector::{self, TURNAROUND};
+use super::pool::{Connection, Pool};
+use super::{AnswerError, Cause, Destination, Outcome, Payload, SendError, Upstream};
+
+/// The use of one connection for one exchange.
+pub struct Lease {
+    connection: Connection,
+    pool: Arc<Pool>,
+    destination: Arc<Destination>,
+    _under_way: UnderWay,
+    written: u64,
+    read: u64,
+}
+
+/// Counts an exchange as under way for as long as it lives.
+pub(super) struct UnderWay {
+    destination: Arc<Destination>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl UnderWay {
+    /// `None` where as many exchanges are under way as the upstream's limit allows.
+    pub(super) fn new(destination: &Arc<Destination>) -> Option<Self> {
+        let permit = Arc::clone(&destination.in_flight).try_acquire_owned().ok()?;
+        destination.metrics.in_flight.inc();
+        Some(Self { destination: Arc::clone(destination), _permit: permit })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.destination.metrics.in_flight.dec();
+    }
+}
+
+impl Lease {
+    pub(super) fn new(connection: Connection, upstream: &Upstream, under_way: UnderWay) -> Self {
+        Self {
+            written: connection.count.written(),
+            read: connection.count.read(),
+            connection,
+            pool: Arc::clone(&upstream.pool),
+            _under_way: under_way,
+            destination: Arc::clone(&upstream.destination),
+        }
+    }
+
+    /// Whether the connection has carried a request before: the bank may be closing it at this moment.
+    pub fn is_reused(&self) -> bool {
+        self.connection.served > 0
+    }
+
+    /// Sends a request, origin-form and with `Host`, and waits for the response's head.
+    pub async fn send(mut self, request: Request<Payload>) -> Result<Response<Answer>, SendError> {
+        let began = Instant::now();
+        let limit = self.destination.settings.timeouts.response;
+        self.connection.served += 1;
+        let result = match timeout(limit, self.connection.sender.try_send_request(request)).await {
+            // Nobody asked to switch: a bank that does speaks about something else.
+            Ok(Ok(response)) if response.status().is_informational() => {
+                Err(SendError { cause: Cause::Switched, outcome: Outcome::Unknown })
+            }
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(mut error)) => Err(self.failure(error.take_message().is_some(), error.into_error())),
+            // The connection's task may be writing at this very moment, on another core: nothing is proven.
+            Err(_) => Err(SendError { cause: Cause::ResponseTimeout(limit), outcome: Outcome::Unknown }),
+        };
+        match result {
+            Ok(response) => {
+                self.destination.metrics.response.observe(began.elapsed().as_secs_f64());
+                Ok(response.map(|incoming| Answer::new(incoming, self)))
+            }
+            Err(error) => {
+                self.destination.metrics.fail(error.cause.kind());
+                Err(error)
+            }
+        }
+    }
+
+    /// Says what is known of a request whose connection has ended, and why it ended.
+    fn failure(&self, unstarted: bool, error: hyper::Error) -> SendError {
+        let count = &self.connection.count;
+        let answered = count.read() > self.read;
+        let refused = count.alert().filter(|alert| !answered && connector::refuses_certificate(*alert));
+        let proven = unstarted || count.written() == self.written || refused.is_some();
+        let cause = match refused {
+            Some(alert) => Cause::QwacRefused(alert),
+            None if answered && error.is_parse() => Cause::MalformedHead(error),
+            None if answered => Cause::ClosedInHead(error),
+            None => Cause::ClosedBeforeHead(error),
+        };
+        SendError { cause, outcome: if proven { Outcome::NotSent } else { Outcome::Unknown } }
+    }
+}
+
+/// A response's body, frame by frame. Its end gives the connection back; dropped before, it closes it.
+pub struct Answer {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    limit: Duration,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Answer {
+    fn new(incoming: Incoming, lease: Lease) -> Self {
+        let limit = lease.destination.settings.timeouts.response_frame;
+        let mut answer = Self { incoming, lease: Some(lease), limit, deadline: None };
+        answer.give_back_at_end();
+        answer
+    }
+
+    fn give_back_at_end(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        let Some(Lease { mut connection, pool, .. }) = self.lease.take() else { return };
+        if connection.sender.is_closed() {
+            return;
+        }
+        tokio::spawn(async move {
+            let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
+            if matches!(ready, Ok(Ok(()))) {
+                pool.put(connection);
+            }
+        });
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = AnswerError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            ready!(self.poll_deadline(cx));
+            let limit = self.limit;
+            self.lease = None;
+            return Poll::Ready(Some(Err(AnswerError::Timeout(limit))));
+        };
+        self.deadline = None;
+        match frame {
+            None => self.give_back(),
+            Some(Ok(_)) => self.give_back_at_end(),
+            Some(Err(_)) => self.lease = None,
+        }
+        Poll::Ready(frame.map(|result| result.map_err(AnswerError::Cut)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

@@ -22,6 +22,10 @@ impl Key {
             _ => return Ok(None),
         };
         let pair = pair.map_err(|reason| Error::Rejected(reason.to_string()))?;
+        // As ring does, so that a build without this backend takes the same keys.
+        if pair.public_modulus_len() > MAX_MODULUS {
+            return Err(Error::Rejected("an RSA key of more than 4096 bits".into()));
+        }
         Ok(Some(Self { pair, random: SystemRandom::new() }))
     }
 
@@ -31,6 +35,9 @@ impl Key {
         Ok(signature)
     }
 }
+
+/// Bytes of the longest modulus.
+const MAX_MODULUS: usize = 4096 / 8;
 
 /// Whether a PKCS#8 key's algorithm is rsaEncryption (1.2.840.113549.1.1.1, RFC 8017 appendix C).
 fn names_rsa(pkcs8: &[u8]) -> bool {

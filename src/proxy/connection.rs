@@ -264,6 +264,11 @@ impl Clock {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
+    /// The first bytes, already read: the head's time began with the connection.
+    fn first_bytes_came_in(&self) {
+        self.state.store(State::Head as u8, Ordering::Relaxed);
+    }
+
     fn bytes_came_in(&self) {
         if self.state() == State::Idle && self.multiplexed.load(Ordering::Relaxed) == 0 {
             self.enter(State::Head);
@@ -276,11 +281,14 @@ impl Clock {
         match self.state() {
             State::Fresh | State::Head => since + self.limits.header,
             State::Idle => since + self.limits.client_idle,
-            // An exchange has deadlines of its own; this one ends a caller that stopped reading its answer.
-            State::Busy => since + self.limits.exchange,
+            // An exchange has a deadline of its own; this one ends a caller that stopped reading its answer.
+            State::Busy => since + self.limits.exchange + LAST_WORDS,
         }
     }
 }
+
+/// For the answer to an exchange whose deadline has passed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// An exchange in flight on a connection.
 pub(super) struct Busy(Arc<Clock>);
@@ -341,6 +349,7 @@ struct Rewound<S> {
 
 impl<S> Rewound<S> {
     fn new(first: Vec<u8>, stream: S, clock: &Arc<Clock>) -> Self {
+        clock.first_bytes_came_in();
         Self { first, stream, clock: Arc::clone(clock) }
     }
 }

@@ -206,7 +206,9 @@ impl Drop for Exchange {
         }
         let metrics = self.route.as_ref().map_or(&*self.recorder.unrouted, |route| &route.metrics);
         metrics.count(self.status.unwrap_or(CLIENT_CLOSED), self.outcome, took.as_secs_f64());
-        let importance = if self.outcome == Outcome::Unknown { Importance::Keep } else { Importance::Usual };
+        // A safe request may be repeated by anyone: its line is no more precious than others.
+        let importance =
+            if self.outcome == Outcome::Unknown && !self.is_safe() { Importance::Keep } else { Importance::Usual };
         self.recorder.log.line(self.line(took), importance);
     }
 }

@@ -4,14 +4,14 @@
 //! connection stands, and nothing touches a header after the seal.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::{self, Collected};
 use super::exchange::Exchange;
@@ -27,6 +27,8 @@ use crate::upstream::{self, Answer, Lease, Outcome, SendError};
 struct Prepared {
     shared: Arc<Shared>,
     reactor: upstream::ReactorId,
+    /// For the whole exchange.
+    deadline: Instant,
     route: Arc<Route>,
     head: Parts,
     body: Collected,
@@ -42,10 +44,14 @@ pub(super) async fn forward(
     let routes = proxy.shared.routes.load_full();
     let (head, incoming) = request.into_parts();
     let mut exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
+    let deadline = Instant::now() + proxy.shared.timeouts.exchange;
     let preparing = async {
         match refused {
             Some(problem) => Err(problem),
-            None => prepare(proxy, &routes, head, incoming, transport, &mut exchange).await,
+            None => {
+                let prepared = prepare(proxy, &routes, head, incoming, transport, deadline, &mut exchange);
+                timeout_at(deadline, prepared).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))
+            }
         }
     };
     match proxy.shared.unless_stopped(preparing).await.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
@@ -60,6 +66,7 @@ async fn prepare(
     mut head: Parts,
     incoming: Incoming,
     transport: Transport,
+    deadline: Instant,
     exchange: &mut Exchange,
 ) -> Result<Prepared, Problem> {
     let Found { route, target } = routes.find(&head, transport)?;
@@ -71,13 +78,15 @@ async fn prepare(
     let body = body::collect(incoming, &proxy.shared.body_rules(), digest).await?;
     exchange.collected(body.payload.len());
     headers::outbound(&mut head, target, &route, exchange.id(), body.payload.len(), &proxy.shared.metrics)?;
-    Ok(Prepared { shared: Arc::clone(&proxy.shared), reactor: proxy.reactor, route, head, body })
+    Ok(Prepared { shared: Arc::clone(&proxy.shared), reactor: proxy.reactor, deadline, route, head, body })
 }
 
 impl Prepared {
     async fn deliver(mut self, mut exchange: Exchange) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
-        let sealed = shared.unless_stopped(self.acquire_and_seal(&mut exchange)).await;
+        let sealing = timeout_at(self.deadline, self.acquire_and_seal(&mut exchange));
+        let sealed = shared.unless_stopped(sealing).await;
+        let sealed = sealed.map(|sealed| sealed.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent))));
         let lease = match sealed.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
             Ok(lease) => lease,
             Err(problem) => return refuse(&problem, exchange),
@@ -107,7 +116,8 @@ impl Prepared {
     }
 
     async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
-        match self.send_once_more_if_unsent(lease, &mut exchange).await {
+        let sending = timeout_at(self.deadline, self.send_once_more_if_unsent(lease, &mut exchange));
+        match sending.await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Unknown))) {
             Ok(response) => relay(response, exchange, self.shared.timeouts.exchange),
             Err(problem) => refuse(&problem, exchange),
         }

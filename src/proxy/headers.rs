@@ -72,10 +72,14 @@ pub(super) fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Prob
             return Err(Problem::ConnectionNames(name));
         }
     }
-    match head.headers.get(EXPECT) {
-        Some(expectation) if !expectation.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Problem::Expectation),
-        _ => Ok(()),
+    let is = |value: &HeaderValue, only: &[u8]| value.as_bytes().trim_ascii().eq_ignore_ascii_case(only);
+    if !head.headers.get_all(TRANSFER_ENCODING).iter().all(|coding| is(coding, b"chunked")) {
+        return Err(Problem::TransferCoding);
     }
+    if !head.headers.get_all(EXPECT).iter().all(|expectation| is(expectation, b"100-continue")) {
+        return Err(Problem::Expectation);
+    }
+    Ok(())
 }
 
 /// Turns a checked head into the one that the bank receives, all but the seal. `body` is the body's length.
@@ -88,7 +92,8 @@ pub(super) fn outbound(
     metrics: &Metrics,
 ) -> Result<(), Problem> {
     let came_in = std::mem::take(&mut head.headers);
-    if body > 0 && route.sealer.is_some() && !came_in.contains_key(CONTENT_TYPE) {
+    let typed = came_in.get(CONTENT_TYPE).is_some_and(|kind| !kind.as_bytes().trim_ascii().is_empty());
+    if body > 0 && route.sealer.is_some() && !typed {
         return Err(Problem::NoContentType);
     }
     head.headers = passed(came_in, route, metrics);
@@ -107,12 +112,26 @@ pub(super) fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
     let named: Vec<HeaderName> =
         connection_options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
     let foreign = |name: &HeaderName| is_hop_by_hop(name) || name.as_str().starts_with("sealproxy-");
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // A length beside chunks is not the length (RFC 9112 section 6.3), and would cut the answer.
+        headers.remove(CONTENT_LENGTH);
+    }
     let remove: Vec<HeaderName> = headers.keys().filter(|name| foreign(name)).cloned().chain(named).collect();
     for name in remove.into_iter().filter(|name| *name != CONTENT_LENGTH && *name != CONTENT_TYPE) {
         headers.remove(name);
     }
     drop_our_proxy_status(headers);
     headers.insert(SEALPROXY_REQUEST_ID, id.clone());
+}
+
+/// The same for trailers, which come behind what was told to the caller.
+pub(super) fn inbound_trailers(trailers: &mut HeaderMap) {
+    let foreign = |name: &HeaderName| is_hop_by_hop(name) || name.as_str().starts_with("sealproxy-");
+    let remove: Vec<HeaderName> = trailers.keys().filter(|name| foreign(name)).cloned().collect();
+    for name in remove {
+        trailers.remove(name);
+    }
+    drop_our_proxy_status(trailers);
 }
 
 /// Only the proxy itself may speak as `sealproxy` in `Proxy-Status`: callers tell by it whose answer they have.

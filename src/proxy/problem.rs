@@ -106,6 +106,15 @@ pub enum Problem {
     /// No answer.
     #[error("{0}")]
     Send(#[source] SendError),
+    /// The exchange as a whole took too long.
+    #[error("the exchange took longer than it may as a whole")]
+    ExchangeTimeout(Outcome),
+    /// A transfer coding that the bank could not be told of.
+    #[error("only the transfer coding chunked is understood")]
+    TransferCoding,
+    /// The absolute form of something else than HTTP.
+    #[error("the request target's scheme is neither http nor https")]
+    BadScheme,
     /// The process ends before the exchange does.
     #[error("the proxy stopped before the exchange ended")]
     Stopped(Outcome),
@@ -173,6 +182,11 @@ impl Problem {
                 face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
             }
             Self::Send(error) => of_send(error),
+            Self::ExchangeTimeout(_) => {
+                face(S::GATEWAY_TIMEOUT, "exchange-timeout", "Exchange too slow", "http_response_timeout")
+            }
+            Self::TransferCoding => face(S::NOT_IMPLEMENTED, "transfer-coding", "Unknown transfer coding", MALFORMED),
+            Self::BadScheme => face(S::BAD_REQUEST, "bad-scheme", "Unknown scheme", MALFORMED),
             Self::Stopped(_) => face(S::BAD_GATEWAY, "stopped", "The proxy stopped", "proxy_internal_error"),
             Self::Internal => face(S::BAD_GATEWAY, "internal", "Internal fault", "proxy_internal_error"),
         }
@@ -187,7 +201,7 @@ impl Problem {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Send(error) => error.outcome,
-            Self::Stopped(outcome) => *outcome,
+            Self::Stopped(outcome) | Self::ExchangeTimeout(outcome) => *outcome,
             Self::Internal => Outcome::Unknown,
             _ => Outcome::NotSent,
         }

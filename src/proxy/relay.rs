@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::connection::Busy;
 use super::exchange::Exchange;
+use super::headers;
 use crate::upstream::{Answer, AnswerError};
 
 /// A response body on its way to the local client.
@@ -72,6 +73,7 @@ impl Body for RelayBody {
             Source::Problem(text) => text.take().map(|text| Ok(Frame::data(text))),
             Source::Bank(answer) => ready!(Pin::new(answer).poll_frame(cx)),
         };
+        let frame = frame.map(|result| result.map(without_our_words));
         match &frame {
             Some(result) => self.took(result),
             None => self.end(),
@@ -97,6 +99,13 @@ impl Body for RelayBody {
             Source::Bank(answer) => answer.size_hint(),
         }
     }
+}
+
+fn without_our_words(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        headers::inbound_trailers(trailers);
+    }
+    frame
 }
 
 impl Drop for RelayBody {

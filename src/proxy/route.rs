@@ -291,6 +291,9 @@ impl Caller {
 
 /// The absolute form's authority (or `:authority`), else `Host`. Both present must say the same.
 fn authority(head: &Parts) -> Result<Caller, Problem> {
+    if head.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Err(Problem::BadScheme);
+    }
     let absolute = head.uri.authority().map(Caller::new).transpose()?;
     let host = host_header(&head.headers)?;
     match (absolute, host) {

@@ -10,7 +10,7 @@ pub enum Ambiguity {
     Byte,
     /// `.` or `..` as a segment, however it is written.
     DotSegment,
-    /// An encoded control character, or encodings within encodings beyond reason.
+    /// An encoded control character, bytes that are no UTF-8, or encodings within encodings beyond reason.
     Encoding,
     /// A lenient reading leads to another route.
     OtherRoute,
@@ -22,7 +22,9 @@ impl Ambiguity {
         match self {
             Self::Byte => "the request target holds a byte outside visible ASCII; percent-encode it",
             Self::DotSegment => "the path holds a dot segment, in some spelling",
-            Self::Encoding => "the path holds an encoded control character or is encoded several times over",
+            Self::Encoding => {
+                "the path holds an encoded control character, is no UTF-8 or is encoded several times over"
+            }
             Self::OtherRoute => "the path leads to another route when it is read leniently",
         }
     }
@@ -44,11 +46,12 @@ pub fn lenient_reading<'a>(path: &'a str, query: Option<&str>) -> Result<Cow<'a,
 }
 
 fn is_dot_segment(segment: &str) -> bool {
-    matches!(without_parameters(segment).trim_matches(' '), "." | "..")
+    matches!(without_parameters(segment).trim_matches(char::is_whitespace), "." | "..")
 }
 
+/// Parameters, and what a reader that parses once more after decoding takes for a query or a fragment.
 fn without_parameters(segment: &str) -> &str {
-    segment.split_once(';').map_or(segment, |(name, _)| name)
+    segment.split([';', '?', '#']).next().unwrap_or(segment)
 }
 
 /// Decodes until nothing changes any more: somebody behind the bank's front may decode once more than the front.
@@ -60,11 +63,21 @@ fn decode_fully(path: &str) -> Result<String, Ambiguity> {
             return Err(Ambiguity::Encoding);
         }
         if next == current {
-            return Ok(String::from_utf8_lossy(&current).into_owned());
+            return into_plain_text(current);
         }
         current = next;
     }
     Err(Ambiguity::Encoding)
+}
+
+/// Overlong forms and `%u002e` are dots to some readers: whatever is not UTF-8 is refused. Characters that best-fit
+/// mappings turn into dots and slashes are taken for these.
+fn into_plain_text(decoded: Vec<u8>) -> Result<String, Ambiguity> {
+    let text = String::from_utf8(decoded).map_err(|_| Ambiguity::Encoding)?;
+    if text.contains("%u") || text.contains("%U") {
+        return Err(Ambiguity::Encoding);
+    }
+    Ok(text.replace(['\u{ff0e}', '\u{2024}'], ".").replace(['\u{ff0f}', '\u{2044}', '\u{2215}', '\u{ff3c}'], "/"))
 }
 
 /// One encoding is usual, a second happens to identifiers that were encoded by two layers of a client.
@@ -133,6 +146,11 @@ mod tests {
             "/a/%252e%252e/b",
             "/a/..%252fb",
             "/a/..%20/b",
+            "/a/..%c2%a0/b",
+            "/a/..%3fx/b",
+            "/a/..%23/b",
+            "/a/%ef%bc%8e%ef%bc%8e/b",
+            "/a/..%ef%bc%8fb",
         ] {
             assert_eq!(lenient_reading(path, None), Err(Ambiguity::DotSegment), "{path}");
         }
@@ -163,6 +181,9 @@ mod tests {
     fn bytes_and_encodings_that_no_reader_agrees_on_are_refused() {
         assert_eq!(lenient_reading("/\u{e9}", None), Err(Ambiguity::Byte));
         assert_eq!(lenient_reading("/a", Some("\u{e9}")), Err(Ambiguity::Byte));
+        for path in ["/%c0%ae%c0%ae/x", "/%e0%80%ae%e0%80%ae/x", "/%u002e%u002e/x", "/..%a0/x", "/%ff"] {
+            assert_eq!(lenient_reading(path, None), Err(Ambiguity::Encoding), "{path}");
+        }
         assert_eq!(lenient_reading("/a%00", None), Err(Ambiguity::Encoding));
         assert_eq!(lenient_reading("/a%0d%0a", None), Err(Ambiguity::Encoding));
         assert_eq!(lenient_reading("/%2525252541", None), Err(Ambiguity::Encoding));

@@ -63,6 +63,10 @@ impl Kit {
     /// Writes `sealproxy.yaml`: a proxy in front of the bank. Paths in it are relative to the folder.
     pub fn write_config(&self, bank: SocketAddr, proxy: SocketAddr, admin: SocketAddr) -> Result<PathBuf, Error> {
         let path = self.path("sealproxy.yaml");
+        let there = fs::read_to_string(&path).unwrap_or_default();
+        if path.exists() && !there.starts_with(OUR_FIRST_LINE) {
+            return Err(Error::Foreign(path));
+        }
         fs::write(&path, config(bank, proxy, admin)).map_err(|error| self.io(&path, error))?;
         Ok(path)
     }
@@ -99,6 +103,9 @@ const FILES: [&str; 8] =
     ["ca.pem", "bank.pem", "bank.key", "qwac.pem", "qwac.key", "other-qsealc.pem", "qsealc.key", "qsealc.pem"];
 /// Written last: where it is, the kit is whole.
 const LAST: &str = "qsealc.pem";
+
+/// What a configuration of ours begins with: any other is somebody's work.
+const OUR_FIRST_LINE: &str = "# A proxy in front of a sandbox bank on this machine, written anew";
 
 fn config(bank: SocketAddr, proxy: SocketAddr, admin: SocketAddr) -> String {
     format!(
@@ -139,7 +146,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Somebody else's file, or half a kit.
-    #[error("{} is there already, without the rest of a sandbox: choose an empty folder", .0.display())]
+    #[error("{} is there already, and not of this program's making: choose an empty folder", .0.display())]
     Foreign(PathBuf),
     /// Issuing.
     #[error("the sandbox authority could not issue a certificate")]

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::AlertDescription;
 use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext};
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ProtocolVersion};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -34,6 +34,7 @@ pub(super) struct Connector {
 pub(super) struct Established {
     pub(super) sender: SendRequest<Payload>,
     pub(super) count: Arc<Count>,
+    pub(super) tls13: bool,
 }
 
 impl Connector {
@@ -110,6 +111,7 @@ impl Connector {
         permit: OwnedSemaphorePermit,
     ) -> Result<Established, AcquireError> {
         let count = Arc::new(Count::default());
+        let tls13 = tls.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3);
         let io = TokioIo::new(Counted::new(tls, Arc::clone(&count)));
         let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(AcquireError::Http)?;
         let open = self.destination.metrics.connections.clone();
@@ -120,7 +122,7 @@ impl Connector {
             open.dec();
             drop(permit);
         });
-        Ok(Established { sender, count })
+        Ok(Established { sender, count, tls13 })
     }
 }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use rustls::AlertDescription;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, timeout};
 
@@ -97,7 +98,8 @@ impl Lease {
     fn failure(&self, unstarted: bool, error: hyper::Error) -> SendError {
         let count = &self.connection.count;
         let answered = count.read() > self.read;
-        let refused = count.alert().filter(|alert| !answered && connector::refuses_certificate(*alert));
+        let (tls13, served) = (self.connection.tls13, self.connection.served);
+        let refused = count.alert().filter(|alert| is_refusal(*alert, tls13, served, count.read()));
         let proven = unstarted || count.written() == self.written || refused.is_some();
         let cause = match refused {
             Some(alert) => Cause::QwacRefused(alert),
@@ -107,6 +109,13 @@ impl Lease {
         };
         SendError { cause, outcome: if proven { Outcome::NotSent } else { Outcome::Unknown } }
     }
+}
+
+/// Whether an alert can still be about our certificate. In TLS 1.2 that was judged before the lease began, and so it was
+/// on any connection that has served a request before or carried a byte of an answer: what comes later speaks of the
+/// request, which may have been acted on.
+fn is_refusal(alert: AlertDescription, tls13: bool, served: u64, read: u64) -> bool {
+    tls13 && served == 1 && read == 0 && connector::refuses_certificate(alert)
 }
 
 /// A response's body, frame by frame. Its end gives the connection back; dropped before, it closes it.
@@ -176,5 +185,20 @@ impl Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_proves_nothing_unless_our_certificate_was_still_to_be_judged() {
+        let denied = AlertDescription::AccessDenied;
+        assert!(is_refusal(denied, true, 1, 0));
+        assert!(!is_refusal(denied, false, 1, 0), "TLS 1.2 judged it in the handshake");
+        assert!(!is_refusal(denied, true, 2, 0), "an earlier request was served");
+        assert!(!is_refusal(denied, true, 1, 1), "an answer has begun");
+        assert!(!is_refusal(AlertDescription::InternalError, true, 1, 0));
     }
 }

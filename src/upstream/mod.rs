@@ -218,6 +218,7 @@ impl Upstream {
         Ok(Connection {
             sender: established.sender,
             count: established.count,
+            tls13: established.tls13,
             born: Instant::now(),
             home: reactor,
             served: 0,

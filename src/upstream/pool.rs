@@ -25,6 +25,8 @@ pub(super) struct Connection {
     pub(super) count: Arc<Count>,
     pub(super) born: Instant,
     pub(super) home: ReactorId,
+    /// Whether it speaks TLS 1.3, where the bank judges our certificate only after the handshake.
+    pub(super) tls13: bool,
     pub(super) served: u64,
 }
 

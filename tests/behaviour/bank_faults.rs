@@ -247,6 +247,27 @@ fn a_body_that_is_cut_is_visibly_cut_for_the_caller() {
 }
 
 #[test]
+fn an_exchange_that_takes_too_long_as_a_whole_is_answered() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(4), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { exchange: 400ms }\n"));
+    fails(&rig, 504, "exchange-timeout", "unknown");
+    let slow =
+        format!("POST {PAYMENTS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{");
+    let answer = rig.send(&slow);
+    assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (504, "exchange-timeout", "not_sent"));
+    assert!(rig.log.wait(2).iter().all(|line| line["caller_gone"] == false));
+}
+
+#[test]
+fn a_length_beside_chunks_does_not_cut_the_answer() {
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let bank = FakeBank::doing(move |_| Act::Answer(answer.to_vec()));
+    let answer = Rig::before(&bank).get(ACCOUNTS);
+    assert_eq!((answer.status, answer.header("content-length")), (200, None));
+    assert!(answer.body.contains("hello"), "{answer:?}");
+}
+
+#[test]
 fn a_body_that_pauses_for_too_long_is_cut() {
     let bank = FakeBank::doing(|_| Act::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this".to_vec()));
     let rig = Rig::start(&config(bank.address, "", "timeouts: { response_frame: 200ms }\n"));

@@ -202,6 +202,12 @@ fn silent_and_slow_callers_are_closed_in_time_and_idle_ones_are_kept() {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).expect("closed by the proxy, not by our timeout");
     }
+    let kinds = |lines: Vec<serde_json::Value>| {
+        lines.into_iter().filter_map(|line| line["kind"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let mut kinds = kinds(rig.log.wait(5));
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["silent", "slow", "slow"]);
     std::thread::sleep(Duration::from_millis(700));
     assert_eq!(ask(&mut idle, &get(&rig)).status, 200, "a kept-alive connection outlives the header timeout");
 }

@@ -101,6 +101,22 @@ fn dev_seals_a_first_request_and_shows_what_a_fault_looks_like() {
 }
 
 #[test]
+fn dev_keeps_its_hands_off_files_that_are_not_its_own() {
+    for (name, text) in [("sealproxy.yaml", "# mine"), ("qwac.key", "mine")] {
+        let folder = folder("mine");
+        std::fs::write(folder.join(name), text).expect("a file");
+        let refused = output(&["dev", "--dir", folder.to_str().expect("UTF-8")]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(text_of(&refused).contains("choose an empty folder"), "{}", text_of(&refused));
+        assert_eq!(std::fs::read_to_string(folder.join(name)).expect("still there"), text);
+    }
+}
+
+fn text_of(output: &Output) -> String {
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+#[test]
 fn ten_thousand_requests_over_thirty_two_connections_need_thirty_two_behind_them() {
     let (child, mut reader, lines, address) = dev(&folder("load"));
     // The log is read on, so that nobody waits for anybody.

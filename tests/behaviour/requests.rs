@@ -170,6 +170,13 @@ fn headers_that_would_break_the_seal_are_refused() {
         (format!("{get}Connection: close\nX-Request-Id: {}\n\n", "a".repeat(129)), 400, "malformed-request-id"),
         (format!("{get}Connection: close\nExpect: a-miracle\n\n"), 417, "expectation"),
         (format!("{post}Content-Length: 2\n\n{{}}"), 400, "no-content-type"),
+        (format!("{post}Content-Type: \nContent-Length: 2\n\n{{}}"), 400, "no-content-type"),
+        (
+            format!("{post}Content-Type: a/b\nTransfer-Encoding: gzip, chunked\n\n2\n{{}}\n0\n\n"),
+            501,
+            "transfer-coding",
+        ),
+        ("GET ftp://localhost/ HTTP/1.1\nHost: localhost\nConnection: close\n\n".to_owned(), 400, "bad-scheme"),
         (format!("{post}Transfer-Encoding: chunked\n\n2\n{{}}\n0\n\n"), 400, "no-content-type"),
     ];
     let cases: Vec<_> = cases.iter().map(|(request, status, problem)| (&**request, *status, *problem)).collect();

@@ -146,30 +146,16 @@ impl Bound {
         let Self { app, listeners, admin } = self;
         let (draining, drain) = watch::channel(false);
         let reactors = Reactors::start(app.config.threads)?;
-        let seats =
-            reactors.handles.iter().enumerate().map(|(index, handle)| {
-                Reactor::new(handle.clone(), Proxy::new(Arc::clone(&app.shared), ReactorId(index)))
-            });
-        let hall = Hall::new(seats.collect(), app.config.limits.connections, Drain::new(drain));
-        let state = admin::State::new(app.process.registry.clone());
-        let gone = Arc::new(Notify::new());
-        let settings = app.config.admin.iter().map(|settings| settings.serve.clone());
-        let pages: Vec<_> = admin
-            .into_iter()
-            .zip(settings)
-            .map(|(listener, pages)| {
-                let gone = Arc::clone(&gone);
-                tokio::spawn(admin::serve(listener, pages, Arc::clone(&state), async move { gone.notified().await }))
-            })
-            .collect();
+        let hall = Hall::new(reactors.seats(&app.shared), app.config.limits.connections, Drain::new(drain));
+        let pages = Pages::start(admin, &app);
         let acceptors = listeners.into_iter().map(|listener| tokio::spawn(listener.serve(Arc::clone(&hall))));
         let acceptors: Vec<_> = acceptors.collect();
-        state.set_ready(true);
+        pages.state.set_ready(true);
         signal().await;
-        state.set_ready(false);
-        // Nobody listens to this channel only where no connection was ever seated.
-        let _ = draining.send(true);
+        pages.state.set_ready(false);
+        draining.send_replace(true);
         for acceptor in acceptors {
+            // An acceptor ends at the drain, or has panicked: either way nobody new is let in.
             let _ = acceptor.await;
         }
         let ended = tokio::select! {
@@ -182,11 +168,35 @@ impl Bound {
             drained(&hall, &app, LAST_WORDS).await;
         }
         reactors.stop();
-        gone.notify_waiters();
-        for page in pages {
-            page.abort();
-        }
+        pages.stop().await;
         Ok(ended)
+    }
+}
+
+/// The admin pages: the last to go, because they report on everything.
+struct Pages {
+    state: Arc<admin::State>,
+    gone: Arc<Notify>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Pages {
+    fn start(listeners: Vec<TcpListener>, app: &App) -> Self {
+        let (state, gone) = (admin::State::new(app.process.registry.clone()), Arc::new(Notify::new()));
+        let served = listeners.into_iter().zip(&app.config.admin);
+        let tasks = served.map(|(listener, settings)| {
+            let (state, gone) = (Arc::clone(&state), Arc::clone(&gone));
+            let stop = async move { gone.notified().await };
+            tokio::spawn(admin::serve(listener, settings.serve.clone(), state, stop))
+        });
+        Self { tasks: tasks.collect(), state, gone }
+    }
+
+    async fn stop(self) {
+        self.gone.notify_waiters();
+        for task in self.tasks {
+            let _ = task.await;
+        }
     }
 }
 
@@ -253,6 +263,13 @@ impl Reactors {
             reactors.stop.push(stop);
         }
         Ok(reactors)
+    }
+
+    fn seats(&self, shared: &Arc<Shared>) -> Vec<Reactor> {
+        let numbered = self.handles.iter().enumerate();
+        numbered
+            .map(|(index, handle)| Reactor::new(handle.clone(), Proxy::new(Arc::clone(shared), ReactorId(index))))
+            .collect()
     }
 
     fn stop(self) {

@@ -176,6 +176,7 @@ static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
 fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
     let second = Duration::from_secs(1);
     let settings = upstream::Settings {
+        via: None,
         origin: Origin { host: bank.host.to_owned(), port: bank.port },
         trust: Trust::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/becm-qsealc.pem")),
         private: false,
@@ -184,6 +185,7 @@ fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
         connections: 1,
         in_flight: 1,
         timeouts: upstream::Timeouts {
+            via: second,
             resolve: second,
             connect: second,
             handshake: second,

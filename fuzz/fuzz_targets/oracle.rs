@@ -12,7 +12,7 @@ pub fn dot_segment(path: &[u8]) -> Option<Vec<u8>> {
             return Some(reading);
         }
         if seen.insert(reading.clone()) {
-            open.extend([decoded(&reading), cut(&reading)]);
+            open.extend([decoded(&reading), cut(&reading), best_fit(&reading)]);
         }
     }
     None
@@ -25,7 +25,9 @@ pub fn canonical(path: &[u8]) -> Vec<u8> {
     while path != decoded(&path) {
         path = decoded(&path);
     }
-    let cut: Vec<&[u8]> = segments(&path).map(without_parameters).collect();
+    let path = best_fit(&path);
+    let path = path.split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
+    let cut: Vec<&[u8]> = segments(path).map(without_parameters).collect();
     let mut canonical = Vec::new();
     for segment in cut.iter().filter(|segment| !segment.is_empty()) {
         canonical.push(b'/');
@@ -56,11 +58,18 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     out
 }
 
+/// What a best-fit mapping to ASCII makes of characters that look like dots and slashes.
+fn best_fit(path: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(path);
+    let dots = text.replace(['\u{ff0e}', '\u{2024}'], ".");
+    dots.replace(['\u{ff0f}', '\u{2044}', '\u{2215}', '\u{ff3c}'], "/").into_bytes()
+}
+
 /// Every segment without its parameters, its separators kept.
 fn cut(path: &[u8]) -> Vec<u8> {
     let mut within = false;
     let keep = |byte: &&u8| {
-        within = !matches!(byte, b'/' | b'\\') && (within || **byte == b';');
+        within = !matches!(byte, b'/' | b'\\') && (within || matches!(byte, b';' | b'?' | b'#'));
         !within
     };
     path.iter().filter(keep).copied().collect()
@@ -71,9 +80,10 @@ fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn without_parameters(segment: &[u8]) -> &[u8] {
-    segment.split(|byte| *byte == b';').next().unwrap_or_default()
+    segment.split(|byte| matches!(byte, b';' | b'?' | b'#')).next().unwrap_or_default()
 }
 
 fn trimmed(segment: &[u8]) -> &[u8] {
-    without_parameters(segment).trim_ascii()
+    let name = without_parameters(segment);
+    std::str::from_utf8(name).map_or(name, |name| name.trim().as_bytes())
 }

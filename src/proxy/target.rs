@@ -37,7 +37,7 @@ pub fn lenient_reading<'a>(path: &'a str, query: Option<&str>) -> Result<Cow<'a,
     if !bytes.into_iter().all(|byte| matches!(byte, 0x21..=0x7e)) {
         return Err(Ambiguity::Byte);
     }
-    let plain = !path.bytes().any(|byte| matches!(byte, b'%' | b';' | b'\\')) && !path.contains("//");
+    let plain = !path.bytes().any(|byte| matches!(byte, b'%' | b';' | b'\\' | b'?' | b'#')) && !path.contains("//");
     let decoded = if plain { Cow::Borrowed(path) } else { Cow::Owned(decode_fully(path)?) };
     if decoded.split(['/', '\\']).any(is_dot_segment) {
         return Err(Ambiguity::DotSegment);
@@ -109,6 +109,8 @@ fn hex(digit: u8) -> u8 {
 }
 
 fn merge(path: &str) -> String {
+    // A reader that parses once more after decoding ends the path here.
+    let path = path.split(['?', '#']).next().unwrap_or(path);
     // Parameters first: a segment of nothing else is an empty one, and slashes merge over it.
     let segments = path.split(['/', '\\']).map(without_parameters);
     let mut merged = String::with_capacity(path.len());
@@ -168,6 +170,8 @@ mod tests {
             ("/a/;x=y/b", "/a/b"),
             ("/a/%3b.\\b", "/a/b"),
             ("/a/b/;x", "/a/b/"),
+            ("/a%3fx/b", "/a"),
+            ("/a%23/b", "/a"),
             ("/a%20b+c:@~", "/a b+c:@~"),
             ("/a%zz%", "/a%zz%"),
             ("/%C3%A9", "/\u{e9}"),

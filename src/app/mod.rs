@@ -12,14 +12,14 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 mod generation;
 
 use crate::admin;
 use crate::config::{Config, Finding, Upstream};
 use crate::log::Log;
-use crate::proxy::listener::{Address, Drain, Hall, Listener, Reactor};
+use crate::proxy::listener::{Address, Departure, Hall, Listener, Phase, Reactor};
 use crate::proxy::{Metrics, Proxy, Shared};
 use crate::upstream::{Destination, Families, ReactorId};
 
@@ -140,27 +140,34 @@ impl Bound {
         self.app.config.threads
     }
 
-    /// Serves until `signal` resolves for the first time, then drains: readiness falls, no connection is accepted,
-    /// requests in flight finish within the drain time. A second signal ends the drain.
-    pub async fn serve(self, mut signal: impl AsyncFnMut()) -> io::Result<Ended> {
+    /// Serves until a signal comes, then leaves step by step. SIGTERM: readiness falls and each answer is the last of its
+    /// connection, but whoever comes is served, for the linger time or until the next signal; those who send callers here
+    /// need time to learn that we go. SIGINT skips that. Then no connection is accepted and requests in flight finish
+    /// within the drain time, or until a further signal.
+    pub async fn serve(self, mut signal: impl AsyncFnMut() -> Signal) -> io::Result<Ended> {
         let Self { app, listeners, admin } = self;
-        let (draining, drain) = watch::channel(false);
+        let (phase, phases) = watch::channel(Phase::Serving);
         let reactors = Reactors::start(app.config.threads)?;
-        let hall = Hall::new(reactors.seats(&app.shared), app.config.limits.connections, Drain::new(drain));
+        let hall = Hall::new(reactors.seats(&app.shared), app.config.limits.connections, Departure::new(phases));
         let pages = Pages::start(admin, &app);
         let acceptors = listeners.into_iter().map(|listener| tokio::spawn(listener.serve(Arc::clone(&hall))));
         let acceptors: Vec<_> = acceptors.collect();
         pages.state.set_ready(true);
-        signal().await;
+        let first = signal().await;
         pages.state.set_ready(false);
-        draining.send_replace(true);
+        if first == Signal::Terminate {
+            phase.send_replace(Phase::Lingering);
+            // Until its end or the next signal, whichever is first.
+            let _ = timeout(app.config.linger, signal()).await;
+        }
+        phase.send_replace(Phase::Draining);
         for acceptor in acceptors {
             // An acceptor ends at the drain, or has panicked: either way nobody new is let in.
             let _ = acceptor.await;
         }
         let ended = tokio::select! {
             ended = drained(&hall, &app, app.config.drain) => ended,
-            () = signal() => Ended::Hurried,
+            _ = signal() => Ended::Hurried,
         };
         if ended != Ended::Drained {
             app.shared.stop();
@@ -171,6 +178,15 @@ impl Bound {
         pages.stop().await;
         Ok(ended)
     }
+}
+
+/// What asks the process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM, from whoever runs us among others: callers are still on their way here.
+    Terminate,
+    /// SIGINT, from somebody who waits.
+    Interrupt,
 }
 
 /// The admin pages: the last to go, because they report on everything.
@@ -207,7 +223,7 @@ pub enum Ended {
     Drained,
     /// Some did not within the drain time, and were cut.
     TimedOut,
-    /// A second signal cut the drain short.
+    /// A further signal cut the drain short.
     Hurried,
 }
 

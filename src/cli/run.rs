@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, tell};
-use crate::app::{App, Bound, Ended};
+use crate::app::{App, Bound, Ended, Signal};
 use crate::config::Config;
 use crate::log::Log;
 
@@ -20,15 +20,23 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
 
 async fn serve(config: Config, log: Log) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let drain = config.drain;
+    let (linger, drain) = (config.linger, config.drain);
     let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
     app.findings().iter().for_each(tell);
     let bound = app.bind().await.map_err(Failure::Configuration)?;
     announce(&bound);
-    match bound.serve(async || signals.next().await).await? {
+    let mut lingered = false;
+    let next = async || {
+        let signal = signals.next().await;
+        if signal == Signal::Terminate && !linger.is_zero() && !std::mem::replace(&mut lingered, true) {
+            tell(format_args!("SIGTERM: not ready any more; serving on for {linger:?}, until a second signal at most"));
+        }
+        signal
+    };
+    match bound.serve(next).await? {
         Ended::Drained => tell(format_args!("stopped: every request in flight has finished")),
         Ended::TimedOut => tell(format_args!("stopped: requests that had not finished within {drain:?} were cut")),
-        Ended::Hurried => tell(format_args!("stopped at the second signal: requests in flight were cut")),
+        Ended::Hurried => tell(format_args!("stopped at a further signal: requests in flight were cut")),
     }
     Ok(())
 }

@@ -29,6 +29,9 @@ async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool) -> Result<
     let bank = Arc::new(Bank::new(Settings { demands_seal, ..kit.bank(authorities)? })?);
     say(format_args!("bank https://{address}"));
     say(format_args!("config {}", config.display()));
-    bank.serve(listener, signals.next_or_hangup()).await;
+    let stop = async {
+        signals.next_or_hangup().await;
+    };
+    bank.serve(listener, stop).await;
     Ok(())
 }

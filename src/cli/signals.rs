@@ -5,6 +5,7 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::tell;
+use crate::app;
 
 /// The signals that ask a process to end.
 pub(super) struct Signals {
@@ -25,29 +26,34 @@ impl Signals {
 
     /// Waits for the next one. SIGHUP is told and changes nothing: operators send it to reload, and do not mean to cut
     /// a payment.
-    pub(super) async fn next(&mut self) {
-        while self.any().await == Asked::HangUp {
-            tell("SIGHUP changes nothing: certificates and configuration are read at start");
+    pub(super) async fn next(&mut self) -> app::Signal {
+        loop {
+            match self.any().await {
+                Asked::End(signal) => return signal,
+                Asked::HangUp => {
+                    tell("SIGHUP changes nothing: certificates and configuration are read at start");
+                }
+            }
         }
     }
 
-    /// Waits for the next one, or for the terminal to close.
+    /// Waits for the next one, or for the terminal to close: a person is done with us.
     #[cfg(feature = "sandbox")]
-    pub(super) async fn next_or_hangup(&mut self) {
+    pub(super) async fn next_or_hangup(&mut self) -> app::Signal {
         self.any().await;
+        app::Signal::Interrupt
     }
 
     async fn any(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => Asked::End,
-            _ = self.interrupt.recv() => Asked::End,
+            _ = self.terminate.recv() => Asked::End(app::Signal::Terminate),
+            _ = self.interrupt.recv() => Asked::End(app::Signal::Interrupt),
             _ = self.hangup.recv() => Asked::HangUp,
         }
     }
 }
 
-#[derive(PartialEq, Eq)]
 enum Asked {
-    End,
+    End(app::Signal),
     HangUp,
 }

@@ -10,7 +10,7 @@ use crate::proxy::{Limits, Timeouts};
 use crate::upstream;
 
 pub(super) const LIMIT_KEYS: [&str; 6] = ["body", "buffered", "connections", "in_flight", "header_bytes", "headers"];
-pub(super) const TIMEOUT_KEYS: [&str; 13] = [
+pub(super) const TIMEOUT_KEYS: [&str; 14] = [
     "header",
     "body",
     "body_total",
@@ -23,6 +23,7 @@ pub(super) const TIMEOUT_KEYS: [&str; 13] = [
     "response",
     "response_frame",
     "exchange",
+    "linger",
     "drain",
 ];
 /// Those of `timeouts` that an upstream may have of its own.
@@ -69,6 +70,7 @@ fn buffered(section: &Section<'_>, body: u64, machine: &Machine) -> u64 {
 pub(super) struct Deadlines {
     pub(super) proxy: Timeouts,
     pub(super) upstream: upstream::Timeouts,
+    pub(super) linger: Duration,
     pub(super) drain: Duration,
 }
 
@@ -92,8 +94,9 @@ pub(super) fn timeouts(root: &Section<'_>) -> Deadlines {
         response: Duration::from_secs(60),
         response_frame: Duration::from_secs(60),
     };
+    let linger = section.quantity("linger", Duration::from_secs(5), duration_or_zero);
     let drain = section.quantity("drain", Duration::from_secs(25), duration_or_zero);
-    Deadlines { proxy, upstream: upstream_timeouts(&section, defaults), drain }
+    Deadlines { proxy, upstream: upstream_timeouts(&section, defaults), linger, drain }
 }
 
 /// Reads the deadlines that concern an upstream, of all or of one.

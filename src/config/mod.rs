@@ -56,7 +56,9 @@ pub struct Config {
     pub limits: proxy::Limits,
     /// How long the proxy waits.
     pub timeouts: proxy::Timeouts,
-    /// How long requests under way have to finish once the process is asked to end; zero: no time.
+    /// How long new requests are still served once the process is asked to end; zero: not at all.
+    pub linger: Duration,
+    /// How long requests under way have to finish after that; zero: no time.
     pub drain: Duration,
 }
 
@@ -140,6 +142,7 @@ impl Config {
             routes,
             limits: limits::limits(root, machine),
             timeouts: deadlines.proxy,
+            linger: deadlines.linger,
             drain: deadlines.drain,
         };
         if !root.report.has_errors() {

@@ -109,7 +109,8 @@ fn defaults_are_those_of_the_design() {
     assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8080".parse().expect("an address"))]);
     assert_eq!(config.admin[0].address, "127.0.0.1:9090".parse().expect("an address"));
     assert_eq!(config.admin[0].serve.len(), 3);
-    assert_eq!((config.threads, config.hosts.len(), config.drain.as_secs()), (3, 0, 25));
+    assert_eq!((config.threads, config.hosts.len()), (3, 0));
+    assert_eq!((config.linger.as_secs(), config.drain.as_secs()), (5, 25));
     let limits = config.limits;
     assert_eq!((limits.body, limits.buffered, limits.header_bytes), (8 << 20, 256 << 20, 32 << 10));
     assert_eq!((limits.connections, limits.in_flight, limits.headers), (1024, 512, 100));
@@ -202,7 +203,7 @@ fn unknown_keys_are_refused_with_the_closest_known_one() {
     expect(&with("upstrems: {}"), "error: upstrems: unknown key `upstrems`; did you mean `upstreams`?");
     expect(&with_upstream("trsut: system"), "error: upstreams.becm.trsut: unknown key `trsut`; did you mean `trust`?");
     expect(&with("limits: {zzz: 1}"), "error: limits.zzz: unknown key `zzz`. Known here: body, buffered,");
-    expect(&with("timeouts: {linger: 5s}"), "error: timeouts.linger: unknown key `linger`.");
+    expect(&with("timeouts: {lingre: 5s}"), "error: timeouts.lingre: unknown key `lingre`; did you mean `linger`?");
     expect(
         &with("listen: [{address: '127.0.0.1:1', opne: true}]"),
         "error: listen[0].opne: unknown key `opne`; did you mean `open`?",
@@ -584,6 +585,7 @@ fn deadlines_are_durations_above_zero() {
     expect(&with("timeouts: {header: 10}"), "error: timeouts.header: `10` has no unit. Add one");
     expect(&with("timeouts: {header: 0s}"), "error: timeouts.header: `0s` is no time at all");
     assert_eq!(legal(&with("timeouts: {drain: 0s}")).drain, Duration::ZERO);
+    assert_eq!(legal(&with("timeouts: {linger: 0s}")).linger, Duration::ZERO);
     assert_eq!(legal(&with("timeouts: {header: 1m30s}")).timeouts.header.as_secs(), 90);
 }
 

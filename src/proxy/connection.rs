@@ -8,10 +8,9 @@ use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -19,27 +18,38 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::sync::watch;
 
+use super::clock::{Busy, Clock, Expiry, State};
 use super::relay::RelayBody;
 use super::route::Transport;
-use super::{Limits, Proxy, Timeouts};
+use super::{Limits, Proxy};
 
-/// Whether the process is on its way out.
+/// How far the process is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Connections come and stay.
+    Serving,
+    /// Whoever comes is served once, and told that the connection ends.
+    Lingering,
+    /// Nobody new is let in, and what is in flight finishes.
+    Draining,
+}
+
+/// Tells how far the process is on its way out.
 #[derive(Clone)]
-pub struct Drain(watch::Receiver<bool>);
+pub struct Departure(watch::Receiver<Phase>);
 
-impl Drain {
-    /// Begins when the channel says `true`.
-    pub fn new(begins: watch::Receiver<bool>) -> Self {
-        Self(begins)
+impl Departure {
+    /// Follows a channel whose phases only advance.
+    pub fn new(phases: watch::Receiver<Phase>) -> Self {
+        Self(phases)
     }
 
-    /// Waits until it begins.
-    pub(super) async fn begins(&mut self) {
-        // A channel without a sender will never say so: the process is ending without a drain.
-        let _ = self.0.wait_for(|begun| *begun).await;
+    /// Waits until a phase has begun.
+    pub(super) async fn reaches(&mut self, phase: Phase) {
+        // A channel without a sender will never say so: the process is ending without ceremony.
+        let _ = self.0.wait_for(|now| *now >= phase).await;
     }
 }
 
@@ -54,32 +64,61 @@ pub(super) async fn serve(
     transport: Transport,
     proxy: Proxy,
     clock: Arc<Clock>,
-    mut drain: Drain,
+    mut departure: Departure,
 ) {
-    let first = tokio::select! {
-        biased;
-        first = timeout(clock.limits.header, first_bytes(&mut stream)) => first,
-        // Without a request under way nothing is owed to this connection.
-        () = drain.begins() => return,
-        () = clock.evicted() => return,
-    };
-    match first {
-        Ok(Ok((First::Http1, bytes))) => {
-            serve_http1(Rewound::new(bytes, stream, &clock), transport, proxy, clock, drain).await;
+    match tell_first_bytes(&mut stream, &clock, &mut departure).await {
+        Ok((First::Http1, bytes)) => {
+            serve_http1(Rewound::new(bytes, stream, &clock), transport, proxy, clock, departure).await;
         }
-        Ok(Ok((First::Http2, bytes))) => {
-            clock.multiplexed.store(1, Ordering::Relaxed);
-            serve_http2(Rewound::new(bytes, stream, &clock), transport, proxy, clock, drain).await;
+        Ok((First::Http2, bytes)) => {
+            clock.multiplex();
+            serve_http2(Rewound::new(bytes, stream, &clock), transport, proxy, clock, departure).await;
         }
-        Ok(Ok((First::Tls, _))) => {
+        Ok((First::Tls, _)) => {
             proxy.malformed("tls", "a TLS hello on a plain-HTTP port: use http:// in the caller's URL");
         }
-        Ok(Ok((First::Nothing, _)) | Err(_)) => {}
-        Err(_) => proxy.malformed("silent", "no request within the header timeout"),
+        Err(NoFirstBytes::Late) => proxy.malformed("silent", "no request within the header timeout"),
+        Ok((First::Nothing, _)) | Err(NoFirstBytes::Gone) => {}
     }
 }
 
-async fn serve_http1(io: Rewound<impl Stream>, transport: Transport, proxy: Proxy, clock: Arc<Clock>, drain: Drain) {
+/// Why a connection has no first bytes.
+enum NoFirstBytes {
+    /// Its time is over.
+    Late,
+    /// It broke, or its place was needed.
+    Gone,
+}
+
+async fn tell_first_bytes(
+    stream: &mut impl Stream,
+    clock: &Clock,
+    departure: &mut Departure,
+) -> Result<(First, Vec<u8>), NoFirstBytes> {
+    let mut first = pin!(first_bytes(stream));
+    let mut expiry = Expiry::of(clock);
+    let mut last_call = false;
+    loop {
+        tokio::select! {
+            biased;
+            first = &mut first => return first.map_err(|_| NoFirstBytes::Gone),
+            () = &mut expiry => return Err(if last_call { NoFirstBytes::Gone } else { NoFirstBytes::Late }),
+            () = clock.evicted() => return Err(NoFirstBytes::Gone),
+            () = departure.reaches(Phase::Draining), if !last_call => {
+                clock.last_call();
+                last_call = true;
+            }
+        }
+    }
+}
+
+async fn serve_http1(
+    io: Rewound<impl Stream>,
+    transport: Transport,
+    proxy: Proxy,
+    clock: Arc<Clock>,
+    departure: Departure,
+) {
     let Limits { header_bytes, headers, .. } = proxy.limits();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -88,16 +127,22 @@ async fn serve_http1(io: Rewound<impl Stream>, transport: Transport, proxy: Prox
         .max_buf_size(header_bytes)
         .max_headers(headers)
         .serve_connection(TokioIo::new(io), service(transport, &proxy, &clock));
-    drive(connection, &proxy, &clock, drain).await;
+    drive(connection, &proxy, &clock, departure).await;
 }
 
-async fn serve_http2(io: Rewound<impl Stream>, transport: Transport, proxy: Proxy, clock: Arc<Clock>, drain: Drain) {
+async fn serve_http2(
+    io: Rewound<impl Stream>,
+    transport: Transport,
+    proxy: Proxy,
+    clock: Arc<Clock>,
+    departure: Departure,
+) {
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(proxy.limits().header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS)
         .serve_connection(TokioIo::new(io), service(transport, &proxy, &clock));
-    drive(connection, &proxy, &clock, drain).await;
+    drive(connection, &proxy, &clock, departure).await;
 }
 
 fn service(
@@ -112,22 +157,39 @@ fn service(
 > + 'static {
     let (proxy, clock) = (proxy.clone(), Arc::clone(clock));
     service_fn(move |request| {
-        let (proxy, busy) = (proxy.clone(), Busy::new(&clock));
-        async move { Ok(proxy.call(request, transport, busy).await) }
+        let (proxy, clock) = (proxy.clone(), Arc::clone(&clock));
+        let busy = Busy::new(&clock);
+        async move {
+            let mut response = proxy.call(request, transport, busy).await;
+            if clock.is_leaving() {
+                say_goodbye(&mut response, &clock);
+            }
+            Ok(response)
+        }
     })
+}
+
+/// Tells the caller to come back on another connection: HTTP/2 by GOAWAY (RFC 9113 section 6.8), HTTP/1.1 in the
+/// answer (RFC 9112 section 9.6), upon which hyper closes.
+fn say_goodbye(response: &mut Response<RelayBody>, clock: &Clock) {
+    if clock.is_multiplexed() {
+        clock.say_goodbye();
+    } else {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 }
 
 /// Requests at a time on one HTTP/2 connection: RFC 9113 section 6.5.2 asks for at least 100.
 const STREAMS: u32 = 128;
 
-/// Runs a connection until it ends, its clock runs out, it is evicted, or the drain finds it without a request.
-async fn drive<C>(connection: C, proxy: &Proxy, clock: &Clock, mut drain: Drain)
+/// Runs a connection until it ends, its clock runs out, it is evicted, or the departure finds it without a request.
+async fn drive<C>(connection: C, proxy: &Proxy, clock: &Clock, mut departure: Departure)
 where
     C: GracefulConnection<Error = hyper::Error>,
 {
     let mut connection = pin!(connection);
     let mut expiry = Expiry::of(clock);
-    let mut draining = false;
+    let mut next = Some(Phase::Lingering);
     loop {
         tokio::select! {
             biased;
@@ -144,14 +206,37 @@ where
                 return;
             }
             () = clock.evicted() => return,
-            () = drain.begins(), if !draining => {
-                if !clock.is_busy() {
-                    return;
+            () = clock.goodbye() => connection.as_mut().graceful_shutdown(),
+            () = reaches(&mut departure, next) => {
+                if wind_down(clock, next) {
+                    connection.as_mut().graceful_shutdown();
                 }
-                connection.as_mut().graceful_shutdown();
-                draining = true;
+                next = (next == Some(Phase::Lingering)).then_some(Phase::Draining);
             }
         }
+    }
+}
+
+async fn reaches(departure: &mut Departure, phase: Option<Phase>) {
+    match phase {
+        Some(phase) => departure.reaches(phase).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether a connection is to end as soon as what is in flight on it has finished. One that has yet to bring its first
+/// request, or that is in the middle of a head, brings it: its answer says goodbye.
+fn wind_down(clock: &Clock, phase: Option<Phase>) -> bool {
+    let owes_a_request = clock.state() < State::Idle;
+    clock.leave();
+    match phase {
+        Some(Phase::Draining) if owes_a_request => {
+            clock.last_call();
+            false
+        }
+        Some(Phase::Draining) => true,
+        // On HTTP/1.1 the next answer says so, and an idle caller may have sent its next request already.
+        _ => clock.is_multiplexed() && !owes_a_request,
     }
 }
 
@@ -190,154 +275,6 @@ async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(First
         Some(_) => First::Http1,
     };
     Ok((first, bytes))
-}
-
-/// The states of a connection, and since when. Shared with whoever has to pick one to close.
-#[derive(Debug)]
-pub(super) struct Clock {
-    origin: Instant,
-    state: AtomicU8,
-    since: AtomicU64,
-    under_way: AtomicUsize,
-    /// 1 on HTTP/2, whose control frames are no request heads.
-    multiplexed: AtomicU8,
-    evict: Notify,
-    limits: Timeouts,
-}
-
-/// A connection without an exchange in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum State {
-    /// Nothing has come in yet.
-    Fresh = 0,
-    /// A part of a head.
-    Head = 1,
-    /// Between two requests.
-    Idle = 2,
-    /// At least one exchange in flight.
-    Busy = 3,
-}
-
-impl Clock {
-    pub(super) fn new(limits: Timeouts) -> Arc<Self> {
-        Arc::new(Self {
-            origin: Instant::now(),
-            state: AtomicU8::new(State::Fresh as u8),
-            since: AtomicU64::new(0),
-            under_way: AtomicUsize::new(0),
-            multiplexed: AtomicU8::new(0),
-            evict: Notify::new(),
-            limits,
-        })
-    }
-
-    /// Asks the connection to end, which it does unless it is busy by then.
-    pub(super) fn evict(&self) {
-        self.evict.notify_one();
-    }
-
-    async fn evicted(&self) {
-        loop {
-            self.evict.notified().await;
-            if !self.is_busy() {
-                return;
-            }
-        }
-    }
-
-    pub(super) fn state(&self) -> State {
-        match self.state.load(Ordering::Relaxed) {
-            _ if self.under_way.load(Ordering::Acquire) > 0 => State::Busy,
-            0 => State::Fresh,
-            1 => State::Head,
-            _ => State::Idle,
-        }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.state() == State::Busy
-    }
-
-    fn enter(&self, state: State) {
-        let now = self.origin.elapsed();
-        self.since.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.state.store(state as u8, Ordering::Relaxed);
-    }
-
-    /// The first bytes, already read: the head's time began with the connection.
-    fn first_bytes_came_in(&self) {
-        self.state.store(State::Head as u8, Ordering::Relaxed);
-    }
-
-    fn bytes_came_in(&self) {
-        if self.state() == State::Idle && self.multiplexed.load(Ordering::Relaxed) == 0 {
-            self.enter(State::Head);
-        }
-    }
-
-    /// When the present state has lasted long enough.
-    fn deadline(&self) -> Instant {
-        let since = self.origin + Duration::from_millis(self.since.load(Ordering::Relaxed));
-        match self.state() {
-            State::Fresh | State::Head => since + self.limits.header,
-            State::Idle => since + self.limits.client_idle,
-            // An exchange has a deadline of its own; this one ends a caller that stopped reading its answer.
-            State::Busy => since + self.limits.exchange + LAST_WORDS,
-        }
-    }
-}
-
-/// For the answer to an exchange whose deadline has passed.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// An exchange in flight on a connection.
-pub(super) struct Busy(Arc<Clock>);
-
-impl Busy {
-    fn new(clock: &Arc<Clock>) -> Self {
-        if clock.under_way.fetch_add(1, Ordering::AcqRel) == 0 {
-            clock.enter(State::Idle);
-        }
-        Self(Arc::clone(clock))
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.enter(State::Idle);
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Ends when the clock's present state has lasted too long. Polled whenever the connection is, it looks at the clock
-/// anew each time, and touches its timer only where the new deadline is the earlier one.
-struct Expiry<'a> {
-    clock: &'a Clock,
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl<'a> Expiry<'a> {
-    fn of(clock: &'a Clock) -> Self {
-        Self { clock, sleep: Box::pin(tokio::time::sleep_until(clock.deadline())) }
-    }
-}
-
-impl Future for Expiry<'_> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let deadline = self.clock.deadline();
-            if deadline < self.sleep.deadline() {
-                self.sleep.as_mut().reset(deadline);
-            }
-            ready!(self.sleep.as_mut().poll(cx));
-            if deadline <= Instant::now() {
-                return Poll::Ready(());
-            }
-            self.sleep.as_mut().reset(deadline);
-        }
-    }
 }
 
 /// A stream whose first bytes were read already. Tells the clock when more come in.

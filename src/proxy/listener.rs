@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Handle;
 
 use super::Proxy;
-pub use super::connection::Drain;
-use super::connection::{self, Clock, State};
+use super::clock::{Clock, State};
+use super::connection;
+pub use super::connection::{Departure, Phase};
 use super::route::Transport;
 
 /// Where local clients reach the proxy.
@@ -83,29 +84,47 @@ impl Listener {
         &self.address
     }
 
-    /// Accepts until the drain begins. Never returns an error: running out of file descriptors passes.
+    /// Accepts until the drain begins, and then whoever waits in the queue. Never returns an error: running out of file
+    /// descriptors passes.
     pub async fn serve(self, hall: Arc<Hall>) {
-        let mut drain = hall.drain.clone();
+        let mut departure = hall.departure.clone();
         loop {
             tokio::select! {
                 biased;
-                () = drain.begins() => return,
+                () = departure.reaches(Phase::Draining) => break,
                 accepted = self.accept() => match accepted {
                     Ok(accepted) => hall.seat(accepted),
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
             }
         }
+        self.seat_the_queue(&hall);
     }
 
     async fn accept(&self) -> io::Result<Accepted> {
         match &self.socket {
+            Socket::Tcp(listener) => Accepted::tcp(listener.accept().await?.0.into_std()?),
+            Socket::Unix { listener, .. } => Accepted::unix(listener.accept().await?.0.into_std()?),
+        }
+    }
+
+    /// Takes in those whom the kernel has let in already: closing the socket would reset them. Asks the kernel itself,
+    /// because a runtime's readiness lags behind.
+    fn seat_the_queue(self, hall: &Arc<Hall>) {
+        // A socket that cannot leave its runtime has no queue that could be asked for.
+        match self.socket {
             Socket::Tcp(listener) => {
-                let stream = listener.accept().await?.0;
-                stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream.into_std()?))
+                let Ok(listener) = listener.into_std() else { return };
+                while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::tcp(stream)) {
+                    hall.seat(accepted);
+                }
             }
-            Socket::Unix { listener, .. } => Ok(Accepted::Unix(listener.accept().await?.0.into_std()?)),
+            Socket::Unix { listener, _file } => {
+                let Ok(listener) = listener.into_std() else { return };
+                while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::unix(stream)) {
+                    hall.seat(accepted);
+                }
+            }
         }
     }
 }
@@ -132,6 +151,19 @@ enum Accepted {
     Unix(std::os::unix::net::UnixStream),
 }
 
+impl Accepted {
+    fn tcp(stream: std::net::TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self::Unix(stream))
+    }
+}
+
 /// One reactor: a current-thread runtime, by its handle.
 pub struct Reactor {
     handle: Handle,
@@ -150,15 +182,25 @@ impl Reactor {
 pub struct Hall {
     reactors: Vec<Reactor>,
     seated: Mutex<BTreeMap<u64, Arc<Clock>>>,
-    next: std::sync::atomic::AtomicU64,
+    next: AtomicU64,
     limit: usize,
-    drain: Drain,
+    /// Whether every seat is taken. Answers then end their connection, so that callers make room themselves before
+    /// somebody is evicted in the moment of sending.
+    crowded: Arc<AtomicBool>,
+    departure: Departure,
 }
 
 impl Hall {
     /// Seats at most `limit` connections. Not empty: at least one reactor.
-    pub fn new(reactors: Vec<Reactor>, limit: usize, drain: Drain) -> Arc<Self> {
-        Arc::new(Self { reactors, seated: Mutex::default(), next: Default::default(), limit, drain })
+    pub fn new(reactors: Vec<Reactor>, limit: usize, departure: Departure) -> Arc<Self> {
+        Arc::new(Self {
+            reactors,
+            seated: Mutex::default(),
+            next: AtomicU64::default(),
+            limit,
+            crowded: Arc::default(),
+            departure,
+        })
     }
 
     /// Connections that are open.
@@ -184,6 +226,10 @@ impl Hall {
         oldest.inspect(|(.., clock)| clock.evict()).is_some()
     }
 
+    fn count(&self, seated: &BTreeMap<u64, Arc<Clock>>) {
+        self.crowded.store(seated.len() >= self.limit, Ordering::Relaxed);
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Clock>>> {
         // A map of clocks is whole after any panic.
         self.seated.lock().unwrap_or_else(PoisonError::into_inner)
@@ -202,30 +248,32 @@ impl Seat {
     /// `None` where every seat is taken by a connection with an exchange in flight.
     fn take(hall: &Arc<Hall>, reactor: usize) -> Option<Self> {
         let proxy = &hall.reactors[reactor].proxy;
-        let clock = Clock::new(proxy.timeouts());
+        let clock = Clock::new(proxy.timeouts(), Arc::clone(&hall.crowded));
         let id = hall.next.fetch_add(1, Ordering::Relaxed);
         let mut seated = hall.lock();
         if !hall.make_room(&seated) {
             return None;
         }
         seated.insert(id, Arc::clone(&clock));
+        hall.count(&seated);
+        drop(seated);
         hall.reactors[reactor].connections.fetch_add(1, Ordering::Relaxed);
         proxy.metrics().connections.inc();
         Some(Self { hall: Arc::clone(hall), id, reactor, clock })
     }
 
     async fn serve(self, accepted: Accepted) {
-        let (proxy, drain) = (self.hall.reactors[self.reactor].proxy.clone(), self.hall.drain.clone());
+        let (proxy, departure) = (self.hall.reactors[self.reactor].proxy.clone(), self.hall.departure.clone());
         let clock = Arc::clone(&self.clock);
         match accepted {
             Accepted::Tcp(stream) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    connection::serve(stream, Transport::Tcp, proxy, clock, drain).await;
+                    connection::serve(stream, Transport::Tcp, proxy, clock, departure).await;
                 }
             }
             Accepted::Unix(stream) => {
                 if let Ok(stream) = UnixStream::from_std(stream) {
-                    connection::serve(stream, Transport::Unix, proxy, clock, drain).await;
+                    connection::serve(stream, Transport::Unix, proxy, clock, departure).await;
                 }
             }
         }
@@ -234,7 +282,10 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.hall.lock().remove(&self.id);
+        let mut seated = self.hall.lock();
+        seated.remove(&self.id);
+        self.hall.count(&seated);
+        drop(seated);
         let reactor = &self.hall.reactors[self.reactor];
         reactor.connections.fetch_sub(1, Ordering::Relaxed);
         reactor.proxy.metrics().connections.dec();

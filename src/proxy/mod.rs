@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub mod api;
 mod body;
+mod clock;
 mod connection;
 mod exchange;
 mod forward;
@@ -30,7 +31,7 @@ pub mod target;
 use crate::log::{Importance, Log, timestamp};
 use crate::upstream::ReactorId;
 use body::Budget;
-use connection::Busy;
+use clock::Busy;
 use exchange::Recorder;
 pub use metrics::{Metrics, RouteMetrics};
 use problem::Problem;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::connection::Busy;
+use super::clock::Busy;
 use super::exchange::Exchange;
 use super::headers;
 use crate::upstream::{Answer, AnswerError};

@@ -223,6 +223,22 @@ fn at_the_limit_of_connections_an_idle_one_makes_room() {
 }
 
 #[test]
+fn in_a_crowd_each_answer_is_the_last_of_its_connection() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "limits: { connections: 3 }\n"));
+    let connect = || TcpStream::connect(rig.address()).expect("connected");
+    let mut kept = connect();
+    let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address());
+    assert_eq!(ask(&mut kept, &request).header("connection"), None);
+    let others = [connect(), connect()];
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(ask(&mut kept, &request).header("connection"), Some("close"));
+    drop(others);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(ask(&mut connect(), &request).header("connection"), None);
+}
+
+#[test]
 fn idle_connections_to_the_bank_are_closed_before_the_bank_does_it() {
     let bank = FakeBank::good();
     let rig = Rig::start(&config(bank.address, "    idle: 300ms\n", ""));

@@ -399,21 +399,64 @@ fn an_address_in_use_is_refused_at_start_and_a_second_process_never_shares_it() 
     assert!(said.contains("listen[0]") && said.contains(&address) && said.contains("Another process"), "{said}");
 }
 
-#[test]
-fn run_serves_until_sigterm_and_exits_0() {
+/// `sealproxy run` with this configuration, up to the line that says where it listens.
+fn run(yaml: &str) -> (Running, BufReader<std::process::ChildStderr>, SocketAddr) {
     let file = folder("run").join("sealproxy.yaml");
-    std::fs::write(&file, legal()).expect("a file");
-    let mut child = Running(
-        sealproxy(&["run", "--config"])
-            .arg(&file)
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("it starts"),
-    );
+    std::fs::write(&file, yaml).expect("a file");
+    let mut command = sealproxy(&["run", "--config"]);
+    let mut child =
+        Running(command.arg(&file).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts"));
     let mut reader = BufReader::new(child.0.stderr.take().expect("piped"));
-    read_until(&mut reader, "sealproxy ");
+    let lines = read_until(&mut reader, "sealproxy ");
+    let address = lines.last().and_then(|line| line.split("http://").nth(1)).and_then(|rest| rest.split(';').next());
+    (child, reader, address.expect("an address").parse().expect("an address"))
+}
+
+fn signal(child: &Running, name: &str) {
+    let killed = Command::new("kill").args([&format!("-{name}"), &child.0.id().to_string()]).status();
+    assert!(killed.expect("kill").success());
+}
+
+#[test]
+fn run_lingers_after_sigterm_and_exits_0() {
+    let (mut child, mut reader, _) = run(&format!("{}timeouts: {{ linger: 1s }}\n", legal()));
     let began = Instant::now();
     assert_eq!(child.terminate(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!((1.0..3.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+    let said = read_until(&mut reader, "stopped");
+    assert!(said[0].starts_with("SIGTERM: not ready any more; serving on for 1s"), "{said:?}");
+}
+
+#[test]
+fn sigint_and_a_second_sigterm_end_the_linger() {
+    for signals in [&["INT"][..], &["TERM", "TERM"], &["TERM", "INT"]] {
+        let (mut child, _reader, _) = run(&legal());
+        let began = Instant::now();
+        for name in signals {
+            signal(&child, name);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(3), "{signals:?} {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn whoever_waits_in_the_accept_queue_at_the_end_is_answered() {
+    let (mut child, _reader, address) = run(&legal());
+    signal(&child, "STOP");
+    let mut waiting: Vec<TcpStream> = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(address).expect("the kernel lets it in");
+        write!(stream, "GET /nowhere HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("written");
+        waiting.push(stream);
+    }
+    signal(&child, "INT");
+    signal(&child, "CONT");
+    for mut stream in waiting {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer, and then the end");
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("connection: close"), "{answer}");
+    }
+    assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
 }

@@ -1,7 +1,9 @@
 //! Starting, being ready, and stopping without cutting anyone.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sealproxy::app::Ended;
@@ -39,6 +41,157 @@ fn requests_in_flight_finish_and_nobody_new_is_let_in() {
     let answer: Answer = in_flight.join().expect("no panic");
     assert_eq!((answer.status, &*answer.body), (200, "{}"));
     assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(rig.ended(), Ended::Drained);
+}
+
+/// A caller's kept-alive connection.
+struct Caller {
+    reader: BufReader<TcpStream>,
+    address: SocketAddr,
+}
+
+impl Caller {
+    fn connect(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Self { reader: BufReader::new(stream), address })
+    }
+
+    /// Pays on this connection; what came back, and whether the connection stays.
+    fn pay(&mut self) -> std::io::Result<(Answer, bool)> {
+        let address = self.address;
+        write!(
+            self.reader.get_mut(),
+            "POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}"
+        )?;
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if self.reader.read_line(&mut head)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let answer = Answer::parse(head.as_bytes());
+        let mut body = vec![0; answer.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0)];
+        self.reader.read_exact(&mut body)?;
+        let stays = answer.header("connection") != Some("close");
+        Ok((answer, stays))
+    }
+
+    fn ends(mut self) -> bool {
+        matches!(self.reader.read(&mut [0; 1]), Ok(0))
+    }
+}
+
+#[test]
+fn while_it_lingers_everybody_is_served_and_told_to_leave() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { linger: 1500ms }\n"));
+    let mut idle = Caller::connect(rig.address()).expect("connected");
+    assert!(idle.pay().expect("answered").1, "stays");
+    let mut fresh = Caller::connect(rig.address()).expect("connected");
+    let began = Instant::now();
+    rig.terminate();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(readiness(&rig), 503);
+    let new = Caller::connect(rig.address()).expect("still accepted");
+    for mut caller in [new, idle] {
+        let (answer, stays) = caller.pay().expect("answered");
+        assert_eq!((answer.status, stays), (200, false));
+        assert!(caller.ends());
+    }
+    std::thread::sleep(Duration::from_millis(1500).saturating_sub(began.elapsed()) + Duration::from_millis(200));
+    assert!(Caller::connect(rig.address()).is_err(), "nobody listens any more");
+    // This one has been let in and owes us its request still.
+    let (answer, stays) = fresh.pay().expect("answered");
+    assert_eq!((answer.status, stays), (200, false));
+    assert_eq!(rig.ended(), Ended::Drained);
+    assert!((1.5..3.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_second_signal_ends_the_linger_and_no_request() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(600), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { linger: 1m }\n"));
+    let mut caller = Caller::connect(rig.address()).expect("connected");
+    let paying = std::thread::spawn(move || caller.pay());
+    std::thread::sleep(Duration::from_millis(200));
+    let began = Instant::now();
+    rig.terminate();
+    std::thread::sleep(Duration::from_millis(100));
+    rig.signal();
+    assert_eq!(rig.ended(), Ended::Drained);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(paying.join().expect("no panic").expect("answered").0.status, 200);
+}
+
+/// Callers pay without a pause, half of them on a new connection each time, until nobody listens any more.
+#[test]
+fn no_request_fails_while_it_leaves_under_load() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(20), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { linger: 1s }\n"));
+    let address = rig.address();
+    let leaving = AtomicBool::new(false);
+    let (paid, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let call = |keeps: bool| {
+        let mut kept = None;
+        // No connection begins in the moment in which the socket closes: its fate would be the kernel's.
+        while !leaving.load(Ordering::Relaxed) {
+            let Ok(mut caller) = kept.take().map_or_else(|| Caller::connect(address), Ok) else { return };
+            match caller.pay() {
+                Ok((answer, stays)) if answer.status == 200 => {
+                    paid.fetch_add(1, Ordering::Relaxed);
+                    kept = (stays && keeps).then_some(caller);
+                }
+                other => failed.lock().expect("no panic").push(format!("{other:?}")),
+            }
+        }
+    };
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        (0..16).for_each(|number| drop(scope.spawn(move || call(number % 2 == 0))));
+        std::thread::sleep(Duration::from_millis(500));
+        rig.terminate();
+        std::thread::sleep(Duration::from_millis(900));
+        leaving.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(rig.ended(), Ended::Drained);
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    let failed = failed.into_inner().expect("no panic");
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(paid.into_inner() > 100);
+}
+
+#[test]
+fn an_http2_connection_is_told_to_leave_and_finishes() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(400), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { linger: 2s }\n"));
+    let address = rig.address();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let (mut sender, connection) =
+            builder.handshake(hyper_util::rt::TokioIo::new(stream)).await.expect("a preface");
+        let connection = tokio::spawn(connection);
+        let uri = format!("http://{address}{ACCOUNTS}");
+        let request = http::Request::get(&uri).body(http_body_util::Empty::<&[u8]>::new()).expect("a request");
+        let answering = sender.send_request(request);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rig.terminate();
+        assert_eq!(answering.await.expect("answered").status(), 200);
+        let ended = tokio::time::timeout(Duration::from_secs(1), connection).await;
+        assert!(ended.expect("closed while the proxy lingers").expect("no panic").is_ok());
+        // One that comes now is served, and then told to leave.
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let (mut sender, connection) =
+            builder.handshake(hyper_util::rt::TokioIo::new(stream)).await.expect("a preface");
+        let connection = tokio::spawn(connection);
+        let request = http::Request::get(&uri).body(http_body_util::Empty::<&[u8]>::new()).expect("a request");
+        assert_eq!(sender.send_request(request).await.expect("answered").status(), 200);
+        let ended = tokio::time::timeout(Duration::from_secs(1), connection).await;
+        assert!(ended.expect("closed while the proxy lingers").expect("no panic").is_ok());
+    });
     assert_eq!(rig.ended(), Ended::Drained);
 }
 

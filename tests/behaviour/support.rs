@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use sealproxy::app::{App, Ended};
+use sealproxy::app::{App, Ended, Signal};
 use sealproxy::config::Config;
 use sealproxy::identity::pem;
 use sealproxy::log::Log;
@@ -60,7 +60,7 @@ pub(crate) struct Rig {
     pub(crate) proxy: Address,
     pub(crate) admin: SocketAddr,
     pub(crate) log: Lines,
-    signal: UnboundedSender<()>,
+    signal: UnboundedSender<Signal>,
     serving: Option<JoinHandle<Ended>>,
 }
 
@@ -140,12 +140,7 @@ impl Rig {
                     App::build(config, log, SystemTime::now()).await.unwrap_or_else(|findings| panic!("{findings:?}"));
                 let bound = app.bind().await.unwrap_or_else(|findings| panic!("{findings:?}"));
                 ready.send((bound.addresses().remove(0), bound.admin_addresses().remove(0))).expect("the test waits");
-                bound
-                    .serve(async || {
-                        signals.recv().await;
-                    })
-                    .await
-                    .expect("it serves")
+                bound.serve(async || signals.recv().await.expect("the rig outlives it")).await.expect("it serves")
             });
             writer.close();
             ended
@@ -166,9 +161,14 @@ impl Rig {
         }
     }
 
-    /// Asks it to stop.
+    /// Asks it to stop, as somebody who waits.
     pub(crate) fn signal(&self) {
-        self.signal.send(()).expect("it still serves");
+        self.signal.send(Signal::Interrupt).expect("it still serves");
+    }
+
+    /// Asks it to stop, as somebody who has sent others here.
+    pub(crate) fn terminate(&self) {
+        self.signal.send(Signal::Terminate).expect("it still serves");
     }
 
     /// Waits until it has ended.
@@ -202,8 +202,8 @@ impl Drop for Rig {
     fn drop(&mut self) {
         if let Some(serving) = self.serving.take() {
             // Twice: the second ends the drain.
-            let _ = self.signal.send(());
-            let _ = self.signal.send(());
+            let _ = self.signal.send(Signal::Interrupt);
+            let _ = self.signal.send(Signal::Interrupt);
             let _ = serving.join();
         }
     }

@@ -1,0 +1,341 @@
+//! The clock of one accepted connection: what it is doing, since when, and until when it may. Shared with whoever has
+//! to pick a connection to close. Not sockets.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
+
+use super::Timeouts;
+
+/// The states of a connection, and since when.
+#[derive(Debug)]
+pub(super) struct Clock {
+    origin: Instant,
+    state: AtomicU8,
+    since: AtomicU64,
+    under_way: AtomicUsize,
+    /// On HTTP/2: when each exchange in flight began. Empty and never touched on HTTP/1.1, which has one at a time.
+    streams: Mutex<BTreeMap<u64, Millis>>,
+    /// Whether it speaks HTTP/2, whose control frames are no request heads.
+    multiplexed: AtomicBool,
+    evict: Notify,
+    /// Whether the next answer is to be the last: the process is on its way out, or ...
+    leaving: AtomicBool,
+    /// ... the hall is full.
+    crowded: Arc<AtomicBool>,
+    leave: Notify,
+    last_call: AtomicU64,
+    limits: Timeouts,
+}
+
+/// Milliseconds since a clock's origin.
+type Millis = u64;
+
+/// A connection without an exchange in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum State {
+    /// Nothing has come in yet.
+    Fresh = 0,
+    /// A part of a head.
+    Head = 1,
+    /// Between two requests.
+    Idle = 2,
+    /// At least one exchange in flight.
+    Busy = 3,
+}
+
+impl Clock {
+    /// Begins with the accepted connection. While `crowded`, every answer is the last of its connection.
+    pub(super) fn new(limits: Timeouts, crowded: Arc<AtomicBool>) -> Arc<Self> {
+        Arc::new(Self {
+            origin: Instant::now(),
+            state: AtomicU8::new(State::Fresh as u8),
+            since: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            streams: Mutex::default(),
+            multiplexed: AtomicBool::new(false),
+            evict: Notify::new(),
+            leaving: AtomicBool::new(false),
+            crowded,
+            leave: Notify::new(),
+            last_call: AtomicU64::new(NEVER),
+            limits,
+        })
+    }
+
+    /// Asks the connection to end, which it does unless it is busy by then.
+    pub(super) fn evict(&self) {
+        self.evict.notify_one();
+    }
+
+    pub(super) async fn evicted(&self) {
+        loop {
+            self.evict.notified().await;
+            if !self.is_busy() {
+                return;
+            }
+        }
+    }
+
+    /// The answers from here on say that the connection ends with them.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an answer that goes out now is to be the last.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) || self.crowded.load(Ordering::Relaxed)
+    }
+
+    /// Asks an HTTP/2 connection, whose answers cannot say so, to take no further stream.
+    pub(super) fn say_goodbye(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Waits until the connection is to take no further stream.
+    pub(super) async fn goodbye(&self) {
+        self.leave.notified().await;
+    }
+
+    /// A request that has not come in by [`GRACE`] from now is not waited for.
+    pub(super) fn last_call(&self) {
+        self.leave();
+        self.last_call.store(self.now() + millis(GRACE), Ordering::Relaxed);
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.state.load(Ordering::Relaxed) {
+            _ if self.under_way.load(Ordering::Acquire) > 0 => State::Busy,
+            0 => State::Fresh,
+            1 => State::Head,
+            _ => State::Idle,
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.state() == State::Busy
+    }
+
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.multiplexed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn multiplex(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Millis {
+        millis(self.origin.elapsed())
+    }
+
+    fn enter(&self, state: State) {
+        self.since.store(self.now(), Ordering::Relaxed);
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The first bytes, already read: the head's time began with the connection.
+    pub(super) fn first_bytes_came_in(&self) {
+        self.state.store(State::Head as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn bytes_came_in(&self) {
+        if self.state() == State::Idle && !self.is_multiplexed() {
+            self.enter(State::Head);
+        }
+    }
+
+    /// When the present state has lasted long enough.
+    fn deadline(&self) -> Instant {
+        let since = self.at(self.since.load(Ordering::Relaxed));
+        match self.state() {
+            State::Fresh | State::Head => {
+                (since + self.limits.header).min(self.at(self.last_call.load(Ordering::Relaxed)))
+            }
+            State::Idle => since + self.limits.client_idle,
+            // An exchange has a deadline of its own; this one ends a caller that stopped reading its answer.
+            State::Busy => self.oldest_stream().unwrap_or(since) + self.limits.exchange + LAST_WORDS,
+        }
+    }
+
+    fn at(&self, millis: Millis) -> Instant {
+        self.origin + Duration::from_millis(millis)
+    }
+
+    fn oldest_stream(&self) -> Option<Instant> {
+        if !self.is_multiplexed() {
+            return None;
+        }
+        self.lock().values().min().map(|began| self.at(*began))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Millis>> {
+        // A map of numbers is whole after any panic.
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(NEVER)
+}
+
+/// Far from the end of an `Instant`: a century.
+const NEVER: Millis = 100 * 365 * 24 * 3600 * 1000;
+
+/// For the answer to an exchange whose deadline has passed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// For the request of a connection that came in at the very end: callers send within a round trip of connecting.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// An exchange in flight on a connection.
+pub(super) struct Busy {
+    clock: Arc<Clock>,
+    stream: u64,
+}
+
+impl Busy {
+    pub(super) fn new(clock: &Arc<Clock>) -> Self {
+        let mut stream = 0;
+        if clock.is_multiplexed() {
+            let mut streams = clock.lock();
+            stream = streams.last_key_value().map_or(0, |(last, _)| last + 1);
+            streams.insert(stream, clock.now());
+        }
+        if clock.under_way.fetch_add(1, Ordering::AcqRel) == 0 {
+            clock.enter(State::Idle);
+        }
+        Self { clock: Arc::clone(clock), stream }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.clock.is_multiplexed() {
+            self.clock.lock().remove(&self.stream);
+        }
+        self.clock.enter(State::Idle);
+        self.clock.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Ends when the clock's present state has lasted too long. Polled whenever the connection is, it looks at the clock
+/// anew each time, and touches its timer only where the new deadline is the earlier one.
+pub(super) struct Expiry<'a> {
+    clock: &'a Clock,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl<'a> Expiry<'a> {
+    pub(super) fn of(clock: &'a Clock) -> Self {
+        Self { clock, sleep: Box::pin(tokio::time::sleep_until(clock.deadline())) }
+    }
+}
+
+impl Future for Expiry<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let deadline = self.clock.deadline();
+            if deadline < self.sleep.deadline() {
+                self.sleep.as_mut().reset(deadline);
+            }
+            ready!(self.sleep.as_mut().poll(cx));
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Timeouts = Timeouts {
+        header: Duration::from_secs(10),
+        body: Duration::from_secs(30),
+        body_total: Duration::from_secs(300),
+        client_idle: Duration::from_secs(600),
+        seal: Duration::from_secs(2),
+        exchange: Duration::from_secs(60),
+    };
+
+    fn clock() -> Arc<Clock> {
+        Clock::new(LIMITS, Arc::default())
+    }
+
+    async fn pass(seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+
+    fn seconds_left(clock: &Clock) -> f64 {
+        (clock.deadline() - Instant::now()).as_secs_f64().round()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_time_from_its_first_byte() {
+        let clock = clock();
+        pass(4).await;
+        clock.first_bytes_came_in();
+        assert_eq!(
+            (clock.state(), seconds_left(&clock)),
+            (State::Head, 6.0),
+            "the first from the connection's beginning"
+        );
+        drop(Busy::new(&clock));
+        assert_eq!((clock.state(), seconds_left(&clock)), (State::Idle, 600.0));
+        pass(100).await;
+        clock.bytes_came_in();
+        pass(1).await;
+        clock.bytes_came_in();
+        assert_eq!((clock.state(), seconds_left(&clock)), (State::Head, 9.0), "further bytes win no time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_nobody_reads_does_not_live_on_the_others() {
+        let clock = clock();
+        clock.multiplex();
+        let stalled = Busy::new(&clock);
+        for _ in 0..5 {
+            pass(10).await;
+            drop(Busy::new(&clock));
+        }
+        assert_eq!((clock.state(), seconds_left(&clock)), (State::Busy, 12.0));
+        let other = Busy::new(&clock);
+        drop(stalled);
+        assert_eq!(seconds_left(&clock), 62.0);
+        drop(other);
+        assert_eq!((clock.state(), seconds_left(&clock)), (State::Idle, 600.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_call_waits_for_no_request_and_cuts_none() {
+        let clock = clock();
+        clock.last_call();
+        assert_eq!(seconds_left(&clock), 1.0);
+        let busy = Busy::new(&clock);
+        assert_eq!(seconds_left(&clock), 62.0);
+        drop(busy);
+        assert!(clock.is_leaving());
+    }
+
+    #[test]
+    fn answers_in_a_crowd_are_the_last_of_their_connection() {
+        let crowded = Arc::new(AtomicBool::new(false));
+        let clock = Clock::new(LIMITS, Arc::clone(&crowded));
+        assert!(!clock.is_leaving());
+        crowded.store(true, Ordering::Relaxed);
+        assert!(clock.is_leaving());
+        crowded.store(false, Ordering::Relaxed);
+        assert!(!clock.is_leaving());
+    }
+}

@@ -20,7 +20,7 @@ use crate::admin;
 use crate::config::{Config, Finding, Upstream};
 use crate::log::Log;
 use crate::proxy::listener::{Address, Departure, Hall, Listener, Phase, Reactor};
-use crate::proxy::{Metrics, Proxy, Shared};
+use crate::proxy::{self, Metrics, Proxy, Shared};
 use crate::upstream::{Destination, Families, ReactorId};
 
 /// All that `run` does short of binding: a first generation, checked.
@@ -105,9 +105,9 @@ impl App {
             vec![Finding::error(&file, key, format!("cannot listen on {address}: {error}")).hint(hint)]
         };
         let (mut listeners, mut admin) = (Vec::new(), Vec::new());
-        for (index, address) in self.config.listen.iter().enumerate() {
-            let bound = Listener::bind(address).await;
-            listeners.push(bound.map_err(|error| in_use(format!("listen[{index}]"), address, error))?);
+        for (index, settings) in self.config.listen.iter().enumerate() {
+            let bound = Listener::bind(settings).await;
+            listeners.push(bound.map_err(|error| in_use(format!("listen[{index}]"), &settings.address, error))?);
         }
         for (index, settings) in self.config.admin.iter().enumerate() {
             let bound = TcpListener::bind(settings.address).await;
@@ -138,6 +138,11 @@ impl Bound {
     /// Reactors that will serve.
     pub fn threads(&self) -> usize {
         self.app.config.threads
+    }
+
+    /// What is taken at most.
+    pub fn limits(&self) -> proxy::Limits {
+        self.app.config.limits
     }
 
     /// Serves until a signal comes, then leaves step by step. SIGTERM: readiness falls and each answer is the last of its

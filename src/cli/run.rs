@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, tell};
 use crate::app::{App, Bound, Ended, Signal};
-use crate::config::Config;
+use crate::config::{Config, show_size};
 use crate::log::Log;
 
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
@@ -44,10 +44,11 @@ async fn serve(config: Config, log: Log) -> Result<(), Failure> {
 fn announce(bound: &Bound) {
     let list = |addresses: Vec<String>| addresses.join(", ");
     tell(format_args!(
-        "sealproxy {}: proxy {}; admin {}; threads {}",
+        "sealproxy {}: proxy {}; admin {}; threads {}; request bodies {} in all",
         env!("CARGO_PKG_VERSION"),
         list(bound.addresses().iter().map(ToString::to_string).collect()),
         list(bound.admin_addresses().iter().map(|address| format!("http://{address}")).collect()),
         bound.threads(),
+        show_size(bound.limits().buffered),
     ));
 }

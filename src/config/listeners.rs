@@ -7,41 +7,57 @@ use super::finding::Fault;
 use super::quantity::boolean;
 use super::section::{Section, Value};
 use crate::admin::{self, Page};
-use crate::proxy::listener::Address;
+use crate::proxy::listener::{self, Address};
 
-pub(super) const LISTEN_KEYS: [&str; 2] = ["address", "open"];
+pub(super) const LISTEN_KEYS: [&str; 4] = ["address", "open", "peers", "mode"];
 pub(super) const ADMIN_KEYS: [&str; 2] = ["address", "serve"];
 const PAGES: [(&str, Page); 3] = [("livez", Page::Livez), ("readyz", Page::Readyz), ("metrics", Page::Metrics)];
 
 /// Where local clients reach the proxy: at least one address, none twice.
-pub(super) fn listen(root: &Section<'_>) -> Vec<Address> {
+pub(super) fn listen(root: &Section<'_>) -> Vec<listener::Settings> {
     let Some(value) = root.value("listen") else {
-        return vec![Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))];
+        return vec![Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))).into()];
     };
     let items = value.items_or_one();
     if items.is_empty() && value.is_list() {
         value.refuse(Fault::new("names no address").hint("take the key away to listen on 127.0.0.1:8080"));
     }
-    let mut addresses = Vec::new();
+    let mut listeners: Vec<listener::Settings> = Vec::new();
     for item in items {
-        let Some(address) = listener(&item) else { continue };
-        if takes_away(&addresses, &address) {
+        let Some(listener) = listener(&item) else { continue };
+        if listeners.iter().any(|other| takes_away(&other.address, &listener.address)) {
             item.refuse(Fault::new("the same address is listed twice"));
         }
-        addresses.push(address);
+        listeners.push(listener);
     }
-    addresses
+    listeners
 }
 
-fn listener(item: &Value<'_>) -> Option<Address> {
-    let (place, open) = if item.is_map() {
-        let section = item.section(&LISTEN_KEYS)?;
-        let place =
-            section.required("address", "write an address such as 127.0.0.1:8080 or unix:/run/sealproxy.sock")?;
-        (place, section.quantity("open", false, boolean))
-    } else {
-        (item.clone(), false)
-    };
+fn listener(item: &Value<'_>) -> Option<listener::Settings> {
+    if !item.is_map() {
+        return place(item, false).map(listener::Settings::from);
+    }
+    let section = item.section(&LISTEN_KEYS)?;
+    let named = section.required("address", "write an address such as 127.0.0.1:8080 or unix:/run/sealproxy.sock")?;
+    let open = section.quantity("open", false, boolean);
+    let (peers, mode) = (section.value("peers"), section.value("mode"));
+    let address = place(&named, open)?;
+    if matches!(address, Address::Tcp(_)) {
+        for value in [&peers, &mode].into_iter().flatten() {
+            value.refuse(Fault::new("concerns Unix sockets alone: over TCP the kernel does not say which user calls"));
+        }
+    }
+    let granted = mode.as_ref().and_then(|value| value.quantity(permissions));
+    if let (None, Some(value), Some(_)) = (&peers, &mode, granted.filter(|mode| mode & 0o007 != 0)) {
+        value.refuse(
+            Fault::new("lets every user of this machine use your seal")
+                .hint("end it in 0 and let the callers into the socket's group, or list their users in `peers`"),
+        );
+    }
+    Some(listener::Settings { address, peers: peers.map(|value| users(&value)), mode: granted })
+}
+
+fn place(place: &Value<'_>, open: bool) -> Option<Address> {
     let address = place.text(address)?;
     match &address {
         Address::Tcp(socket) if !is_loopback(socket) && !open => {
@@ -54,17 +70,55 @@ fn listener(item: &Value<'_>) -> Option<Address> {
     }
 }
 
+/// The users who may call: at least one, none twice.
+fn users(value: &Value<'_>) -> Vec<u32> {
+    let items = value.items_or_one();
+    let mut users = Vec::new();
+    for item in &items {
+        let Some(user) = item.quantity(user) else { continue };
+        if users.contains(&user) {
+            item.refuse(Fault::new("the same user is listed twice"));
+        }
+        users.push(user);
+    }
+    if items.is_empty() && value.is_list() {
+        value.refuse(
+            Fault::new("names no user, so that nobody could call").hint("list the numbers of the users who may"),
+        );
+    }
+    users
+}
+
+fn user(text: &str) -> Result<u32, Fault> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // The last number stands for "none" (chown(2)).
+    let user = text.parse().ok().filter(|user| digits && *user != u32::MAX);
+    user.ok_or_else(|| Fault::new("is not the number of a user").hint("`id -u NAME` prints the number of a user"))
+}
+
+/// The permissions of a socket's file: four octal digits, because three would be a decimal number to YAML.
+fn permissions(text: &str) -> Result<u32, Fault> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.len() == 4 && text.starts_with('0'));
+    match mode {
+        Some(mode) if mode & 0o600 != 0o600 => {
+            Err(Fault::new("keeps us from our own socket").hint("write \"0600\" or \"0660\""))
+        }
+        Some(mode) => Ok(mode),
+        None => Err(Fault::new("is not a file mode").hint("write four octal digits in quotes: \"0600\" or \"0660\"")),
+    }
+}
+
 /// Where probes and metrics are served: none twice, and none of `taken`.
-pub(super) fn admin(root: &Section<'_>, taken: &[Address]) -> Vec<admin::Settings> {
+pub(super) fn admin(root: &Section<'_>, taken: &[listener::Settings]) -> Vec<admin::Settings> {
     let all = || PAGES.map(|(_, page)| page).to_vec();
     let Some(value) = root.value("admin") else {
         return vec![admin::Settings { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)), serve: all() }];
     };
-    let mut addresses = taken.to_vec();
+    let mut addresses: Vec<Address> = taken.iter().map(|listener| listener.address.clone()).collect();
     let mut listeners = Vec::new();
     for item in value.items_or_one() {
         let Some((address, serve)) = admin_listener(&item) else { continue };
-        if takes_away(&addresses, &Address::Tcp(address)) {
+        if addresses.iter().any(|taken| takes_away(taken, &Address::Tcp(address))) {
             item.refuse(Fault::new("the same address is listed twice, in `admin` or in `listen`"));
         }
         addresses.push(Address::Tcp(address));
@@ -200,8 +254,8 @@ fn is_loopback(address: &SocketAddr) -> bool {
 }
 
 /// Port 0 is another port each time.
-fn takes_away(taken: &[Address], address: &Address) -> bool {
-    !matches!(address, Address::Tcp(socket) if socket.port() == 0) && taken.contains(address)
+fn takes_away(taken: &Address, address: &Address) -> bool {
+    !matches!(address, Address::Tcp(socket) if socket.port() == 0) && taken == address
 }
 
 #[cfg(test)]
@@ -234,6 +288,22 @@ mod tests {
             &long,
         ] {
             assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn permissions_are_four_octal_digits_that_let_us_in() {
+        assert_eq!((permissions("0660"), permissions("0600")), (Ok(0o660), Ok(0o600)));
+        for text in ["660", "432", "0060", "0400", "1660", "06600", "0x60", "0o660", "rw", "", "+660"] {
+            assert!(permissions(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn users_are_numbers() {
+        assert_eq!((user("0"), user("65534")), (Ok(0), Ok(65534)));
+        for text in ["root", "", "-1", "+1", "1.0", "4294967295", "4294967296"] {
+            assert!(user(text).is_err(), "{text}");
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use crate::proxy::api::{Api, Environment};
-use crate::proxy::listener::Address;
+use crate::proxy::listener;
 use crate::{admin, identity, proxy, seal, upstream};
 
 mod file;
@@ -31,6 +31,7 @@ use file::Node;
 use finding::{Fault, Report};
 pub use finding::{Finding, Level};
 use machine::Machine;
+pub(crate) use quantity::show_size;
 use section::{Section, Value};
 
 /// All settings of one proxy. A value of this type has passed every check that needs no other file.
@@ -39,7 +40,7 @@ pub struct Config {
     /// Where it was read from.
     pub file: PathBuf,
     /// Where local clients reach the proxy; at least one, none twice.
-    pub listen: Vec<Address>,
+    pub listen: Vec<listener::Settings>,
     /// Further names of the proxy itself, in lower case.
     pub hosts: Vec<String>,
     /// Where probes and metrics are served.

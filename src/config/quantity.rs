@@ -49,7 +49,7 @@ pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, Fault>
 }
 
 /// A size in the largest unit that divides it.
-pub(super) fn show_size(bytes: u64) -> String {
+pub(crate) fn show_size(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
     let unit = units.into_iter().find(|(factor, _)| bytes >= *factor && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| format!("{bytes}B"), |(factor, name)| format!("{}{name}", bytes / factor))

@@ -1,6 +1,7 @@
 //! The configuration as a whole: defaults, the three files of `config/`, and one wrong file after another.
 
 use super::*;
+use crate::proxy::listener::Address;
 use crate::upstream::{Trust, Via};
 
 const REFERENCE: &str = include_str!("../../config/sealproxy.yaml");
@@ -106,7 +107,7 @@ fn the_reference_names_every_key() {
 #[test]
 fn defaults_are_those_of_the_design() {
     let config = legal(&minimal());
-    assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8080".parse().expect("an address"))]);
+    assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8080".parse().expect("an address")).into()]);
     assert_eq!(config.admin[0].address, "127.0.0.1:9090".parse().expect("an address"));
     assert_eq!(config.admin[0].serve.len(), 3);
     assert_eq!((config.threads, config.hosts.len()), (3, 0));
@@ -147,7 +148,7 @@ fn relative_paths_begin_at_the_file_s_folder() {
 fn numbers_sizes_durations_and_booleans_may_come_from_the_environment() {
     let more = "listen: '127.0.0.1:${PORT}'\nthreads: ${THREADS:-4}\nlimits: {connections: '${PORT}', body: '${SIZE}'}\ntimeouts: {seal: '${SEAL_TIME:-3s}'}\n";
     let config = legal(&with(more).replace("seal: false", "seal: '${SEAL}'"));
-    assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8081".parse().expect("an address"))]);
+    assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8081".parse().expect("an address")).into()]);
     assert_eq!((config.threads, config.limits.connections, config.limits.body), (4, 8081, 1 << 20));
     assert_eq!((config.timeouts.seal.as_secs(), config.routes[1].seal), (3, false));
 }
@@ -283,7 +284,7 @@ fn listeners_beyond_loopback_are_asked_for_twice() {
     expect(&with("admin: [{address: '0.0.0.0:9090'}]"), "error: admin[0].address: other machines");
     let config =
         legal(&with("listen: {address: '0.0.0.0:8080', open: true}\nadmin: {address: '0.0.0.0:9090', serve: [livez]}"));
-    assert_eq!(config.listen, [Address::Tcp("0.0.0.0:8080".parse().expect("an address"))]);
+    assert_eq!(config.listen, [Address::Tcp("0.0.0.0:8080".parse().expect("an address")).into()]);
     assert_eq!(config.admin[0].serve, [admin::Page::Livez]);
 }
 
@@ -611,4 +612,24 @@ fn a_file_that_cannot_be_read_is_named() {
     std::fs::write(&file, minimal()).expect("a file");
     assert!(Config::load(&file).is_ok());
     let _ = std::fs::remove_dir_all(folder);
+}
+
+#[test]
+fn a_unix_socket_has_peers_and_permissions_and_nothing_else_has() {
+    let listen = |value: &str| with(&format!("listen: [{{address: 'unix:/run/s.sock', {value}}}]"));
+    let settings = |text: &str| legal(&listen(text)).listen[0].clone();
+    assert_eq!(settings("peers: [1000, '1001'], mode: '0660'").peers, Some(vec![1000, 1001]));
+    assert_eq!(settings("peers: 1000, mode: 0660").mode, Some(0o660), "YAML leaves a leading zero alone");
+    assert_eq!(settings("peers: [1000], mode: '0666'").mode, Some(0o666), "the list of users says who may");
+    expect(&listen("mode: '0666'"), "error: listen[0].mode: lets every user of this machine use your seal.");
+    expect(&listen("mode: 660"), "error: listen[0].mode: `660` is not a file mode.");
+    expect(&listen("mode: 0o660"), "error: listen[0].mode: `432` is not a file mode.");
+    expect(&listen("peers: []"), "error: listen[0].peers: names no user");
+    expect(&listen("peers: [root]"), "error: listen[0].peers[0]: `root` is not the number of a user.");
+    expect(&listen("peers: [1, 1]"), "error: listen[0].peers[1]: the same user is listed twice");
+    expect(
+        &with("listen: [{address: '127.0.0.1:1', peers: [1]}]"),
+        "error: listen[0].peers: concerns Unix sockets alone",
+    );
+    expect(&with("listen: [{address: '127.0.0.1:1', mode: '0600'}]"), "error: listen[0].mode: concerns Unix sockets");
 }

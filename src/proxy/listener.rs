@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::{File, Permissions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::runtime::Handle;
 
 use super::Proxy;
@@ -38,10 +40,29 @@ impl fmt::Display for Address {
     }
 }
 
+/// One listener of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where it listens.
+    pub address: Address,
+    /// On a Unix socket: the users whose processes may call; `None`: all that can open the socket.
+    pub peers: Option<Vec<u32>>,
+    /// On a Unix socket: the permissions of its file; `None`: what the umask leaves.
+    pub mode: Option<u32>,
+}
+
+impl From<Address> for Settings {
+    /// Open to all who reach it.
+    fn from(address: Address) -> Self {
+        Self { address, peers: None, mode: None }
+    }
+}
+
 /// A bound listener.
 pub struct Listener {
     socket: Socket,
     address: Address,
+    peers: Option<Vec<u32>>,
 }
 
 enum Socket {
@@ -61,20 +82,19 @@ impl Drop for SocketFile {
 
 impl Listener {
     /// Binds. A Unix socket that a dead process left behind is replaced; one that somebody answers is in use.
-    pub async fn bind(address: &Address) -> io::Result<Self> {
-        match address {
+    pub async fn bind(settings: &Settings) -> io::Result<Self> {
+        let peers = settings.peers.clone();
+        match &settings.address {
             Address::Tcp(address) => {
                 let listener = TcpListener::bind(address).await?;
                 let address = Address::Tcp(listener.local_addr()?);
-                Ok(Self { socket: Socket::Tcp(listener), address })
+                Ok(Self { socket: Socket::Tcp(listener), address, peers })
             }
             Address::Unix(path) => {
                 remove_stale_socket(path).await?;
-                let listener = UnixListener::bind(path)?;
-                Ok(Self {
-                    socket: Socket::Unix { listener, _file: SocketFile(path.clone()) },
-                    address: address.clone(),
-                })
+                let listener = bind_unix(path, settings.mode)?;
+                let socket = Socket::Unix { listener, _file: SocketFile(path.clone()) };
+                Ok(Self { socket, address: settings.address.clone(), peers })
             }
         }
     }
@@ -93,7 +113,7 @@ impl Listener {
                 biased;
                 () = departure.reaches(Phase::Draining) => break,
                 accepted = self.accept() => match accepted {
-                    Ok(accepted) => hall.seat(accepted),
+                    Ok(accepted) => hall.seat(accepted, self.peers.as_deref()),
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
             }
@@ -116,13 +136,13 @@ impl Listener {
             Socket::Tcp(listener) => {
                 let Ok(listener) = listener.into_std() else { return };
                 while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::tcp(stream)) {
-                    hall.seat(accepted);
+                    hall.seat(accepted, None);
                 }
             }
             Socket::Unix { listener, _file } => {
                 let Ok(listener) = listener.into_std() else { return };
                 while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::unix(stream)) {
-                    hall.seat(accepted);
+                    hall.seat(accepted, self.peers.as_deref());
                 }
             }
         }
@@ -145,6 +165,21 @@ async fn remove_stale_socket(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Binds a socket whose file nobody else could open for a moment.
+fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
+    let Some(mode) = mode else { return UnixListener::bind(path) };
+    let socket = UnixSocket::new_stream()?;
+    // On Linux the file begins with the socket's own permissions, less the umask ...
+    File::from(socket.as_fd().try_clone_to_owned()?).set_permissions(Permissions::from_mode(mode))?;
+    socket.bind(path)?;
+    // ... which is not asked here.
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    socket.listen(BACKLOG)
+}
+
+/// As long as what the runtime asks for where it is not told.
+const BACKLOG: u32 = 1024;
+
 /// A connection between acceptor and reactor: not registered with either.
 enum Accepted {
     Tcp(std::net::TcpStream),
@@ -161,6 +196,19 @@ impl Accepted {
     fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self::Unix(stream))
+    }
+
+    /// How the requests of this connection come in. The user is the one who connected, as the kernel tells (unix(7),
+    /// SO_PEERCRED).
+    fn transport(&self, peers: Option<&[u32]>) -> Transport {
+        match (self, peers) {
+            (Self::Tcp(_), _) => Transport::Tcp,
+            (Self::Unix(_), None) => Transport::Unix,
+            (Self::Unix(stream), Some(peers)) => match rustix::net::sockopt::socket_peercred(stream) {
+                Ok(credentials) if peers.contains(&credentials.uid.as_raw()) => Transport::Unix,
+                _ => Transport::Stranger,
+            },
+        }
     }
 }
 
@@ -208,12 +256,13 @@ impl Hall {
         self.lock().len()
     }
 
-    fn seat(self: &Arc<Self>, accepted: Accepted) {
+    fn seat(self: &Arc<Self>, accepted: Accepted, peers: Option<&[u32]>) {
+        let transport = accepted.transport(peers);
         let reactor = (0..self.reactors.len())
             .min_by_key(|index| self.reactors[*index].connections.load(Ordering::Relaxed))
             .expect("a hall has a reactor");
         let Some(seat) = Seat::take(self, reactor) else { return };
-        self.reactors[reactor].handle.spawn(seat.serve(accepted));
+        self.reactors[reactor].handle.spawn(seat.serve(accepted, transport));
     }
 
     /// At the limit the oldest connection without an exchange in flight goes: fresh and mid-head before idle.
@@ -262,18 +311,18 @@ impl Seat {
         Some(Self { hall: Arc::clone(hall), id, reactor, clock })
     }
 
-    async fn serve(self, accepted: Accepted) {
+    async fn serve(self, accepted: Accepted, transport: Transport) {
         let (proxy, departure) = (self.hall.reactors[self.reactor].proxy.clone(), self.hall.departure.clone());
         let clock = Arc::clone(&self.clock);
         match accepted {
             Accepted::Tcp(stream) => {
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    connection::serve(stream, Transport::Tcp, proxy, clock, departure).await;
+                    connection::serve(stream, transport, proxy, clock, departure).await;
                 }
             }
             Accepted::Unix(stream) => {
                 if let Ok(stream) = UnixStream::from_std(stream) {
-                    connection::serve(stream, Transport::Unix, proxy, clock, departure).await;
+                    connection::serve(stream, transport, proxy, clock, departure).await;
                 }
             }
         }

@@ -40,6 +40,9 @@ pub enum Problem {
     /// Neither the proxy nor a bank of the configuration.
     #[error("the request names a host that is neither this proxy nor an upstream; names of the proxy go to `hosts`")]
     Misdirected,
+    /// The user who calls is none of `peers`.
+    #[error("the user of the calling process may not use this socket; those who may are listed in `peers`")]
+    Stranger,
     /// A browser sent it for a page of another site.
     #[error("the request was sent by a web page of another origin")]
     CrossSite,
@@ -149,6 +152,7 @@ impl Problem {
             Self::HostMismatch => face(S::BAD_REQUEST, "host-mismatch", "Two different hosts", MALFORMED),
             Self::UserInfo => face(S::BAD_REQUEST, "user-info", "User information in the authority", MALFORMED),
             Self::Misdirected => face(S::MISDIRECTED_REQUEST, "misdirected", "Not our host", DENIED),
+            Self::Stranger => face(S::FORBIDDEN, "stranger", "Not your socket", DENIED),
             Self::CrossSite => face(S::FORBIDDEN, "cross-site", "Sent by another site", DENIED),
             Self::AmbiguousTarget(_) => face(S::BAD_REQUEST, "ambiguous-target", "Ambiguous request target", MALFORMED),
             Self::NoRoute(_) => face(S::NOT_FOUND, "no-route", "No route", "destination_not_found"),

@@ -96,6 +96,8 @@ pub enum Transport {
     Tcp,
     /// Over a Unix socket: whatever the authority says, it was addressed to the proxy.
     Unix,
+    /// Over a Unix socket, by a user who may not.
+    Stranger,
 }
 
 impl Routes {
@@ -118,6 +120,9 @@ impl Routes {
 
     /// Finds the route of a request, or says why it has none.
     pub fn find(&self, head: &Parts, transport: Transport) -> Result<Found, Problem> {
+        if transport == Transport::Stranger {
+            return Err(Problem::Stranger);
+        }
         if head.method == Method::CONNECT {
             return Err(Problem::Connect);
         }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sealproxy::proxy::listener::Address;
 
-use crate::support::{Act, Answer, FakeBank, Rig, config, ok};
+use crate::support::{Act, Answer, FakeBank, Rig, config, folder, ok};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
@@ -117,6 +118,31 @@ fn a_unix_socket_reaches_the_proxy_whatever_the_host_says() {
     drop(stream);
     drop(rig);
     assert!(!socket.exists(), "the socket goes with the process");
+}
+
+#[test]
+fn a_unix_socket_has_the_permissions_and_the_users_that_it_is_given() {
+    let bank = FakeBank::good();
+    let folder = folder("sock");
+    let own = std::fs::metadata(&folder).expect("a folder").uid();
+    for (number, peers, status) in [(0, own, 200), (1, own + 1, 403)] {
+        // The path of a Unix socket has 108 bytes at most.
+        let socket = std::env::temp_dir().join(format!("sealproxy-test-{}-{number}.sock", std::process::id()));
+        let listen = format!("{{ address: \"unix:{}\", mode: \"0622\", peers: [{peers}] }}]", socket.display());
+        let rig =
+            Rig::start(&config(bank.address, "", "").replace("\"127.0.0.1:0\"]\nadmin", &format!("{listen}\nadmin")));
+        let mode = std::fs::metadata(&socket).expect("a socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o622, "whatever the umask");
+        let mut stream = UnixStream::connect(&socket).expect("connected");
+        let answer = ask(&mut stream, &format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        assert_eq!(answer.status, status);
+        if status == 403 {
+            assert_eq!((&*answer.problem(), &*answer.outcome()), ("stranger", "not_sent"));
+        }
+        drop(stream);
+        drop(rig);
+    }
+    assert_eq!(bank.received().len(), 1);
 }
 
 #[test]

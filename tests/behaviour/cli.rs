@@ -408,6 +408,8 @@ fn run(yaml: &str) -> (Running, BufReader<std::process::ChildStderr>, SocketAddr
         Running(command.arg(&file).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts"));
     let mut reader = BufReader::new(child.0.stderr.take().expect("piped"));
     let lines = read_until(&mut reader, "sealproxy ");
+    let bodies = lines.last().and_then(|line| line.split("; request bodies ").nth(1)).expect("how much they may be");
+    assert!(bodies.contains("B in all"), "{lines:?}");
     let address = lines.last().and_then(|line| line.split("http://").nth(1)).and_then(|rest| rest.split(';').next());
     (child, reader, address.expect("an address").parse().expect("an address"))
 }

@@ -1,5 +1,5 @@
 //! Request heads as hyper's parser reads them: which reach a route, and what a signature over hostile header fields
-//! covers. The rules of `proxy/headers.rs` are the crate's own and are not called from here.
+//! covers. The rules for single headers are `rules.rs`'s.
 
 #![no_main]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
@@ -22,9 +22,10 @@ use sealproxy::seal::cavage::{Component, Message, signing_string};
 use sealproxy::upstream::{self, Destination, Families, Origin, Trust, Upstream};
 
 mod oracle;
+mod request;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some(head) = head(bytes) else { return };
+    let Some(head) = request::head(bytes) else { return };
     for transport in [Transport::Tcp, Transport::Unix] {
         if let Ok(found) = ROUTES.find(&head, transport) {
             judge(&head, transport, &found);
@@ -32,23 +33,6 @@ fuzz_target!(|bytes: &[u8]| {
     }
     is_signed_line_by_line(&head);
 });
-
-/// Reads a head as hyper does: the same parser, then the types of `http`.
-fn head(bytes: &[u8]) -> Option<Parts> {
-    let mut fields = [httparse::EMPTY_HEADER; 64];
-    let mut parsed = httparse::Request::new(&mut fields);
-    if !parsed.parse(bytes).ok()?.is_complete() {
-        return None;
-    }
-    let (mut head, ()) = Request::new(()).into_parts();
-    head.method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
-    head.uri = Uri::try_from(parsed.path?.as_bytes()).ok()?;
-    for field in parsed.headers {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-        head.headers.append(name, HeaderValue::from_bytes(field.value).ok()?);
-    }
-    Some(head)
-}
 
 fn judge(head: &Parts, transport: Transport, found: &Found) {
     assert_ne!(head.method, Method::CONNECT, "a tunnel has a route");

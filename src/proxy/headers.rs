@@ -30,7 +30,7 @@ const OUR_USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("sealproxy/
 const OUR_ACCEPT: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The caller's request id, or a fresh one; also where the caller's is refused, so that the refusal can be found.
-pub(super) fn identify(headers: &HeaderMap) -> (HeaderValue, Option<Problem>) {
+pub fn identify(headers: &HeaderMap) -> (HeaderValue, Option<Problem>) {
     match request_id(headers) {
         Ok(id) => (id.unwrap_or_else(new_request_id), None),
         Err(problem) => (new_request_id(), Some(problem)),
@@ -56,7 +56,7 @@ fn new_request_id() -> HeaderValue {
 }
 
 /// Checks what must hold of a request's headers before its body is read.
-pub(super) fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Problem> {
+pub fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Problem> {
     // hyper counts those of HTTP/1.1 before anything else does.
     if head.headers.len() > most {
         return Err(Problem::TooManyHeaders(most));
@@ -83,7 +83,7 @@ pub(super) fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Prob
 }
 
 /// Turns a checked head into the one that the bank receives, all but the seal. `body` is the body's length.
-pub(super) fn outbound(
+pub fn outbound(
     head: &mut Parts,
     target: PathAndQuery,
     route: &Route,
@@ -108,7 +108,7 @@ pub(super) fn outbound(
 }
 
 /// Takes away what speaks of the bank's connection or in our name, and says whose request this answers.
-pub(super) fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
+pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
     let named: Vec<HeaderName> =
         connection_options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
     let foreign = |name: &HeaderName| is_hop_by_hop(name) || name.as_str().starts_with("sealproxy-");
@@ -125,7 +125,7 @@ pub(super) fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
 }
 
 /// The same for trailers, which come behind what was told to the caller.
-pub(super) fn inbound_trailers(trailers: &mut HeaderMap) {
+pub fn inbound_trailers(trailers: &mut HeaderMap) {
     let foreign = |name: &HeaderName| is_hop_by_hop(name) || name.as_str().starts_with("sealproxy-");
     let remove: Vec<HeaderName> = trailers.keys().filter(|name| foreign(name)).cloned().collect();
     for name in remove {

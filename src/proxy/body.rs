@@ -54,6 +54,7 @@ pub(super) async fn collect(
     }
     let mut collecting = Collecting { payload: Payload::default(), digest, charge: Charge::none(rules.budget) };
     if !incoming.is_end_stream() {
+        collecting.charge.set_aside(rules.budget.of_a_wait())?;
         timeout(rules.total, collecting.take_all(&mut incoming, rules))
             .await
             .map_err(|_| Problem::BodyTimeout(rules.total))??;
@@ -110,28 +111,93 @@ impl Budget {
     pub(super) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self { used: AtomicU64::new(0), limit })
     }
+
+    /// What a request costs that waits for its body: about its own size in memory. One HTTP/2 connection may have many.
+    fn of_a_wait(&self) -> u64 {
+        WAIT.min(self.limit / 256)
+    }
 }
 
+const WAIT: u64 = 4096;
+
 /// One body's share of the budget, given back when the body is gone.
-struct Charge {
+pub(super) struct Charge {
     budget: Arc<Budget>,
-    bytes: u64,
+    /// Of the budget.
+    held: u64,
+    /// Of what is held.
+    filled: u64,
 }
 
 impl Charge {
-    fn none(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), bytes: 0 }
+    pub(super) fn none(budget: &Arc<Budget>) -> Self {
+        Self { budget: Arc::clone(budget), held: 0, filled: 0 }
     }
 
-    fn add(&mut self, bytes: u64) -> Result<(), Problem> {
+    /// Holds bytes that have yet to come.
+    fn set_aside(&mut self, bytes: u64) -> Result<(), Problem> {
         let used = self.budget.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.bytes += bytes;
+        self.held += bytes;
         if used > self.budget.limit { Err(Problem::BufferFull) } else { Ok(()) }
+    }
+
+    /// Bytes have come, and count whether they may or not.
+    pub(super) fn add(&mut self, bytes: u64) -> Result<(), Problem> {
+        self.filled += bytes;
+        self.set_aside(self.filled.saturating_sub(self.held))
+    }
+
+    /// Bytes that are there.
+    pub(super) fn bytes(&self) -> u64 {
+        self.filled
+    }
+
+    /// Bytes have gone.
+    pub(super) fn remove(&mut self, bytes: u64) {
+        self.filled -= bytes;
+        self.held -= bytes;
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.used.fetch_sub(self.held, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_charge_holds_what_it_was_given_or_what_came_whichever_is_more() {
+        let budget = Budget::new(256 * 4096);
+        let used = || budget.used.load(Ordering::Relaxed);
+        let mut charge = Charge::none(&budget);
+        charge.set_aside(budget.of_a_wait()).expect("room");
+        assert_eq!(used(), 4096);
+        charge.add(4000).expect("room");
+        assert_eq!(used(), 4096);
+        charge.add(1000).expect("room");
+        assert_eq!(used(), 5000);
+        charge.remove(1500);
+        assert_eq!(used(), 3500);
+        drop(charge);
+        assert_eq!(used(), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_given_back_all_the_same() {
+        let budget = Budget::new(10);
+        assert_eq!(budget.of_a_wait(), 0, "a body as large as the budget still fits");
+        let mut one = Charge::none(&budget);
+        one.add(10).expect("room");
+        let mut other = Charge::none(&budget);
+        assert!(matches!(other.add(1), Err(Problem::BufferFull)));
+        drop(one);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 1);
+        drop(other);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 }

@@ -215,6 +215,17 @@ impl Busy {
     }
 }
 
+impl Busy {
+    /// Ends the connection too, unless it is there for other exchanges as well.
+    pub(super) fn hang_up(self) {
+        let clock = Arc::clone(&self.clock);
+        drop(self);
+        if !clock.is_multiplexed() {
+            clock.evict();
+        }
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         if self.clock.is_multiplexed() {

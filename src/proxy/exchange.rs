@@ -157,6 +157,16 @@ impl Exchange {
         }
     }
 
+    /// The bank's part is over: whoever takes its answer slowly keeps nobody else waiting.
+    pub(super) fn done_with_the_bank(&mut self) {
+        self.permit = None;
+    }
+
+    /// The caller did not take its answer.
+    pub(super) fn stalled(&mut self) {
+        self.problem = Some("caller-stalled");
+    }
+
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
         self.status = Some(status);
         self.outcome = problem.outcome();

@@ -17,7 +17,7 @@ use super::body::{self, Collected};
 use super::exchange::Exchange;
 use super::headers;
 use super::problem::Problem;
-use super::relay::RelayBody;
+use super::relay::{Patience, RelayBody};
 use super::route::{Found, Route, Routes, Transport};
 use super::{Proxy, Shared};
 use crate::seal;
@@ -73,10 +73,12 @@ async fn prepare(
     exchange.routed(&route);
     route.admit(&head.method, &target)?;
     headers::check(&head, &route, proxy.shared.limits.headers)?;
-    exchange.admitted(proxy.shared.admit()?);
+    // Shed before the body is read, and counted after it: who sends slowly keeps nobody else's place.
+    drop(proxy.shared.admit()?);
     let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
     let body = body::collect(incoming, &proxy.shared.body_rules(), digest).await?;
     exchange.collected(body.payload.len());
+    exchange.admitted(proxy.shared.admit()?);
     headers::outbound(&mut head, target, &route, exchange.id(), body.payload.len(), &proxy.shared.metrics)?;
     Ok(Prepared { shared: Arc::clone(&proxy.shared), reactor: proxy.reactor, deadline, route, head, body })
 }
@@ -118,7 +120,7 @@ impl Prepared {
     async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
         let sending = timeout_at(self.deadline, self.send_once_more_if_unsent(lease, &mut exchange));
         match sending.await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Unknown))) {
-            Ok(response) => relay(response, exchange, self.shared.timeouts.exchange),
+            Ok(response) => relay(response, exchange, self.shared.patience()),
             Err(problem) => refuse(&problem, exchange),
         }
     }
@@ -191,7 +193,7 @@ fn empty_head() -> Parts {
     Request::new(()).into_parts().0
 }
 
-fn relay(response: Response<Answer>, exchange: Exchange, patience: std::time::Duration) -> Response<RelayBody> {
+fn relay(response: Response<Answer>, exchange: Exchange, patience: Patience) -> Response<RelayBody> {
     let (mut head, answer) = response.into_parts();
     // An old bank's HTTP/1.0 is a matter of its connection, not of the caller's.
     head.version = Version::HTTP_11;

@@ -35,7 +35,7 @@ use clock::Busy;
 use exchange::Recorder;
 pub use metrics::{Metrics, RouteMetrics};
 use problem::Problem;
-use relay::RelayBody;
+use relay::{Patience, RelayBody};
 use route::{Routes, Transport};
 
 /// What the proxy takes at most. Each holds for the whole process.
@@ -60,7 +60,7 @@ pub struct Limits {
 pub struct Timeouts {
     /// From the first byte of a request, or from the accepted connection, to the end of its head.
     pub header: Duration,
-    /// Between two frames of a request's body.
+    /// Between two frames of a request's body, and for a caller to take one of its answer.
     pub body: Duration,
     /// For the whole of a request's body.
     pub body_total: Duration,
@@ -131,6 +131,15 @@ impl Shared {
             pause: self.timeouts.body,
             total: self.timeouts.body_total,
             budget: &self.budget,
+        }
+    }
+
+    fn patience(&self) -> Patience {
+        Patience {
+            unwanted: self.timeouts.exchange,
+            stalled: self.timeouts.body,
+            ahead: self.limits.body,
+            budget: Arc::clone(&self.budget),
         }
     }
 }

@@ -9,5 +9,6 @@ mod never_twice;
 mod outside;
 mod requests;
 mod sealing;
+mod slow;
 mod support;
 mod way;

@@ -1,0 +1,159 @@
+//! Callers that send their body or take their answer slowly hold no more than their connection.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
+use crate::support::{Act, FakeBank, Rig, config, ok};
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const LARGE: usize = 24 << 20;
+
+/// A bank whose answer to `?large` is more than sockets hold.
+fn bank() -> FakeBank {
+    let large = ok(&"x".repeat(LARGE));
+    FakeBank::doing(move |request| {
+        Act::Answer(if request.request_line().contains("large") { large.clone() } else { ok("small") })
+    })
+}
+
+/// One connection to the bank, so that whoever keeps it keeps it from all others.
+fn rig(bank: &FakeBank, top: &str) -> Rig {
+    Rig::start(&config(bank.address, "    connections: 1\n    in_flight: 1\n", top))
+}
+
+/// A caller that asks and takes nothing yet.
+fn stalled(rig: &Rig, method: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    let host = rig.address();
+    write!(stream, "{method} {ACCOUNTS}?large HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("written");
+    std::thread::sleep(Duration::from_millis(200));
+    stream
+}
+
+fn rest(mut stream: TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn an_answer_that_nobody_takes_frees_the_bank_s_connection_and_is_whole_in_the_end() {
+    let bank = bank();
+    let rig = rig(&bank, "limits: { body: 32MiB, buffered: 64MiB }\n");
+    let slow = stalled(&rig, "GET");
+    let began = Instant::now();
+    while rig.get(ACCOUNTS).status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(5), "the slow one keeps the bank for itself");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let answer = rest(slow);
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
+    let body = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("a head") + 4;
+    assert_eq!(answer.len() - body, LARGE);
+    assert!(answer[body..].iter().all(|byte| *byte == b'x'));
+    let line = rig.log.wait(2).into_iter().find(|line| line["response_bytes"] == LARGE).expect("its line");
+    assert!(line["problem"].is_null() && line["caller_gone"] == false, "{line}");
+}
+
+#[test]
+fn a_caller_that_takes_its_answer_in_sips_frees_the_bank_s_connection_too() {
+    let bank = bank();
+    let rig = rig(&bank, "limits: { body: 32MiB, buffered: 64MiB }\n");
+    let mut slow = stalled(&rig, "GET");
+    let sipping = std::thread::spawn(move || {
+        let mut taken = 0;
+        // Faster than what is taken for a stall, and slower than the bank.
+        for _ in 0..15 {
+            taken += slow.read(&mut vec![0; 512 << 10]).expect("still coming");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        taken + rest(slow).len()
+    });
+    std::thread::sleep(Duration::from_millis(2000));
+    assert_eq!(rig.get(ACCOUNTS).status, 200, "before the slow one has the half of its answer");
+    assert!(sipping.join().expect("no panic") > LARGE);
+}
+
+#[test]
+fn reading_ahead_ends_at_its_limit_and_goes_on_with_the_caller() {
+    let bank = bank();
+    let rig = rig(&bank, "limits: { body: 1MiB, buffered: 1MiB }\n");
+    let slow = stalled(&rig, "GET");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(rig.get(ACCOUNTS).problem(), "upstream-busy");
+    assert!(rest(slow).len() > LARGE);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+}
+
+#[test]
+fn a_caller_that_never_takes_its_answer_is_cut_and_a_payment_is_logged_to_its_end() {
+    let bank = bank();
+    for (method, bytes_to_the_end) in [("GET", false), ("POST", true)] {
+        let rig = rig(&bank, "limits: { body: 1MiB, buffered: 1MiB }\ntimeouts: { body: 1s }\n");
+        let slow = stalled(&rig, method);
+        let lines = rig.log.wait(1);
+        assert_eq!(lines[0]["problem"], "caller-stalled", "{lines:?}");
+        assert_eq!((&lines[0]["outcome"], &lines[0]["caller_gone"]), (&"answered".into(), &true.into()), "{lines:?}");
+        let all = lines[0]["response_bytes"] == LARGE;
+        assert_eq!(all, bytes_to_the_end, "{lines:?}");
+        assert!(rest(slow).len() < LARGE, "visibly cut");
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        assert!(rig.metrics().contains("sealproxy_in_flight 0"));
+    }
+}
+
+#[test]
+fn a_stalled_stream_is_cut_and_the_others_of_its_connection_go_on() {
+    let bank = bank();
+    let top = "limits: { body: 1MiB, buffered: 1MiB }\ntimeouts: { body: 1s }\n";
+    let rig = Rig::start(&config(bank.address, "", top));
+    let address = rig.address();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let (mut sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a preface");
+        tokio::spawn(connection);
+        let mut ask = async |query: &str| {
+            sender.ready().await.expect("open");
+            let uri = format!("http://{address}{ACCOUNTS}{query}");
+            sender.send_request(http::Request::get(uri).body(Empty::<Bytes>::new()).expect("a request")).await
+        };
+        let slow = ask("?large").await.expect("a head");
+        for _ in 0..20 {
+            let quick = ask("").await.expect("answered");
+            assert_eq!(quick.into_body().collect().await.expect("whole").to_bytes(), "small");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(slow.into_body().collect().await.is_err(), "visibly cut");
+        assert_eq!(ask("").await.expect("answered").status(), 200);
+    });
+    let lines = rig.log.wait(22);
+    assert_eq!(lines.iter().filter(|line| line["problem"] == "caller-stalled").count(), 1, "{lines:?}");
+}
+
+#[test]
+fn whoever_sends_slowly_keeps_nobody_else_s_place() {
+    let bank = bank();
+    let rig = Rig::start(&config(bank.address, "", "limits: { in_flight: 1 }\n"));
+    let host = rig.address();
+    let slow: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(host).expect("connected");
+            let head =
+                format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\nContent-Length: 9\r\n\r\n.");
+            stream.write_all(head.as_bytes()).expect("written");
+            stream
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    drop(slow);
+}

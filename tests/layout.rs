@@ -12,7 +12,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("upstream", &["identity"]),
     ("proxy", &["seal", "upstream", "log"]),
     ("sandbox", &["key", "identity", "seal"]),
-    ("config", &["admin", "identity", "proxy", "seal", "upstream"]),
+    ("config", &["key", "admin", "identity", "proxy", "seal", "upstream"]),
     ("app", &["admin", "config", "identity", "log", "proxy", "seal", "upstream"]),
     ("cli", &["app", "config", "log", "sandbox"]),
 ];

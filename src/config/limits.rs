@@ -9,7 +9,8 @@ use super::section::Section;
 use crate::proxy::{Limits, Timeouts};
 use crate::upstream;
 
-pub(super) const LIMIT_KEYS: [&str; 6] = ["body", "buffered", "connections", "in_flight", "header_bytes", "headers"];
+pub(super) const LIMIT_KEYS: [&str; 7] =
+    ["body", "buffered", "connections", "in_flight", "header_bytes", "headers", "waiting_seals"];
 pub(super) const TIMEOUT_KEYS: [&str; 14] = [
     "header",
     "body",
@@ -35,19 +36,28 @@ const MAX_AUTO_BUFFERED: u64 = 256 * MIB;
 /// Beyond any machine: sums of sizes stay far from the end of `u64`.
 const MAX_SIZE: u64 = 1 << 40;
 
+/// All limits of the file's `limits`.
+pub(super) struct Limited {
+    pub(super) proxy: Limits,
+    /// Seals that may wait for one key on a token.
+    pub(super) waiting_seals: usize,
+}
+
 /// Reads `limits`.
-pub(super) fn limits(root: &Section<'_>, machine: &Machine) -> Limits {
+pub(super) fn limits(root: &Section<'_>, machine: &Machine) -> Limited {
     let section = root.section("limits", &LIMIT_KEYS);
     let body = section.quantity("body", 8 * MIB, |text| size(text, 1..=MAX_SIZE));
     let header_bytes = section.quantity("header_bytes", 32 * KIB, |text| size(text, 8 * KIB..=MIB));
-    Limits {
+    let waiting_seals = section.quantity("waiting_seals", 64, |text| whole(text, 0..=100_000));
+    let proxy = Limits {
         body,
         buffered: buffered(&section, body, machine),
         connections: section.quantity("connections", 1024, |text| whole(text, 1..=1_000_000)),
         in_flight: section.quantity("in_flight", 512, |text| whole(text, 1..=1_000_000)),
         header_bytes: usize::try_from(header_bytes).expect("a mebibyte fits"),
         headers: section.quantity("headers", 100, |text| whole(text, 1..=1000)),
-    }
+    };
+    Limited { proxy, waiting_seals }
 }
 
 /// `auto`: a quarter of the memory that this process may use.

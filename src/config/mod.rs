@@ -128,7 +128,8 @@ impl Config {
         let hosts = listeners::hosts(root);
         let admin = listeners::admin(root, &listen);
         let threads = threads(root, machine);
-        let (identities, identity_names) = identities::identities(root, folder);
+        let limits = limits::limits(root, machine);
+        let (identities, identity_names) = identities::identities(root, folder, limits.waiting_seals);
         let context = upstreams::Context { folder, identities: &identity_names, timeouts: deadlines.upstream };
         let (upstreams, upstream_names) = upstreams::upstreams(root, &context);
         let routes = routes::routes(root, &upstream_names, &upstreams);
@@ -141,7 +142,7 @@ impl Config {
             identities,
             upstreams,
             routes,
-            limits: limits::limits(root, machine),
+            limits: limits.proxy,
             timeouts: deadlines.proxy,
             linger: deadlines.linger,
             drain: deadlines.drain,

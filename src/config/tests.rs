@@ -1,6 +1,7 @@
 //! The configuration as a whole: defaults, the three files of `config/`, and one wrong file after another.
 
 use super::*;
+use crate::identity::KeySource;
 use crate::proxy::listener::Address;
 use crate::upstream::{Trust, Via};
 
@@ -138,7 +139,7 @@ fn defaults_are_those_of_the_design() {
 fn relative_paths_begin_at_the_file_s_folder() {
     let config = legal(&with_upstream("trust: roots/bank.pem").replace("w.key", "/run/keys/w.key"));
     assert_eq!(config.identities["main"].qwac.key, Path::new("/run/keys/w.key"));
-    assert_eq!(config.identities["main"].qsealc.key, Path::new("/etc/sealproxy/s.key"));
+    assert_eq!(config.identities["main"].qsealc.key, KeySource::File("/etc/sealproxy/s.key".into()));
     assert_eq!(config.upstreams["becm"].settings.trust, Trust::File("/etc/sealproxy/roots/bank.pem".into()));
     let (config, _) = Config::parse(Path::new("f.yaml"), &minimal(), &env).expect("a legal text");
     assert_eq!(config.identities["main"].qwac.key, Path::new("w.key"));
@@ -336,7 +337,7 @@ fn identities_are_named_and_used() {
     expect(&minimal().replace("{main:", "{m.n:"), "error: identities.m.n: is not a name");
     expect(
         &minimal().replace("w.key", "'pkcs11:token=x'"),
-        "error: identities.main.qwac.key: `pkcs11:token=x` names a key behind PKCS#11",
+        "error: identities.main.qwac.key: `pkcs11:token=x` names a key on a token",
     );
 }
 
@@ -632,4 +633,33 @@ fn a_unix_socket_has_peers_and_permissions_and_nothing_else_has() {
         "error: listen[0].peers: concerns Unix sockets alone",
     );
     expect(&with("listen: [{address: '127.0.0.1:1', mode: '0600'}]"), "error: listen[0].mode: concerns Unix sockets");
+}
+
+#[test]
+fn a_seal_key_may_be_on_a_token() {
+    const URI: &str = "pkcs11:token=a;object=b?module-path=/m.so&pin-source=/pin";
+    let sealed = |key: &str| {
+        format!(
+            "identities: {{main: {{qwac: {{certificate: w.pem, key: w.key}}, qsealc: {{certificate: s.pem, {key}}}}}}}"
+        )
+    };
+    let text = |key: &str, more: &str| with(more).replace(&sealed("key: s.key"), &sealed(key));
+    let key = |text: &str| match legal(text).identities["main"].qsealc.key.clone() {
+        KeySource::Token(settings) => settings,
+        KeySource::File(path) => panic!("{} is a file", path.display()),
+    };
+    let settings = key(&text(&format!("key: '{URI}'"), ""));
+    assert_eq!((settings.sessions, settings.waiting), (4, 64));
+    assert_eq!(settings.uri.to_string(), "pkcs11:token=a;object=b");
+    let settings = key(&text(&format!("key: '{URI}', sessions: 2"), "limits: {waiting_seals: 0}"));
+    assert_eq!((settings.sessions, settings.waiting), (2, 0));
+    let place = "error: identities.main.qsealc";
+    expect(&text("key: s.key, sessions: 2", ""), &format!("{place}.sessions: concerns keys on a token alone"));
+    expect(&text("key: 'pkcs11:token=a?module-path=/m'", ""), &format!("{place}.key: the value names no key."));
+    expect(
+        &text(&format!("key: '{URI}&pin-value=1234'"), ""),
+        &format!("{place}.key: the value holds the PIN itself."),
+    );
+    let secret = findings(&text(&format!("key: '{URI}&pin-value=1234'"), ""));
+    assert!(!secret[0].contains("1234"), "{secret:?}");
 }

@@ -4,12 +4,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
-use crate::key::{self, Key};
+use crate::key::{self, Key, TokenSettings};
 
 pub mod certificate;
 pub mod pem;
@@ -24,7 +25,7 @@ pub struct Settings {
     /// The Qualified Website Authentication Certificate: who we are on the TLS connection.
     pub qwac: Files,
     /// The Qualified Sealing Certificate: whose seal stands on the requests.
-    pub qsealc: Files,
+    pub qsealc: SealFiles,
 }
 
 /// A certificate chain, leaf first, and the key of the leaf.
@@ -34,6 +35,33 @@ pub struct Files {
     pub certificate: PathBuf,
     /// PEM or DER, unencrypted: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
+}
+
+/// A seal certificate, and where its key is.
+#[derive(Clone, Debug)]
+pub struct SealFiles {
+    /// PEM or DER.
+    pub certificate: PathBuf,
+    /// The key of the first certificate.
+    pub key: KeySource,
+}
+
+/// Where a private key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// In a file, PEM or DER, unencrypted: PKCS#8, PKCS#1 or SEC1.
+    File(PathBuf),
+    /// On a token, which it never leaves.
+    Token(TokenSettings),
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Token(settings) => settings.uri.fmt(f),
+        }
+    }
 }
 
 /// A QWAC for TLS connections and a QSealC for seals, each with the key that fits it.
@@ -105,20 +133,35 @@ impl Credential {
 fn load_qwac(files: &Files) -> Result<(Certificate, tls::ClientIdentity), Vec<Error>> {
     let (chain, key) =
         both(read_chain(Part::QwacCertificate, &files.certificate), read_key(Part::QwacKey, &files.key))?;
-    let certificate = leaf(&chain).map_err(|reason| vec![Part::QwacCertificate.fault(&files.certificate, reason)])?;
+    let certificate = leaf(&chain).map_err(|reason| vec![Part::QwacCertificate.fault(&*files.certificate, reason)])?;
     let resolver =
-        tls::ClientIdentity::new(chain, key).map_err(|reason| vec![Part::QwacKey.fault(&files.key, reason)])?;
+        tls::ClientIdentity::new(chain, key).map_err(|reason| vec![Part::QwacKey.fault(&*files.key, reason)])?;
     Ok((certificate, resolver))
 }
 
-async fn load_seal(files: &Files) -> Result<Credential, Vec<Error>> {
+async fn load_seal(files: &SealFiles) -> Result<Credential, Vec<Error>> {
     let chain = read_chain(Part::QsealcCertificate, &files.certificate)
-        .and_then(|chain| leaf(&chain).map_err(|reason| Part::QsealcCertificate.fault(&files.certificate, reason)));
-    let (certificate, der) = both(chain, read_key(Part::QsealcKey, &files.key))?;
-    let fault = |reason| vec![Part::QsealcKey.fault(&files.key, reason)];
-    let key = Key::from_der(&der).map_err(|reason| fault(reason.into()))?;
+        .and_then(|chain| leaf(&chain).map_err(|reason| Part::QsealcCertificate.fault(&*files.certificate, reason)));
+    let (certificate, key) = both(chain, load_key(&files.key).await)?;
+    let fault = |reason| vec![Part::QsealcKey.fault(files.key.to_string(), reason)];
     Credential::new(certificate, key).await.map_err(fault)
 }
+
+async fn load_key(source: &KeySource) -> Result<Key, Error> {
+    let fault = |error: key::Error| Part::QsealcKey.fault(source.to_string(), error.into());
+    match source {
+        KeySource::File(path) => Key::from_der(&read_key(Part::QsealcKey, path)?).map_err(fault),
+        KeySource::Token(settings) => {
+            let settings = settings.clone();
+            // A token may take its time, and its module may block.
+            let opening = tokio::task::spawn_blocking(move || Key::on_token(&settings, PATIENCE)).await;
+            opening.expect("opening a token does not panic").map_err(fault)
+        }
+    }
+}
+
+/// For a token to show its key when it is loaded.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn read_chain(part: Part, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     pem::read_chain(path).map_err(|error| part.fault(path, error.reason.into()))
@@ -158,8 +201,8 @@ pub enum Part {
 }
 
 impl Part {
-    fn fault(self, file: &Path, reason: Reason) -> Error {
-        Error { part: self, file: file.to_owned(), reason }
+    fn fault(self, place: impl Into<PathBuf>, reason: Reason) -> Error {
+        Error { part: self, place: place.into(), reason }
     }
 }
 
@@ -176,12 +219,12 @@ impl fmt::Display for Part {
 
 /// What is wrong with one file of an identity.
 #[derive(Debug, Error)]
-#[error("{}: {reason}", file.display())]
+#[error("{}: {reason}", place.display())]
 pub struct Error {
     /// Which one.
     pub part: Part,
-    /// Its path.
-    pub file: PathBuf,
+    /// Its path; of a key on a token its URI.
+    pub place: PathBuf,
     /// What is wrong.
     pub reason: Reason,
 }
@@ -215,7 +258,8 @@ impl Reason {
         match self {
             Self::Pem(reason) => reason.hint(),
             Self::Certificate(_) => "give the certificate as the trust service provider issued it",
-            Self::Key(_) | Self::Tls(_) => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
+            Self::Key(error) => error.hint(),
+            Self::Tls(_) => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
             Self::RsaTooSmall(_) => {
                 "ask the trust service provider for a certificate over an RSA key of 2048 bits or more"
             }

@@ -8,7 +8,10 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(feature = "pkcs11")]
+use std::task::ready;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustls::pki_types::PrivateKeyDer;
 use thiserror::Error;
@@ -16,6 +19,13 @@ use thiserror::Error;
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
 mod ring;
+#[cfg(feature = "pkcs11")]
+mod token;
+pub mod uri;
+
+#[cfg(feature = "pkcs11")]
+pub use token::Fault;
+use uri::TokenUri;
 
 /// A private key, ready to sign. Cheap to clone; never shows key material.
 #[derive(Clone)]
@@ -28,6 +38,19 @@ enum Backend {
     Ring(Arc<ring::Key>),
     #[cfg(feature = "aws-lc")]
     AwsLc(Arc<aws_lc::Key>),
+    #[cfg(feature = "pkcs11")]
+    Token(Arc<token::Key>),
+}
+
+/// A key on a token, and how much is asked of it at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSettings {
+    /// Which key.
+    pub uri: TokenUri,
+    /// Signatures at a time, each on a session and a thread of its own; at least one.
+    pub sessions: usize,
+    /// Seals that may wait for a session. One more is refused at once.
+    pub waiting: usize,
 }
 
 impl Key {
@@ -48,12 +71,26 @@ impl Key {
         Ok(Self { backend: Backend::Ring(Arc::new(ring::Key::from_der(der)?)) })
     }
 
+    /// A key on a token. Blocks until the token has told what the key is, for `patience` at most.
+    #[cfg(feature = "pkcs11")]
+    pub fn on_token(settings: &TokenSettings, patience: Duration) -> Result<Self, Error> {
+        Ok(Self { backend: Backend::Token(Arc::new(token::Key::open(settings, patience)?)) })
+    }
+
+    /// A key on a token, which this build cannot use.
+    #[cfg(not(feature = "pkcs11"))]
+    pub fn on_token(_: &TokenSettings, _: Duration) -> Result<Self, Error> {
+        Err(Error::NotBuilt)
+    }
+
     /// The one scheme that this key signs with.
     pub fn scheme(&self) -> Scheme {
         match &self.backend {
             Backend::Ring(key) => key.scheme(),
             #[cfg(feature = "aws-lc")]
             Backend::AwsLc(_) => Scheme::RsaPkcs1Sha256,
+            #[cfg(feature = "pkcs11")]
+            Backend::Token(key) => key.scheme(),
         }
     }
 
@@ -63,12 +100,21 @@ impl Key {
             Backend::Ring(_) => "ring",
             #[cfg(feature = "aws-lc")]
             Backend::AwsLc(_) => "aws-lc",
+            #[cfg(feature = "pkcs11")]
+            Backend::Token(_) => "pkcs11",
         }
     }
 
-    /// Waits for the right to sign once. Keys in memory grant it at once; a token grants a session.
+    /// Waits for the right to sign once. Keys in memory grant it at once; a token grants a session, and refuses who would
+    /// wait behind too many.
     pub async fn turn(&self) -> Result<Turn, Error> {
-        Ok(Turn { backend: self.backend.clone() })
+        Ok(Turn(match &self.backend {
+            Backend::Ring(key) => Granted::Ring(Arc::clone(key)),
+            #[cfg(feature = "aws-lc")]
+            Backend::AwsLc(key) => Granted::AwsLc(Arc::clone(key)),
+            #[cfg(feature = "pkcs11")]
+            Backend::Token(key) => Granted::Token(key.turn().await?),
+        }))
     }
 }
 
@@ -79,29 +125,53 @@ impl fmt::Debug for Key {
 }
 
 /// The right to sign once. The clock is read while it is held, so that waiting for a key never ages a `Date`.
-pub struct Turn {
-    backend: Backend,
+pub struct Turn(Granted);
+
+enum Granted {
+    Ring(Arc<ring::Key>),
+    #[cfg(feature = "aws-lc")]
+    AwsLc(Arc<aws_lc::Key>),
+    #[cfg(feature = "pkcs11")]
+    Token(token::Turn),
 }
 
 impl Turn {
     /// Signs `message`, which is hashed by the scheme itself.
     pub fn sign(self, message: &[u8]) -> Signing {
-        Signing(Some(match &self.backend {
-            Backend::Ring(key) => key.sign(message),
+        Signing(match self.0 {
+            Granted::Ring(key) => UnderWay::Done(Some(key.sign(message))),
             #[cfg(feature = "aws-lc")]
-            Backend::AwsLc(key) => key.sign(message),
-        }))
+            Granted::AwsLc(key) => UnderWay::Done(Some(key.sign(message))),
+            #[cfg(feature = "pkcs11")]
+            Granted::Token(turn) => UnderWay::AtToken(turn.sign(message)),
+        })
     }
 }
 
 /// A signature on its way: ready at once for keys in memory.
-pub struct Signing(Option<Result<Vec<u8>, Error>>);
+pub struct Signing(UnderWay);
+
+enum UnderWay {
+    Done(Option<Result<Vec<u8>, Error>>),
+    #[cfg(feature = "pkcs11")]
+    AtToken(tokio::sync::oneshot::Receiver<Result<Vec<u8>, Error>>),
+}
 
 impl Future for Signing {
     type Output = Result<Vec<u8>, Error>;
 
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(self.0.take().expect("a finished signing is not polled again"))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            UnderWay::Done(signature) => {
+                let _ = cx;
+                Poll::Ready(signature.take().expect("a finished signing is not polled again"))
+            }
+            #[cfg(feature = "pkcs11")]
+            UnderWay::AtToken(signature) => {
+                // Without an answer its thread has panicked.
+                Poll::Ready(ready!(Pin::new(signature).poll(cx)).unwrap_or(Err(Error::Sign("pkcs11"))))
+            }
+        }
     }
 }
 
@@ -129,7 +199,29 @@ pub enum Error {
     /// The bytes are a key of a kind or size that no backend signs with, or no key at all.
     #[error("the key cannot be used: {0}")]
     Rejected(String),
+    /// As many seals wait for the key as may.
+    #[error("{0} seals wait for this key already")]
+    Busy(usize),
+    /// A key on a token, in a build without the way there.
+    #[error("this build does not use keys behind PKCS#11")]
+    NotBuilt,
+    /// What is wrong with the token.
+    #[cfg(feature = "pkcs11")]
+    #[error(transparent)]
+    Token(#[from] Fault),
     /// The backend refused to sign.
     #[error("the {0} backend did not sign")]
     Sign(&'static str),
+}
+
+impl Error {
+    /// What to do about it, where a key is loaded.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotBuilt => "build with the feature `pkcs11`, which is on by default",
+            #[cfg(feature = "pkcs11")]
+            Self::Token(fault) => fault.hint(),
+            _ => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
+        }
+    }
 }

@@ -181,7 +181,15 @@ impl Problem {
                 face(S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests", "connection_limit_reached")
             }
             Self::Acquire(error) => of_acquire(error),
-            Self::Seal(_) => face(S::INTERNAL_SERVER_ERROR, "seal-failed", "Not sealed", "proxy_internal_error"),
+            Self::Seal(seal::Error::Busy(_)) => {
+                face(S::SERVICE_UNAVAILABLE, "seal-busy", "Too many seals", "proxy_internal_error")
+            }
+            Self::Seal(seal::Error::Unreachable(_)) => {
+                face(S::SERVICE_UNAVAILABLE, "seal-unavailable", "No seal key", "proxy_internal_error")
+            }
+            Self::Seal(seal::Error::Absent(_) | seal::Error::Key(_)) => {
+                face(S::INTERNAL_SERVER_ERROR, "seal-failed", "Not sealed", "proxy_internal_error")
+            }
             Self::SealTimeout(_) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
             }
@@ -251,7 +259,11 @@ impl Problem {
             Self::MethodNotAllowed(methods) => insert_text(headers, ALLOW, methods),
             Self::Connect => insert_text(headers, ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE"),
             // The bank cannot have acted, and waiting helps.
-            Self::BufferFull | Self::Overloaded | Self::SealTimeout(_) | Self::Acquire(AcquireError::Busy) => {
+            Self::BufferFull
+            | Self::Overloaded
+            | Self::SealTimeout(_)
+            | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_))
+            | Self::Acquire(AcquireError::Busy) => {
                 insert_text(headers, RETRY_AFTER, "1");
             }
             _ => {}

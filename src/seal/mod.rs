@@ -222,7 +222,24 @@ pub enum Error {
     /// A header that must be signed is missing: the steps before the seal let an illegal head through.
     #[error(transparent)]
     Absent(#[from] Absent),
+    /// As many seals wait for the key as may.
+    #[error("too many requests wait for the seal key")]
+    Busy(#[source] key::Error),
+    /// The token that holds the key is gone, locked or broken.
+    #[error("the seal key is out of reach")]
+    Unreachable(#[source] key::Error),
     /// The key did not sign.
     #[error("the seal key did not sign")]
-    Key(#[from] key::Error),
+    Key(#[source] key::Error),
+}
+
+impl From<key::Error> for Error {
+    fn from(error: key::Error) -> Self {
+        match error {
+            key::Error::Busy(_) => Self::Busy(error),
+            #[cfg(feature = "pkcs11")]
+            key::Error::Token(_) => Self::Unreachable(error),
+            _ => Self::Key(error),
+        }
+    }
 }

@@ -399,19 +399,34 @@ fn an_address_in_use_is_refused_at_start_and_a_second_process_never_shares_it() 
     assert!(said.contains("listen[0]") && said.contains(&address) && said.contains("Another process"), "{said}");
 }
 
-/// `sealproxy run` with this configuration, up to the line that says where it listens.
-fn run(yaml: &str) -> (Running, BufReader<std::process::ChildStderr>, SocketAddr) {
+/// `sealproxy run`, up to the line that says where it listens.
+pub(crate) struct Started {
+    pub(crate) child: Running,
+    pub(crate) address: SocketAddr,
+    pub(crate) stderr: BufReader<std::process::ChildStderr>,
+}
+
+pub(crate) fn start(yaml: &str, environment: &[(&str, &str)]) -> Started {
     let file = folder("run").join("sealproxy.yaml");
     std::fs::write(&file, yaml).expect("a file");
     let mut command = sealproxy(&["run", "--config"]);
-    let mut child =
-        Running(command.arg(&file).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts"));
-    let mut reader = BufReader::new(child.0.stderr.take().expect("piped"));
-    let lines = read_until(&mut reader, "sealproxy ");
+    command.arg(&file).envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut child = Running(command.spawn().expect("it starts"));
+    let mut stderr = BufReader::new(child.0.stderr.take().expect("piped"));
+    let lines = read_until(&mut stderr, "sealproxy ");
     let bodies = lines.last().and_then(|line| line.split("; request bodies ").nth(1)).expect("how much they may be");
     assert!(bodies.contains("B in all"), "{lines:?}");
     let address = lines.last().and_then(|line| line.split("http://").nth(1)).and_then(|rest| rest.split(';').next());
-    (child, reader, address.expect("an address").parse().expect("an address"))
+    Started { child, address: address.expect("an address").parse().expect("an address"), stderr }
+}
+
+/// What `sealproxy check` makes of this configuration.
+pub(crate) fn checked(yaml: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let file = folder("check").join("sealproxy.yaml");
+    std::fs::write(&file, yaml).expect("a file");
+    let output = sealproxy(&["check", "--config"]).arg(&file).envs(environment.iter().copied()).output();
+    let output = output.expect("it starts");
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
 }
 
 fn signal(child: &Running, name: &str) {
@@ -421,7 +436,7 @@ fn signal(child: &Running, name: &str) {
 
 #[test]
 fn run_lingers_after_sigterm_and_exits_0() {
-    let (mut child, mut reader, _) = run(&format!("{}timeouts: {{ linger: 1s }}\n", legal()));
+    let Started { mut child, stderr: mut reader, .. } = start(&format!("{}timeouts: {{ linger: 1s }}\n", legal()), &[]);
     let began = Instant::now();
     assert_eq!(child.terminate(), Some(0));
     assert!((1.0..3.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
@@ -432,7 +447,7 @@ fn run_lingers_after_sigterm_and_exits_0() {
 #[test]
 fn sigint_and_a_second_sigterm_end_the_linger() {
     for signals in [&["INT"][..], &["TERM", "TERM"], &["TERM", "INT"]] {
-        let (mut child, _reader, _) = run(&legal());
+        let Started { mut child, stderr: _reader, .. } = start(&legal(), &[]);
         let began = Instant::now();
         for name in signals {
             signal(&child, name);
@@ -445,7 +460,7 @@ fn sigint_and_a_second_sigterm_end_the_linger() {
 
 #[test]
 fn whoever_waits_in_the_accept_queue_at_the_end_is_answered() {
-    let (mut child, _reader, address) = run(&legal());
+    let Started { mut child, stderr: _reader, address } = start(&legal(), &[]);
     signal(&child, "STOP");
     let mut waiting: Vec<TcpStream> = Vec::new();
     for _ in 0..20 {

@@ -11,4 +11,6 @@ mod requests;
 mod sealing;
 mod slow;
 mod support;
+#[cfg(feature = "pkcs11")]
+mod token;
 mod way;

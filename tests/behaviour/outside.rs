@@ -50,7 +50,7 @@ fn output(command: &mut Command) -> Vec<u8> {
 }
 
 /// Has OpenSSL check `Signature` and `Digest` of a request as the wire had it.
-fn openssl_verifies(head: &str, body: &[u8]) {
+pub(crate) fn openssl_verifies(head: &str, body: &[u8]) {
     let folder = folder("openssl");
     let signature = header(head, "signature").expect("a signature");
     let parameter = |name: &str| {

@@ -75,6 +75,13 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// Asks it to end without a linger; returns its exit code.
+    pub(crate) fn terminate_at_once(&mut self) -> Option<i32> {
+        let killed = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status().expect("kill");
+        assert!(killed.success());
+        self.0.wait().expect("it ends").code()
+    }
+
     /// Asks it to end; returns its exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         let killed = Command::new("kill").arg(self.0.id().to_string()).status().expect("kill");

@@ -1,0 +1,552 @@
+//! Keys behind PKCS#11: RSA and EC on P-256 that never leave their token. Own sessions, each on a thread of its own, so
+//! that a slow token stalls nobody but those who wait for it. Twin of `ring.rs` in what it signs.
+//!
+//! A lost token is looked for anew with the next signature. A PIN that was refused once is not tried again until its
+//! file says something else: tokens lock themselves after three wrong ones.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error as Pkcs11Error, RvError};
+use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::{Slot, TokenInfo};
+use cryptoki::types::AuthPin;
+use secrecy::ExposeSecret as _;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::uri::TokenUri;
+use super::{Error, Scheme, TokenSettings};
+
+pub(super) struct Key {
+    scheme: Scheme,
+    sessions: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    limit: usize,
+    jobs: Sender<Job>,
+}
+
+/// One message to sign. The permit goes back when the token is done with it, not when its caller has given up: a token
+/// that hangs must not gather work.
+struct Job {
+    message: Vec<u8>,
+    answer: oneshot::Sender<Result<Vec<u8>, Error>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The right to one of the sessions.
+pub(super) struct Turn {
+    key: Arc<Key>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Key {
+    /// Opens the first session and learns what the key is. Blocks for as long as the token takes, `patience` at most.
+    pub(super) fn open(settings: &TokenSettings, patience: Duration) -> Result<Self, Error> {
+        let (jobs, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let door = Arc::new(Door { uri: settings.uri.clone(), refused: Mutex::default() });
+        let (ready, opened) = channel();
+        let first = Station::new(&door);
+        start(first, Arc::clone(&queue), Some(ready))?;
+        let scheme = opened.recv_timeout(patience).map_err(|_| Error::Token(Fault::Silent(patience)))??;
+        for _ in 1..settings.sessions {
+            start(Station::new(&door), Arc::clone(&queue), None)?;
+        }
+        Ok(Self {
+            scheme,
+            sessions: Arc::new(Semaphore::new(settings.sessions)),
+            waiting: AtomicUsize::new(0),
+            limit: settings.waiting,
+            jobs,
+        })
+    }
+
+    pub(super) fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Waits for a session, among a limited number.
+    pub(super) async fn turn(self: &Arc<Self>) -> Result<Turn, Error> {
+        let sessions = Arc::clone(&self.sessions);
+        let permit = match Arc::clone(&sessions).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let _waiting = Waiting::begin(self)?;
+                sessions.acquire_owned().await.expect("the sessions are never closed")
+            }
+        };
+        Ok(Turn { key: Arc::clone(self), permit })
+    }
+}
+
+impl Turn {
+    pub(super) fn sign(self, message: &[u8]) -> oneshot::Receiver<Result<Vec<u8>, Error>> {
+        let (answer, signature) = oneshot::channel();
+        // Nobody works where every thread has panicked: the receiver then says so.
+        let _ = self.key.jobs.send(Job { message: message.to_vec(), answer, _permit: self.permit });
+        signature
+    }
+}
+
+/// One place in the queue.
+struct Waiting<'a>(&'a Key);
+
+impl<'a> Waiting<'a> {
+    fn begin(key: &'a Key) -> Result<Self, Error> {
+        if key.waiting.fetch_add(1, Ordering::Relaxed) >= key.limit {
+            key.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::Busy(key.limit));
+        }
+        Ok(Self(key))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn start(
+    mut station: Station,
+    queue: Arc<Mutex<Receiver<Job>>>,
+    ready: Option<Sender<Result<Scheme, Error>>>,
+) -> Result<(), Error> {
+    let work = move || {
+        if let Some(ready) = ready {
+            let opened = station.open().map(|place| place.scheme).map_err(Error::Token);
+            let failed = opened.is_err();
+            // Who waited for it may have lost patience: then nobody will ever ask for a signature either.
+            if ready.send(opened).is_err() || failed {
+                return;
+            }
+        }
+        while let Some(job) = next(&queue) {
+            // Whoever has given up meanwhile gets nothing, and costs the token nothing.
+            if !job.answer.is_closed() {
+                let _ = job.answer.send(station.sign(&job.message).map_err(Error::Token));
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("token".into()).spawn(work);
+    thread.map(drop).map_err(|error| Error::Token(Fault::Thread(error)))
+}
+
+/// The next job; `None` where the key is gone.
+fn next(queue: &Mutex<Receiver<Job>>) -> Option<Job> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+/// What the stations of one key share.
+struct Door {
+    uri: TokenUri,
+    /// The PIN that the token has refused.
+    refused: Mutex<Option<AuthPin>>,
+}
+
+/// One thread's place at the token.
+struct Station {
+    door: Arc<Door>,
+    place: Option<Place>,
+}
+
+/// A session that is logged in and has found its key.
+struct Place {
+    session: Session,
+    module: Arc<Module>,
+    epoch: u64,
+    key: ObjectHandle,
+    scheme: Scheme,
+    mechanism: MechanismType,
+    /// The PIN, where the key wants it anew for each signature (`CKA_ALWAYS_AUTHENTICATE`).
+    pin_each_time: Option<AuthPin>,
+}
+
+impl Station {
+    fn new(door: &Arc<Door>) -> Self {
+        Self { door: Arc::clone(door), place: None }
+    }
+
+    /// Signs; where the session has died, once more on a new one. Nothing of the request has left by then.
+    fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, Fault> {
+        let first = self.open()?.sign(message);
+        let Err(Fault::Pkcs11(error)) = &first else { return first };
+        if !is_lost(error) {
+            return first;
+        }
+        self.close();
+        self.open()?.sign(message).inspect_err(|_| self.close())
+    }
+
+    fn open(&mut self) -> Result<&Place, Fault> {
+        if self.place.as_ref().is_some_and(|place| place.epoch != place.module.epoch()) {
+            self.close();
+        }
+        if self.place.is_none() {
+            self.place = Some(self.door.enter()?);
+        }
+        Ok(self.place.as_ref().expect("it was just entered"))
+    }
+
+    fn close(&mut self) {
+        let Some(place) = self.place.take() else { return };
+        // The handle of an earlier epoch may be somebody else's by now.
+        if place.epoch == place.module.epoch() {
+            // A session that has died is closed already.
+            let _ = place.session.close();
+        }
+    }
+}
+
+impl Drop for Station {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Door {
+    /// Opens a session; where the module knows of no such token, once more after it has looked anew.
+    fn enter(&self) -> Result<Place, Fault> {
+        let module = Module::load(&self.uri.module)?;
+        match self.try_enter(&module) {
+            Err(Fault::NoToken | Fault::Pkcs11(_)) if module.look_anew() => self.try_enter(&module),
+            result => result,
+        }
+    }
+
+    fn try_enter(&self, module: &Arc<Module>) -> Result<Place, Fault> {
+        // Held to the end: nobody starts the library anew under our hands.
+        let library = module.library.read().unwrap_or_else(PoisonError::into_inner);
+        let (slot, token) = self.slot(&library)?;
+        let session = library.open_ro_session_no_drop(slot).map_err(Fault::Pkcs11)?;
+        let pin = self.pin()?;
+        if token.login_required() {
+            self.log_in(&session, pin.as_ref(), &token)?;
+        }
+        let key = self.key(&session)?;
+        let (scheme, pin_each_time) = describe(&session, key)?;
+        let mechanisms = library.get_mechanism_list(slot).map_err(Fault::Pkcs11)?;
+        let mechanism = mechanism(scheme, &mechanisms, pin_each_time)?;
+        let pin_each_time = pin.filter(|_| pin_each_time);
+        Ok(Place { session, module: Arc::clone(module), epoch: module.epoch(), key, scheme, mechanism, pin_each_time })
+    }
+
+    fn slot(&self, library: &Pkcs11) -> Result<(Slot, TokenInfo), Fault> {
+        let mut found = Vec::new();
+        for slot in library.get_slots_with_token().map_err(Fault::Pkcs11)? {
+            let Ok(token) = library.get_token_info(slot) else { continue };
+            if token.token_initialized() && self.means(slot, &token) {
+                found.push((slot, token));
+            }
+        }
+        match found.len() {
+            0 => Err(Fault::NoToken),
+            1 => Ok(found.remove(0)),
+            several => Err(Fault::SeveralTokens(several)),
+        }
+    }
+
+    fn means(&self, slot: Slot, token: &TokenInfo) -> bool {
+        let names = &self.uri.token;
+        let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
+        is(&names.label, token.label())
+            && is(&names.manufacturer, token.manufacturer_id())
+            && is(&names.model, token.model())
+            && is(&names.serial, token.serial_number())
+            && self.uri.slot_id.is_none_or(|wanted| wanted == slot.id())
+    }
+
+    /// The PIN as its file holds it now, without the line's end.
+    fn pin(&self) -> Result<Option<AuthPin>, Fault> {
+        let Some(path) = &self.uri.pin else { return Ok(None) };
+        let text =
+            zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(|error| Fault::Pin(path.clone(), error))?);
+        Ok(Some(AuthPin::from(text.trim_end_matches(['\r', '\n']).to_owned())))
+    }
+
+    fn log_in(&self, session: &Session, pin: Option<&AuthPin>, token: &TokenInfo) -> Result<(), Fault> {
+        if pin.is_none() && !token.protected_authentication_path() {
+            return Err(Fault::NoPin);
+        }
+        // Held meanwhile: several threads with one wrong PIN would use up the tries.
+        let mut refused = lock(&self.refused);
+        if let (Some(refused), Some(pin)) = (&*refused, pin)
+            && secret(refused) == secret(pin)
+        {
+            return Err(Fault::PinRefused);
+        }
+        match session.login(UserType::User, pin) {
+            Ok(()) | Err(Pkcs11Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(Pkcs11Error::Pkcs11(
+                RvError::PinIncorrect
+                | RvError::PinInvalid
+                | RvError::PinLenRange
+                | RvError::PinLocked
+                | RvError::PinExpired,
+                _,
+            )) => {
+                *refused = pin.map(|pin| AuthPin::from(secret(pin).to_owned()));
+                Err(Fault::PinRefused)
+            }
+            Err(error) => Err(Fault::Pkcs11(error)),
+        }
+    }
+
+    fn key(&self, session: &Session) -> Result<ObjectHandle, Fault> {
+        let mut wanted = vec![Attribute::Class(ObjectClass::PRIVATE_KEY)];
+        wanted.extend(self.uri.object.as_ref().map(|label| Attribute::Label(label.clone().into_bytes())));
+        wanted.extend(self.uri.id.as_ref().map(|id| Attribute::Id(id.clone())));
+        let found = session.find_objects(&wanted).map_err(Fault::Pkcs11)?;
+        match found.as_slice() {
+            [] => Err(Fault::NoKey),
+            [key] => Ok(*key),
+            several => Err(Fault::SeveralKeys(several.len())),
+        }
+    }
+}
+
+/// What the key signs, and whether it wants the PIN each time.
+fn describe(session: &Session, key: ObjectHandle) -> Result<(Scheme, bool), Fault> {
+    let asked = [
+        AttributeType::KeyType,
+        AttributeType::Sign,
+        AttributeType::Modulus,
+        AttributeType::EcParams,
+        AttributeType::AlwaysAuthenticate,
+    ];
+    let attributes = session.get_attributes(key, &asked).map_err(Fault::Pkcs11)?;
+    let (mut kind, mut bits, mut curve, mut each_time) = (None, 0, Vec::new(), false);
+    for attribute in attributes {
+        match attribute {
+            Attribute::KeyType(found) => kind = Some(found),
+            Attribute::Sign(false) => return Err(Fault::MayNotSign),
+            Attribute::Modulus(modulus) => bits = modulus.iter().skip_while(|byte| **byte == 0).count() * 8,
+            Attribute::EcParams(parameters) => curve = parameters,
+            Attribute::AlwaysAuthenticate(always) => each_time = always,
+            _ => {}
+        }
+    }
+    let scheme = match kind {
+        Some(KeyType::RSA) if bits == 0 || (2048..=4096).contains(&bits) => Scheme::RsaPkcs1Sha256,
+        Some(KeyType::EC) if curve == PRIME256V1 => Scheme::EcdsaP256Sha256,
+        _ => return Err(Fault::Kind),
+    };
+    Ok((scheme, each_time))
+}
+
+/// The object identifier of P-256 in DER (RFC 5480 section 2.1.1.1).
+const PRIME256V1: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+
+/// The way to a signature that the token knows: hashing on the token where it can.
+fn mechanism(scheme: Scheme, known: &[MechanismType], in_parts: bool) -> Result<MechanismType, Fault> {
+    let candidates: &[MechanismType] = match scheme {
+        Scheme::RsaPkcs1Sha256 if in_parts => &[MechanismType::SHA256_RSA_PKCS],
+        Scheme::RsaPkcs1Sha256 => &[MechanismType::SHA256_RSA_PKCS, MechanismType::RSA_PKCS],
+        Scheme::EcdsaP256Sha256 if in_parts => &[MechanismType::ECDSA_SHA256],
+        Scheme::EcdsaP256Sha256 => &[MechanismType::ECDSA_SHA256, MechanismType::ECDSA],
+    };
+    candidates.iter().find(|candidate| known.contains(candidate)).copied().ok_or(Fault::NoMechanism)
+}
+
+impl Place {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Fault> {
+        let _library = self.module.library.read().unwrap_or_else(PoisonError::into_inner);
+        let signature = self.sign_as_told(message).map_err(Fault::Pkcs11)?;
+        match self.scheme {
+            Scheme::RsaPkcs1Sha256 => Ok(signature),
+            Scheme::EcdsaP256Sha256 => der_of(&signature).ok_or(Fault::Malformed),
+        }
+    }
+
+    fn sign_as_told(&self, message: &[u8]) -> Result<Vec<u8>, Pkcs11Error> {
+        let hash = || Sha256::digest(message);
+        let (mechanism, data) = match self.mechanism {
+            MechanismType::RSA_PKCS => (Mechanism::RsaPkcs, [&SHA256_DIGEST_INFO[..], &hash()].concat()),
+            MechanismType::ECDSA => (Mechanism::Ecdsa, hash().to_vec()),
+            MechanismType::ECDSA_SHA256 => (Mechanism::EcdsaSha256, message.to_vec()),
+            _ => (Mechanism::Sha256RsaPkcs, message.to_vec()),
+        };
+        let Some(pin) = &self.pin_each_time else { return self.session.sign(&mechanism, self.key, &data) };
+        self.session.sign_init(&mechanism, self.key)?;
+        self.session.login(UserType::ContextSpecific, Some(pin))?;
+        self.session.sign_update(&data)?;
+        self.session.sign_final()
+    }
+}
+
+/// `DigestInfo` of SHA-256 without the hash (RFC 8017 section 9.2, note 1).
+const SHA256_DIGEST_INFO: [u8; 19] =
+    [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
+
+/// A token's `r || s` as `ECDSA-Sig-Value` (RFC 3279 section 2.2.3).
+fn der_of(raw: &[u8]) -> Option<Vec<u8>> {
+    let (r, s) = (raw.len() == 64).then(|| raw.split_at(32))?;
+    Some(yasna::construct_der(|writer| {
+        writer.write_sequence(|writer| {
+            for number in [r, s] {
+                writer.next().write_bigint_bytes(number, true);
+            }
+        });
+    }))
+}
+
+/// A module of this process. Loaded once, whoever asks: its state is the process's.
+struct Module {
+    library: RwLock<Pkcs11>,
+    /// How often it was started.
+    epoch: AtomicU64,
+    started: Mutex<Instant>,
+}
+
+static MODULES: LazyLock<Mutex<HashMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
+
+impl Module {
+    fn load(path: &PathBuf) -> Result<Arc<Self>, Fault> {
+        let mut modules = lock(&MODULES);
+        if let Some(module) = modules.get(path) {
+            return Ok(Arc::clone(module));
+        }
+        let library = Pkcs11::new(path).map_err(|error| Fault::Module(path.clone(), error))?;
+        initialize(&library).map_err(Fault::Pkcs11)?;
+        let module = Arc::new(Self {
+            library: RwLock::new(library),
+            epoch: AtomicU64::new(0),
+            started: Mutex::new(Instant::now()),
+        });
+        modules.insert(path.clone(), Arc::clone(&module));
+        Ok(module)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Starts the library anew: some look for tokens only then. Not while another thread is in it, and not more often than
+    /// once a second. Returns whether it is worth another try.
+    fn look_anew(&self) -> bool {
+        let mut started = lock(&self.started);
+        if started.elapsed() < LOOK_ANEW {
+            return false;
+        }
+        let Ok(library) = self.library.try_write() else { return false };
+        *started = Instant::now();
+        self.epoch.fetch_add(1, Ordering::Release);
+        // One that was never started, or has ended by itself, cannot be ended.
+        let _ = library.clone().finalize();
+        initialize(&library).is_ok()
+    }
+}
+
+const LOOK_ANEW: Duration = Duration::from_secs(1);
+
+fn initialize(library: &Pkcs11) -> Result<(), Pkcs11Error> {
+    match library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Err(Pkcs11Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether a new session might do better: everything but what speaks of the request itself.
+fn is_lost(error: &Pkcs11Error) -> bool {
+    use RvError as R;
+    !matches!(
+        error,
+        Pkcs11Error::Pkcs11(
+            R::DataInvalid
+                | R::DataLenRange
+                | R::KeyFunctionNotPermitted
+                | R::MechanismInvalid
+                | R::PinIncorrect
+                | R::PinLocked,
+            _
+        )
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these hold is whole after any panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn secret(pin: &AuthPin) -> &str {
+    pin.expose_secret()
+}
+
+/// Why a token gives no key, or no signature.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The shared library.
+    #[error("{}: the module cannot be loaded", .0.display())]
+    Module(PathBuf, #[source] Pkcs11Error),
+    /// The PIN's file.
+    #[error("{}: the PIN cannot be read", .0.display())]
+    Pin(PathBuf, #[source] std::io::Error),
+    /// No PIN, and no keypad.
+    #[error("the token asks for a PIN")]
+    NoPin,
+    /// The PIN is wrong, locked or has expired.
+    #[error("the token refused the PIN; it is not tried again until its file has changed")]
+    PinRefused,
+    /// Not there, or not now.
+    #[error("there is no such token")]
+    NoToken,
+    /// The URI fits several.
+    #[error("{0} tokens are so named")]
+    SeveralTokens(usize),
+    /// The token has no such key.
+    #[error("there is no such private key on the token")]
+    NoKey,
+    /// The URI fits several.
+    #[error("{0} private keys on the token are so named")]
+    SeveralKeys(usize),
+    /// `CKA_SIGN` is false.
+    #[error("the token's key may not sign")]
+    MayNotSign,
+    /// Another kind, size or curve.
+    #[error("the token's key is neither RSA of 2048 to 4096 bits nor EC on P-256")]
+    Kind,
+    /// None that would do.
+    #[error("the token has no mechanism for this key with SHA-256")]
+    NoMechanism,
+    /// A signature of another form.
+    #[error("the token's signature is malformed")]
+    Malformed,
+    /// It does not answer.
+    #[error("the token did not answer within {0:?}")]
+    Silent(Duration),
+    /// No thread.
+    #[error("no thread for the token")]
+    Thread(#[source] std::io::Error),
+    /// What the module says.
+    #[error("the token's module refused")]
+    Pkcs11(#[source] Pkcs11Error),
+}
+
+impl Fault {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Module(..) => "install the token's PKCS#11 module, and name its shared library in `module-path`",
+            Self::Pin(..) | Self::NoPin => "name a file with the PIN alone, readable by this user: &pin-source=/PATH",
+            Self::PinRefused => "write the right PIN to its file before the token locks itself",
+            Self::NoToken | Self::SeveralTokens(_) => "compare with `pkcs11-tool --module MODULE --list-slots`",
+            Self::NoKey | Self::SeveralKeys(_) => {
+                "compare with `pkcs11-tool --module MODULE --login --list-objects --type privkey`"
+            }
+            Self::Kind | Self::MayNotSign | Self::NoMechanism => {
+                "use an RSA key of 2048 to 4096 bits, or an EC key on P-256, that may sign"
+            }
+            Self::Malformed | Self::Silent(_) | Self::Thread(_) | Self::Pkcs11(_) => {
+                "look into the token's own log; `pkcs11-tool --module MODULE --login --test` tries it without us"
+            }
+        }
+    }
+}

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, tell};
 use crate::app::{App, Bound, Ended, Signal};
@@ -21,6 +23,7 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
 async fn serve(config: Config, log: Log) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let (linger, drain) = (config.linger, config.drain);
+    raise_file_limit(&config);
     let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
     app.findings().iter().for_each(tell);
     let bound = app.bind().await.map_err(Failure::Configuration)?;
@@ -52,3 +55,24 @@ fn announce(bound: &Bound) {
         show_size(bound.limits().buffered),
     ));
 }
+
+/// Each connection is a file to the system, which lets most processes have 1024 of them unasked, and more once asked.
+fn raise_file_limit(config: &Config) {
+    let upstream: usize = config.upstreams.values().map(|upstream| upstream.settings.connections).sum();
+    let needed = u64::try_from(config.limits.connections + upstream).unwrap_or(u64::MAX).saturating_add(OTHER_FILES);
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let wanted = now.maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum }).is_ok();
+    if !raised || wanted < needed {
+        tell(format_args!(
+            "warning: this process may open {wanted} files, and needs {needed} at the limits of `connections`: raise its \
+             limit (ulimit -n, LimitNOFILE), or lower `limits.connections`"
+        ));
+    }
+}
+
+/// Listeners, the admin pages' connections, reactors, certificates while they are read.
+const OTHER_FILES: u64 = 128;

@@ -403,21 +403,31 @@ fn an_address_in_use_is_refused_at_start_and_a_second_process_never_shares_it() 
 pub(crate) struct Started {
     pub(crate) child: Running,
     pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
     pub(crate) stderr: BufReader<std::process::ChildStderr>,
 }
 
 pub(crate) fn start(yaml: &str, environment: &[(&str, &str)]) -> Started {
+    start_with(yaml, environment, Stdio::null())
+}
+
+/// With its log going there.
+pub(crate) fn start_with(yaml: &str, environment: &[(&str, &str)], log: Stdio) -> Started {
     let file = folder("run").join("sealproxy.yaml");
     std::fs::write(&file, yaml).expect("a file");
     let mut command = sealproxy(&["run", "--config"]);
-    command.arg(&file).envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
+    command.arg(&file).envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(log);
     let mut child = Running(command.spawn().expect("it starts"));
     let mut stderr = BufReader::new(child.0.stderr.take().expect("piped"));
     let lines = read_until(&mut stderr, "sealproxy ");
     let bodies = lines.last().and_then(|line| line.split("; request bodies ").nth(1)).expect("how much they may be");
     assert!(bodies.contains("B in all"), "{lines:?}");
-    let address = lines.last().and_then(|line| line.split("http://").nth(1)).and_then(|rest| rest.split(';').next());
-    Started { child, address: address.expect("an address").parse().expect("an address"), stderr }
+    let place = |number: usize| {
+        let text =
+            lines.last().and_then(|line| line.split("http://").nth(number)).and_then(|rest| rest.split(';').next());
+        text.expect("an address").parse().expect("an address")
+    };
+    Started { child, address: place(1), admin: place(2), stderr }
 }
 
 /// What `sealproxy check` makes of this configuration.
@@ -460,7 +470,7 @@ fn sigint_and_a_second_sigterm_end_the_linger() {
 
 #[test]
 fn whoever_waits_in_the_accept_queue_at_the_end_is_answered() {
-    let Started { mut child, stderr: _reader, address } = start(&legal(), &[]);
+    let Started { mut child, stderr: _reader, address, .. } = start(&legal(), &[]);
     signal(&child, "STOP");
     let mut waiting: Vec<TcpStream> = Vec::new();
     for _ in 0..20 {

@@ -5,6 +5,7 @@ mod callers;
 mod cli;
 mod drain;
 mod framing;
+mod load;
 mod never_twice;
 mod outside;
 mod requests;

@@ -8,6 +8,7 @@ mod framing;
 mod load;
 mod never_twice;
 mod outside;
+mod pooled;
 mod requests;
 mod sealing;
 mod slow;

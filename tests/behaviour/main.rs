@@ -10,6 +10,7 @@ mod never_twice;
 mod outside;
 mod pooled;
 mod requests;
+mod rows;
 mod sealing;
 mod slow;
 mod support;

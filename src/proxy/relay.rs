@@ -133,6 +133,8 @@ impl Drop for RelayBody {
 
 struct Relay {
     source: Source,
+    /// What the caller's connection is told next, and last.
+    failed: Option<RelayError>,
     /// Read ahead, and charged.
     ahead: VecDeque<Result<Frame<Bytes>, RelayError>>,
     charge: Option<Charge>,
@@ -164,6 +166,7 @@ impl Relay {
     fn new(source: Source, exchange: Option<Exchange>, patience: Option<Patience>) -> Self {
         Self {
             source,
+            failed: None,
             ahead: VecDeque::new(),
             charge: None,
             exchange,
@@ -178,6 +181,10 @@ impl Relay {
     /// The next frame, as the caller asks for it.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         self.waited += self.handed.take().map_or(Duration::ZERO, |since| since.elapsed());
+        if let Some(error) = self.failed.take() {
+            self.end();
+            return Poll::Ready(Some(Err(error)));
+        }
         let frame = match self.take_ahead() {
             Some(frame) => Some(frame),
             None => match &mut self.reader {
@@ -188,10 +195,17 @@ impl Relay {
                 }
             },
         };
-        if !matches!(frame, Some(Ok(_))) {
-            self.end();
+        match frame {
+            Some(Ok(_)) => self.handed = Some(Instant::now()),
+            None => self.end(),
+            Some(Err(error)) => {
+                // hyper throws away what it has not flushed when a body fails. A head lost so would leave an empty close,
+                // after which HTTP libraries send again: pending, it is flushed first.
+                self.failed = Some(error);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
-        self.handed = Some(Instant::now());
         Poll::Ready(frame)
     }
 
@@ -207,6 +221,9 @@ impl Relay {
                 Ok(frame) => exchange.relayed(frame.data_ref().map_or(0, |data| data.len() as u64)),
                 Err(error) => exchange.cut(error),
             }
+        }
+        if matches!(frame, Some(Err(_))) {
+            self.source = Source::Ended;
         }
         Poll::Ready(frame.map(|result| result.map_err(RelayError::Upstream)))
     }
@@ -233,12 +250,7 @@ impl Relay {
                 self.source = Source::Ended;
                 break;
             };
-            let failed = frame.is_err();
-            let room = self.keep(frame);
-            if failed {
-                self.source = Source::Ended;
-            }
-            if !room {
+            if !self.keep(frame) {
                 break;
             }
         }
@@ -264,7 +276,8 @@ impl Relay {
     }
 
     fn is_end(&self) -> bool {
-        self.ahead.is_empty()
+        self.failed.is_none()
+            && self.ahead.is_empty()
             && match &self.source {
                 Source::Ended => true,
                 Source::Problem(text) => text.is_none(),

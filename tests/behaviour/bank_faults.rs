@@ -247,6 +247,20 @@ fn a_body_that_is_cut_is_visibly_cut_for_the_caller() {
 }
 
 #[test]
+fn the_head_of_a_body_that_is_cut_at_once_reaches_the_caller() {
+    // An answer whose end was known before its head had left was an empty close, after which HTTP libraries send again.
+    let bank =
+        FakeBank::doing(|_| Act::AnswerAndVanish(b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n".to_vec()));
+    let rig = Rig::before(&bank);
+    for _ in 0..20 {
+        let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}");
+        assert_eq!((answer.status, answer.header("content-length")), (201, Some("100")), "{answer:?}");
+        assert_eq!(answer.body, "");
+    }
+    assert!(rig.log.wait(20).iter().all(|line| line["problem"] == "upstream-cut" && line["outcome"] == "answered"));
+}
+
+#[test]
 fn an_exchange_that_takes_too_long_as_a_whole_is_answered() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(4), ok("{}")));
     let rig = Rig::start(&config(bank.address, "", "timeouts: { exchange: 400ms }\n"));

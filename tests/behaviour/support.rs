@@ -305,6 +305,8 @@ pub(crate) enum Act {
     Answer(Vec<u8>),
     /// Answers as far as this and closes cleanly.
     AnswerAndClose(Vec<u8>),
+    /// The same in one write: the end is there as soon as the answer is.
+    AnswerAndVanish(Vec<u8>),
     /// Answers as far as this and resets.
     AnswerAndReset(Vec<u8>),
     /// Waits, then answers.
@@ -435,6 +437,12 @@ fn converse(
             }
             Act::AnswerAndClose(answer) => {
                 tls.write_all(&answer)?;
+                tls.conn.send_close_notify();
+                tls.flush()?;
+                return tls.sock.shutdown(Shutdown::Write);
+            }
+            Act::AnswerAndVanish(answer) => {
+                tls.conn.writer().write_all(&answer)?;
                 tls.conn.send_close_notify();
                 tls.flush()?;
                 return tls.sock.shutdown(Shutdown::Write);

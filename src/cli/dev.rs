@@ -16,16 +16,17 @@ use crate::app::{App, Bound};
 use crate::config::Config;
 use crate::log::Log;
 use crate::sandbox::bank::Bank;
+use crate::sandbox::bank::faults::Faults;
 use crate::sandbox::kit::Kit;
 
-pub(super) fn run(folder: Option<PathBuf>, port: u16) -> Result<(), Failure> {
+pub(super) fn run(folder: Option<PathBuf>, port: u16, faults: Faults) -> Result<(), Failure> {
     let scratch = folder.is_none().then(Scratch::new).transpose()?;
     let kept = folder.clone();
     let folder = folder.or_else(|| scratch.as_ref().map(|scratch| scratch.0.clone()));
     let folder = folder.expect("either was given or made");
     let (lines, first_line) = mpsc::channel();
     let (log, writer) = Log::start(Tap { first: Some(lines) }, LOG_LINES)?;
-    let ended = control_runtime()?.block_on(serve(&folder, kept.as_deref(), port, log, first_line));
+    let ended = control_runtime()?.block_on(serve(&folder, kept.as_deref(), port, faults, log, first_line));
     writer.close();
     ended
 }
@@ -34,6 +35,7 @@ async fn serve(
     folder: &Path,
     kept: Option<&Path>,
     port: u16,
+    faults: Faults,
     log: Log,
     first_line: mpsc::Receiver<Value>,
 ) -> Result<(), Failure> {
@@ -55,7 +57,7 @@ async fn serve(
     });
     let address = loopback(proxy);
     std::thread::spawn(move || {
-        if let Err(error) = first_request(address, &first_line, &bank, kept) {
+        if let Err(error) = first_request(address, &first_line, &bank, faults, kept) {
             tell(format_args!("the first request failed: {error}"));
         }
     });
@@ -148,6 +150,7 @@ fn first_request(
     proxy: SocketAddr,
     first_line: &mpsc::Receiver<Value>,
     bank: &SandboxBank,
+    faults: Faults,
     kept: Option<String>,
 ) -> io::Result<()> {
     let began = Instant::now();
@@ -155,6 +158,8 @@ fn first_request(
     let took = began.elapsed();
     let line = first_line.recv_timeout(Duration::from_secs(5)).unwrap_or(Value::Null);
     let seen = bank.bank.observations().into_iter().next_back();
+    // The first request shows a bank without faults.
+    bank.bank.set_faults(faults);
     let verified = seen.and_then(|seen| seen.verified);
     let (covered, key_id) = verified.as_ref().map_or_else(Default::default, |verified| {
         (verified.covered.join(" "), format!("{}\u{2026}", verified.key_id.get(..8).unwrap_or(&verified.key_id)))

@@ -21,6 +21,8 @@ mod sandbox;
 mod signals;
 
 use crate::config::Finding;
+#[cfg(feature = "sandbox")]
+use crate::sandbox::bank::faults::{Faults, Mishap};
 
 /// A mutual-TLS signing forward proxy for open-banking APIs.
 #[derive(Debug, Parser)]
@@ -48,6 +50,9 @@ pub enum Command {
         /// The proxy's first choice of port; the next free one is taken
         #[arg(long, value_name = "PORT", default_value_t = 8080)]
         port: u16,
+        /// What the bank does wrong
+        #[arg(long, value_name = "FAULTS", help = faults_help("From the second request on"))]
+        faults: Option<Faults>,
     },
     /// Print an annotated configuration
     Init {
@@ -85,7 +90,19 @@ pub enum Command {
         /// Take requests without a seal as well, to measure what all but the seal costs
         #[arg(long)]
         unsealed: bool,
+        /// What the bank does wrong
+        #[arg(long, value_name = "FAULTS", help = faults_help("From the start"))]
+        faults: Option<Faults>,
     },
+}
+
+#[cfg(feature = "sandbox")]
+fn faults_help(since: &str) -> String {
+    format!(
+        "{since} the bank does wrong, as in reset-after-request=5%,delay=2%:300ms,seed=7: each the share of the \
+         requests or connections that it befalls, the n-th the same in every run with one seed. The faults: {}",
+        Mishap::names()
+    )
 }
 
 /// A bank whose API and dialect are built in.
@@ -110,12 +127,14 @@ impl Command {
         match self {
             Self::Run { config } => run::run(&config),
             #[cfg(feature = "sandbox")]
-            Self::Dev { dir, port } => dev::run(dir, port),
+            Self::Dev { dir, port, faults } => dev::run(dir, port, faults.unwrap_or_default()),
             Self::Init { profile: Profile::Becm, sandbox } => init::run(sandbox),
             Self::Check { config } => check::run(&config),
             Self::Health { admin, live } => health::run(&admin, live),
             #[cfg(feature = "sandbox")]
-            Self::Sandbox { listen, dir, unsealed } => sandbox::run(listen, &dir, !unsealed),
+            Self::Sandbox { listen, dir, unsealed, faults } => {
+                sandbox::run(listen, &dir, !unsealed, faults.unwrap_or_default())
+            }
         }
     }
 }

@@ -9,14 +9,15 @@ use tokio::net::TcpListener;
 
 use super::signals::Signals;
 use super::{Failure, control_runtime, say};
+use crate::sandbox::bank::faults::Faults;
 use crate::sandbox::bank::{Bank, Settings};
 use crate::sandbox::kit::Kit;
 
-pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool) -> Result<(), Failure> {
-    control_runtime()?.block_on(serve(listen, folder, demands_seal))
+pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Faults) -> Result<(), Failure> {
+    control_runtime()?.block_on(serve(listen, folder, demands_seal, faults))
 }
 
-async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool) -> Result<(), Failure> {
+async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Faults) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let kit = Kit::open_or_make(folder, SystemTime::now())?;
     let listener = TcpListener::bind(listen).await?;
@@ -26,7 +27,7 @@ async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool) -> Result<
         kit.write_config(address, SocketAddr::new(address.ip(), 0), SocketAddr::new(address.ip(), 0))?;
     }
     let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
-    let bank = Arc::new(Bank::new(Settings { demands_seal, ..kit.bank(authorities)? })?);
+    let bank = Arc::new(Bank::new(Settings { demands_seal, faults, ..kit.bank(authorities)? })?);
     say(format_args!("bank https://{address}"));
     say(format_args!("config {}", config.display()));
     let stop = async {

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use thiserror::Error;
 
 use super::authority::{self, Authority, Issued, KeyKind, Tpp};
-use super::bank;
+use super::bank::{self, faults::Faults};
 use crate::identity::certificate::{self, Certificate};
 use crate::identity::pem;
 
@@ -56,6 +56,7 @@ impl Kit {
             other_seal: Some(self.leaf("other-qsealc.pem")?),
             authorities,
             demands_seal: true,
+            faults: Faults::default(),
             clock: SystemTime::now,
         })
     }
@@ -126,7 +127,7 @@ upstreams:
     profile: becm
     trust: ca.pem
     private: true               # the bank is on loopback
-    pass: [x-sandbox-fault]     # asks the sandbox bank to reject a seal
+    pass: [x-sandbox-fault]     # asks the sandbox bank to do wrong
 routes:
   - {{ path: /sandbox/becm/stet-psd2-api/, upstream: bank }}
   - {{ path: /sandbox/becm/oauth2/token,   upstream: bank, methods: [POST], seal: false }}

@@ -54,11 +54,19 @@ const BEARER: &str = "Authorization: Bearer demo\r\n";
 
 /// `sealproxy dev` on a port of its own choice, up to its last line.
 fn dev(folder: &Path) -> (Running, BufReader<std::process::ChildStdout>, Vec<String>, SocketAddr) {
+    dev_with(folder, &[])
+}
+
+fn dev_with(folder: &Path, more: &[&str]) -> (Running, BufReader<std::process::ChildStdout>, Vec<String>, SocketAddr) {
     // Taken on purpose, so that the next free one is chosen and said.
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("bound").port().to_string();
-    let mut child =
-        sealproxy(&["dev", "--port", &port, "--dir"]).arg(folder).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut child = sealproxy(&["dev", "--port", &port, "--dir"])
+        .arg(folder)
+        .args(more)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     let mut reader = BufReader::new(child.stdout.take().expect("piped"));
     let lines = read_until(&mut reader, "break it");
     assert!(lines[1].contains(&format!("({port} is taken)")), "{lines:?}");
@@ -98,6 +106,21 @@ fn dev_seals_a_first_request_and_shows_what_a_fault_looks_like() {
     let checked = output(&["check", "--config", config.to_str().expect("UTF-8")]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
     assert_eq!(child.terminate(), Some(0));
+}
+
+#[test]
+fn dev_injects_faults_from_the_second_request_on() {
+    let refused = output(&["dev", "--faults", "garbage=1%,slow=2%"]);
+    assert_eq!(refused.status.code(), Some(64));
+    let message = "\"slow\" is no fault; the faults are reset-at-accept, ";
+    assert!(text_of(&refused).contains(message), "{}", text_of(&refused));
+    let (_child, _reader, lines, address) = dev_with(&folder("dev"), &["--faults", "refusal=100%:429"]);
+    assert!(lines[4].starts_with("bank      200, seal verified, 2 accounts, "), "{lines:?}");
+    let answer = get(address, ACCOUNTS, BEARER);
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("retry-after: 1\r\n"), "{answer}");
+    // What a request asks for is done instead.
+    let answer = get(address, ACCOUNTS, &format!("{BEARER}X-Sandbox-Fault: garbage\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("upstream-malformed"), "{answer}");
 }
 
 #[test]

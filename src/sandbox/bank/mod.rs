@@ -1,7 +1,7 @@
 //! A strict sandbox bank (ASPSP): demands the client certificate, checks every header rule, digest and signature, and
 //! answers like the real one. Not what the rules are (`rules.rs`) nor what it knows (`resources.rs`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, DATE, HeaderName, HeaderValue, LOCATION};
 use http::request::Parts;
@@ -28,17 +29,24 @@ use serde_json::json;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+pub mod faults;
+mod ledger;
 mod resources;
 mod rules;
+mod sabotage;
 
 use crate::identity::certificate::Certificate;
 use crate::seal::verify::Verified;
+use faults::{Faults, Mishap};
+use ledger::Ledger;
 pub use resources::DEMO_ACCOUNT;
 use resources::{Reply, Resources};
 use rules::{Fault, Rules};
+use sabotage::Seize;
 
 /// What a bank needs.
 pub struct Settings {
@@ -56,6 +64,8 @@ pub struct Settings {
     pub authorities: Vec<String>,
     /// Whether API requests must be sealed. A bench of what all but the seal costs asks for no seal.
     pub demands_seal: bool,
+    /// What it does wrong.
+    pub faults: Faults,
     /// Its clock.
     pub clock: fn() -> SystemTime,
 }
@@ -67,7 +77,10 @@ pub struct Bank {
     resources: Resources,
     demands_seal: bool,
     clock: fn() -> SystemTime,
+    faults: ArcSwap<Faults>,
+    ledger: Ledger,
     observations: Mutex<VecDeque<Observation>>,
+    accepted: AtomicU64,
     connections: AtomicU64,
     requests: AtomicU64,
 }
@@ -109,7 +122,10 @@ impl Bank {
             resources: Resources::default(),
             demands_seal: settings.demands_seal,
             clock: settings.clock,
+            faults: ArcSwap::from_pointee(settings.faults),
+            ledger: Ledger::default(),
             observations: Mutex::default(),
+            accepted: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         })
@@ -145,35 +161,88 @@ impl Bank {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// What it does wrong from now on, in place of what it did.
+    pub fn set_faults(&self, faults: Faults) {
+        self.faults.store(Arc::new(faults));
+    }
+
+    /// How often each fault was injected.
+    pub fn injected(&self) -> BTreeMap<Mishap, u64> {
+        self.ledger.injected()
+    }
+
+    /// How often a request of this `X-Request-Id` was read whole: the bank may have acted on it as often, whatever it
+    /// answered. Knows of the last [`Self::REMEMBERED`] ids.
+    pub fn received(&self, id: &str) -> u32 {
+        self.ledger.received(id)
+    }
+
+    /// Ids that the bank knows of.
+    pub const REMEMBERED: usize = ledger::MOST;
+
     async fn converse(self: Arc<Self>, stream: TcpStream) {
         // Latency is measured through this socket.
         let _ = stream.set_nodelay(true);
-        let Ok(Ok(tls)) = timeout(HANDSHAKE, self.tls.accept(stream)).await else { return };
+        let mishap = self.faults.load().of_connection(self.accepted.fetch_add(1, Ordering::Relaxed));
+        let Ok(mut tls) = self.meet(stream, mishap.inspect(|mishap| self.ledger.inject(*mishap))).await else { return };
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        let service = service_fn(move |request| {
-            let bank = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(bank.answer(request, connection).await) }
-        });
-        let serving = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(tls), service);
-        // A client that hangs up is the client's affair.
-        let _ = serving.await;
+        let (seize, mut seized) = mpsc::channel(1);
+        loop {
+            let service = service_fn(|request| {
+                let (bank, seize) = (Arc::clone(&self), seize.clone());
+                async move { Ok::<_, Infallible>(bank.handle(request, connection, &seize).await) }
+            });
+            let mut serving =
+                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(tls), service);
+            let script = tokio::select! {
+                // A client that hangs up is the client's affair.
+                _ = &mut serving => return,
+                Some(script) = seized.recv() => script,
+            };
+            let http1::Parts { io, read_buf, .. } = serving.into_parts();
+            match script.play(io.into_inner()).await {
+                // What hyper has read ahead of a client that does not wait for answers is lost.
+                Ok(Some(kept)) if read_buf.is_empty() => tls = kept,
+                _ => return,
+            }
+        }
     }
 
-    async fn answer(&self, request: Request<Incoming>, connection: u64) -> Response<Full<Bytes>> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let (head, incoming) = request.into_parts();
-        let late = || Fault::new(StatusCode::REQUEST_TIMEOUT, "the body did not come to its end in 30 seconds");
-        let judged = match timeout(BODY_TIME, collect(incoming)).await.unwrap_or_else(|_| Err(late())) {
+    async fn handle(&self, request: Request<Incoming>, connection: u64, seize: &Seize) -> Response<Full<Bytes>> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let request = request.into_parts();
+        let asked = Mishap::asked(&request.0.headers);
+        let Some(mishap) = asked.or_else(|| self.faults.load().of_request(number)) else {
+            return self.answer(request, connection).await;
+        };
+        self.ledger.inject(mishap);
+        self.mishandle(mishap, request, connection, seize).await
+    }
+
+    async fn answer(&self, (head, incoming): (Parts, Incoming), connection: u64) -> Response<Full<Bytes>> {
+        let judged = match self.read(&head, incoming).await {
             Ok(body) => self.judge(&head, &body),
             Err(fault) => (None, Err(fault)),
         };
-        let response = self.render(&head, judged.1);
-        self.observe(&head, connection, response.status(), judged.0);
+        self.conclude(&head, connection, judged)
+    }
+
+    /// Reads a request to its end. From then on the bank may have acted on it.
+    async fn read(&self, head: &Parts, incoming: Incoming) -> Result<Bytes, Fault> {
+        let late = || Fault::new(StatusCode::REQUEST_TIMEOUT, "the body did not come to its end in 30 seconds");
+        let body = timeout(BODY_TIME, collect(incoming)).await.unwrap_or_else(|_| Err(late()))?;
+        self.ledger.receive(&text(head, REQUEST_ID));
+        Ok(body)
+    }
+
+    fn conclude(&self, head: &Parts, connection: u64, judged: Judged) -> Response<Full<Bytes>> {
+        let response = self.render(head, judged.1);
+        self.observe(head, connection, response.status(), judged.0);
         response
     }
 
     /// Judges, and answers what may be answered.
-    fn judge(&self, head: &Parts, body: &Bytes) -> (Option<Verified>, Result<Reply, Fault>) {
+    fn judge(&self, head: &Parts, body: &Bytes) -> Judged {
         let path = head.uri.path();
         let query = head.uri.query().unwrap_or_default();
         let Some((base, rest)) = split(path) else {
@@ -217,13 +286,12 @@ impl Bank {
     }
 
     fn observe(&self, head: &Parts, connection: u64, status: StatusCode, verified: Option<Verified>) {
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let observation = Observation {
             connection,
             method: head.method.clone(),
             target: head.uri.to_string(),
-            request_id: text(REQUEST_ID),
-            date: text(DATE),
+            request_id: text(head, REQUEST_ID),
+            date: text(head, DATE),
             status,
             verified,
         };
@@ -238,6 +306,14 @@ impl Bank {
         // A list of observations is whole after any panic.
         self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the signature covered, where it verified, and the answer.
+type Judged = (Option<Verified>, Result<Reply, Fault>);
+
+/// A header's value; empty if there is none.
+fn text(head: &Parts, name: HeaderName) -> String {
+    head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

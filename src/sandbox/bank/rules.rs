@@ -6,6 +6,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, StatusCode};
 
+use super::faults::{self, Mishap};
 use crate::identity::certificate::Certificate;
 use crate::seal::cavage::Message;
 use crate::seal::dialect::BECM;
@@ -36,7 +37,7 @@ impl Fault {
 }
 
 /// What the caller of a sandbox can ask to be wrong.
-const FAULT: HeaderName = HeaderName::from_static("x-sandbox-fault");
+pub(super) const FAULT: HeaderName = HeaderName::from_static("x-sandbox-fault");
 
 /// Asks the bank to answer as if something of its own differed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +55,17 @@ impl Pretence {
             Some("stale-date") => Ok(Self::StaleDate),
             Some("wrong-key") => Ok(Self::WrongKey),
             Some("wrong-path") => Ok(Self::WrongPath),
-            Some(other) => {
-                Err(Fault::bad(format!("X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path: {other:?}")))
-            }
+            Some(other) => match other.parse::<Mishap>() {
+                Ok(mishap) if mishap.befalls_connections() => Err(Fault::bad(format!(
+                    "X-Sandbox-Fault: {other} comes before any request: start the bank with it"
+                ))),
+                Ok(_) => Ok(Self::Nothing),
+                Err(faults::Error::Unknown(_)) => Err(Fault::bad(format!(
+                    "X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path, {}: {other:?}",
+                    Mishap::names()
+                ))),
+                Err(error) => Err(Fault::bad(format!("X-Sandbox-Fault: {error}"))),
+            },
         }
     }
 }
@@ -328,6 +337,13 @@ mod tests {
         assert!(pretend("wrong-key", true).starts_with(&format!("{unverified}/becm/")));
         assert!(pretend("wrong-path", true).starts_with(&format!("{unverified}/rewritten/becm/")));
         assert_eq!(pretend("wrong-key", false), "this bank has no other key to pretend");
-        assert_eq!(pretend("slow", true), "X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path: \"slow\"");
+        let slow = pretend("slow", true);
+        let known = "X-Sandbox-Fault is none of stale-date, wrong-key, wrong-path, reset-at-accept, ";
+        assert!(slow.starts_with(known) && slow.ends_with(", announced-close: \"slow\""), "{slow}");
+        assert_eq!(
+            pretend("reset-at-accept", true),
+            "X-Sandbox-Fault: reset-at-accept comes before any request: start the bank with it"
+        );
+        assert_eq!(pretend("garbage:1", true), "X-Sandbox-Fault: garbage takes no argument, and not \"1\"");
     }
 }

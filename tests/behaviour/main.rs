@@ -13,6 +13,7 @@ mod requests;
 mod rows;
 mod sealing;
 mod slow;
+mod soak;
 mod support;
 #[cfg(feature = "pkcs11")]
 mod token;

@@ -18,7 +18,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::attempts::{self, Attempts};
-use super::counted::{Count, Counted, alert_in};
+use super::counted::{Count, Counted, alert_in, tls_error};
+use super::question::{Question, heard};
 use super::{AcquireError, Destination, Payload, Settings, Tunnel};
 
 /// Dials one bank with one TLS configuration.
@@ -34,7 +35,8 @@ pub(super) struct Connector {
 pub(super) struct Established {
     pub(super) sender: SendRequest<Payload>,
     pub(super) count: Arc<Count>,
-    pub(super) tls13: bool,
+    /// Whether the bank judges our certificate only now: it asked for it, and speaks TLS 1.3.
+    pub(super) unjudged: bool,
 }
 
 impl Connector {
@@ -51,34 +53,35 @@ impl Connector {
     pub(super) async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Established, AcquireError> {
         let metrics = &self.destination.metrics;
         let began = Instant::now();
-        let tcp = match &self.tunnel {
-            None => self.reach().await?,
-            Some(tunnel) => self.reach_through(tunnel).await?,
-        };
+        let tcp = self.reach(self.addresses().await?).await?;
         metrics.connect.observe(began.elapsed().as_secs_f64());
         let began = Instant::now();
-        let tls = self.shake_hands(tcp).await?;
+        let (tls, question) = self.shake_hands(tcp).await;
+        let tls = tls?;
         metrics.handshake.observe(began.elapsed().as_secs_f64());
-        self.speak_http(tls, permit).await
+        self.speak_http(tls, question.is_some(), permit).await
     }
 
-    /// Connects to the bank itself.
-    async fn reach(&self) -> Result<TcpStream, AcquireError> {
-        let addresses = self.acceptable(self.destination.resolver.addresses().await?)?;
-        let limit = self.destination.settings.timeouts.connect;
-        attempts::connect(addresses, limit).await.map_err(|attempts| unreached(attempts, limit))
-    }
-
-    /// Connects to the company's proxy, wherever that is, and has it connect to the bank. The proxy looks up the
-    /// bank's name; only an address in the URL can be judged here.
-    async fn reach_through(&self, tunnel: &Tunnel) -> Result<TcpStream, AcquireError> {
-        let Settings { origin, timeouts, .. } = &self.destination.settings;
+    /// Where to connect: to the bank, or to the company's proxy, wherever that is. The proxy looks up the bank's name;
+    /// only an address in the URL can be judged here.
+    async fn addresses(&self) -> Result<Vec<SocketAddr>, AcquireError> {
+        let Destination { settings: Settings { origin, .. }, resolver, .. } = &*self.destination;
+        if self.tunnel.is_none() {
+            return self.acceptable(resolver.addresses().await?);
+        }
         if let Ok(address) = origin.host.parse() {
             self.acceptable(vec![SocketAddr::new(address, origin.port)])?;
         }
-        let addresses = self.destination.resolver.addresses().await;
-        let addresses = addresses.map_err(|unresolved| AcquireError::ViaUnreachable(unresolved.into()))?;
+        resolver.addresses().await.map_err(|unresolved| AcquireError::ViaUnreachable(unresolved.into()))
+    }
+
+    /// Connects to one of these, and has the company's proxy, if that is who it is, connect to the bank.
+    async fn reach(&self, addresses: Vec<SocketAddr>) -> Result<TcpStream, AcquireError> {
+        let timeouts = &self.destination.settings.timeouts;
         let stream = attempts::connect(addresses, timeouts.connect).await;
+        let Some(tunnel) = &self.tunnel else {
+            return stream.map_err(|attempts| unreached(attempts, timeouts.connect));
+        };
         let mut stream = stream.map_err(|attempts| AcquireError::ViaUnreachable(attempts.into()))?;
         let opened = timeout(timeouts.via, tunnel.open(&mut stream)).await;
         opened.unwrap_or(Err(AcquireError::ViaTimeout(timeouts.via))).map(|()| stream)
@@ -96,22 +99,23 @@ impl Connector {
         }
     }
 
-    async fn shake_hands(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, AcquireError> {
+    /// Also tells what the bank asked of us, however it ended.
+    async fn shake_hands(&self, tcp: TcpStream) -> (Result<TlsStream<TcpStream>, AcquireError>, Option<Question>) {
         let limit = self.destination.settings.timeouts.handshake;
-        match timeout(limit, self.tls.connect(self.name.clone(), tcp)).await {
-            Err(_) => Err(AcquireError::HandshakeTimeout(limit)),
-            Ok(Err(error)) => Err(handshake_error(error)),
-            Ok(Ok(stream)) => Ok(stream),
-        }
+        let (ended, question) = heard(timeout(limit, self.tls.connect(self.name.clone(), tcp))).await;
+        let failed = |error| handshake_error(error, question.is_some());
+        let result = ended.map_or(Err(AcquireError::HandshakeTimeout(limit)), |ended| ended.map_err(failed));
+        (result, question)
     }
 
     async fn speak_http(
         &self,
         tls: TlsStream<TcpStream>,
+        asked: bool,
         permit: OwnedSemaphorePermit,
     ) -> Result<Established, AcquireError> {
         let count = Arc::new(Count::default());
-        let tls13 = tls.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+        let unjudged = asked && tls.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3);
         let io = TokioIo::new(Counted::new(tls, Arc::clone(&count)));
         let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(AcquireError::Http)?;
         let open = self.destination.metrics.connections.clone();
@@ -122,7 +126,7 @@ impl Connector {
             open.dec();
             drop(permit);
         });
-        Ok(Established { sender, count, tls13 })
+        Ok(Established { sender, count, unjudged })
     }
 }
 
@@ -134,11 +138,13 @@ fn unreached(attempts: Attempts, limit: Duration) -> AcquireError {
     }
 }
 
-/// Says who distrusts whom.
-fn handshake_error(error: io::Error) -> AcquireError {
+/// Says who distrusts whom. Who has `asked` for our certificate has chosen version, suite and protocol before, and what
+/// it still finds to refuse is ours.
+fn handshake_error(error: io::Error, asked: bool) -> AcquireError {
     if let Some(alert) = alert_in(&error) {
         return match alert {
             alert if refuses_certificate(alert) => AcquireError::QwacRefused(alert),
+            AlertDescription::HandshakeFailure if asked => AcquireError::QwacRefused(alert),
             AlertDescription::HandshakeFailure
             | AlertDescription::ProtocolVersion
             | AlertDescription::InsufficientSecurity
@@ -146,8 +152,7 @@ fn handshake_error(error: io::Error) -> AcquireError {
             _ => AcquireError::Handshake(error),
         };
     }
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
+    match tls_error(&error) {
         Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => AcquireError::Expired(error),
         Some(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
             AcquireError::WrongName(error)
@@ -230,6 +235,18 @@ pub(super) const TURNAROUND: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handshake_that_fails_once_our_certificate_was_asked_for_is_about_it() {
+        let failed = |alert, asked| {
+            let alert = rustls::Error::AlertReceived(alert);
+            handshake_error(io::Error::new(io::ErrorKind::InvalidData, alert), asked).kind()
+        };
+        assert_eq!(failed(AlertDescription::HandshakeFailure, true), "qwac-refused");
+        assert_eq!(failed(AlertDescription::HandshakeFailure, false), "upstream-no-common-protocol");
+        assert_eq!(failed(AlertDescription::UnknownCA, true), "qwac-refused");
+        assert_eq!(failed(AlertDescription::NoApplicationProtocol, true), "upstream-no-common-protocol");
+    }
 
     #[test]
     fn addresses_that_are_no_bank_on_the_internet_are_private() {

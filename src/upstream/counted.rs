@@ -50,10 +50,15 @@ impl Count {
 
 /// The fatal alert inside an error of the TLS stream.
 pub(super) fn alert_in(error: &io::Error) -> Option<AlertDescription> {
-    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+    match tls_error(error)? {
         rustls::Error::AlertReceived(alert) => Some(*alert),
         _ => None,
     }
+}
+
+/// What TLS says inside an error of its stream.
+pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// The most plaintext that rustls puts in one TLS record (RFC 8446 section 5.1).

@@ -98,8 +98,8 @@ impl Lease {
     fn failure(&self, unstarted: bool, error: hyper::Error) -> SendError {
         let count = &self.connection.count;
         let answered = count.read() > self.read;
-        let (tls13, served) = (self.connection.tls13, self.connection.served);
-        let refused = count.alert().filter(|alert| is_refusal(*alert, tls13, served, count.read()));
+        let (unjudged, served) = (self.connection.unjudged, self.connection.served);
+        let refused = count.alert().filter(|alert| is_refusal(*alert, unjudged, served, count.read()));
         let proven = unstarted || count.written() == self.written || refused.is_some();
         let cause = match refused {
             Some(alert) => Cause::QwacRefused(alert),
@@ -111,11 +111,11 @@ impl Lease {
     }
 }
 
-/// Whether an alert can still be about our certificate. In TLS 1.2 that was judged before the lease began, and so it was
-/// on any connection that has served a request before or carried a byte of an answer: what comes later speaks of the
-/// request, which may have been acted on.
-fn is_refusal(alert: AlertDescription, tls13: bool, served: u64, read: u64) -> bool {
-    tls13 && served == 1 && read == 0 && connector::refuses_certificate(alert)
+/// Whether an alert can still be about our certificate. A bank that did not ask for it has none to judge; in TLS 1.2 it
+/// was judged before the lease began, and so it was on any connection that has served a request before or carried a byte
+/// of an answer: what comes later speaks of the request, which may have been acted on.
+fn is_refusal(alert: AlertDescription, unjudged: bool, served: u64, read: u64) -> bool {
+    unjudged && served == 1 && read == 0 && connector::refuses_certificate(alert)
 }
 
 /// A response's body, frame by frame. Its end gives the connection back; dropped before, it closes it.
@@ -196,7 +196,7 @@ mod tests {
     fn an_alert_proves_nothing_unless_our_certificate_was_still_to_be_judged() {
         let denied = AlertDescription::AccessDenied;
         assert!(is_refusal(denied, true, 1, 0));
-        assert!(!is_refusal(denied, false, 1, 0), "TLS 1.2 judged it in the handshake");
+        assert!(!is_refusal(denied, false, 1, 0), "TLS 1.2 judged it in the handshake, or nobody asked for it");
         assert!(!is_refusal(denied, true, 2, 0), "an earlier request was served");
         assert!(!is_refusal(denied, true, 1, 1), "an answer has begun");
         assert!(!is_refusal(AlertDescription::InternalError, true, 1, 0));

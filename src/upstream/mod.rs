@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
@@ -20,6 +20,7 @@ mod lease;
 mod metrics;
 mod payload;
 mod pool;
+mod question;
 mod resolver;
 mod tls;
 mod via;
@@ -215,13 +216,6 @@ impl Upstream {
 
     async fn dial(&self, reactor: ReactorId, permit: OwnedSemaphorePermit) -> Result<Connection, AcquireError> {
         let established = self.connector.connect(permit).await?;
-        Ok(Connection {
-            sender: established.sender,
-            count: established.count,
-            tls13: established.tls13,
-            born: Instant::now(),
-            home: reactor,
-            served: 0,
-        })
+        Ok(Connection::new(established, reactor))
     }
 }

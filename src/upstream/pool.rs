@@ -8,6 +8,7 @@ use hyper::client::conn::http1::SendRequest;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::connector::Established;
 use super::counted::Count;
 use super::{Payload, ReactorId};
 
@@ -25,9 +26,16 @@ pub(super) struct Connection {
     pub(super) count: Arc<Count>,
     pub(super) born: Instant,
     pub(super) home: ReactorId,
-    /// Whether it speaks TLS 1.3, where the bank judges our certificate only after the handshake.
-    pub(super) tls13: bool,
+    /// Whether the bank judged our certificate only after the handshake.
+    pub(super) unjudged: bool,
     pub(super) served: u64,
+}
+
+impl Connection {
+    /// One that has just been made.
+    pub(super) fn new(Established { sender, count, unjudged }: Established, home: ReactorId) -> Self {
+        Self { sender, count, unjudged, born: Instant::now(), home, served: 0 }
+    }
 }
 
 #[derive(Default)]

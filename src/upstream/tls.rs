@@ -10,6 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 
 use super::Trust;
+use super::question::Attentive;
 use crate::identity::pem;
 
 /// Builds the configuration of one generation. Never reused for another identity: its resumption tickets would
@@ -19,7 +20,7 @@ pub(super) fn client_config(trust: &Trust, resolver: Arc<dyn ResolvesClientCert>
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .expect("ring has suites for both versions")
         .with_root_certificates(roots(trust)?)
-        .with_client_cert_resolver(resolver);
+        .with_client_cert_resolver(Arc::new(Attentive(resolver)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -6,6 +6,7 @@ mod cli;
 mod drain;
 mod framing;
 mod load;
+mod late;
 mod never_twice;
 mod outside;
 mod pooled;

@@ -306,6 +306,9 @@ fn of_acquire(error: &AcquireError) -> Face {
 fn of_send(error: &SendError) -> Face {
     let (status, title, rfc9209) = match error.cause {
         Cause::QwacRefused(_) => (StatusCode::BAD_GATEWAY, "Our QWAC was refused", "tls_alert_received"),
+        Cause::Renegotiation | Cause::PostHandshakeAuthentication => {
+            (StatusCode::BAD_GATEWAY, "Upstream asked for our certificate too late", "tls_protocol_error")
+        }
         Cause::ClosedBeforeHead(_) => {
             (StatusCode::BAD_GATEWAY, "Upstream closed without an answer", "connection_terminated")
         }

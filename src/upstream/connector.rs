@@ -10,7 +10,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext};
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, ProtocolVersion};
+use rustls::{AlertDescription, HandshakeKind, ProtocolVersion};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -59,6 +59,9 @@ impl Connector {
         let (tls, question) = self.shake_hands(tcp).await;
         let tls = tls?;
         metrics.handshake.observe(began.elapsed().as_secs_f64());
+        if question.is_none() && tls.get_ref().1.handshake_kind() != Some(HandshakeKind::Resumed) {
+            metrics.without_qwac.inc();
+        }
         self.speak_http(tls, question.is_some(), permit).await
     }
 

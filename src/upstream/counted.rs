@@ -1,5 +1,6 @@
 //! Counts the plaintext bytes that TLS accepted and delivered on one connection: the proof of `not_sent`. Keeps
-//! the first fault that the connection met, because hyper does not always pass it on.
+//! the first fault that the connection met and what the bank asked for too late, because hyper does not always pass
+//! the one on, and rustls answers the other on its own.
 
 use std::io;
 use std::pin::Pin;
@@ -7,12 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use rustls::AlertDescription;
+use rustls::{AlertDescription, HandshakeType, PeerMisbehaved, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
-/// A stream whose plaintext is counted.
-pub(super) struct Counted<S> {
-    stream: S,
+/// A connection to a bank whose plaintext is counted.
+pub(super) struct Counted {
+    stream: TlsStream<TcpStream>,
     count: Arc<Count>,
 }
 
@@ -22,6 +25,16 @@ pub(super) struct Count {
     written: AtomicU64,
     read: AtomicU64,
     alert: OnceLock<AlertDescription>,
+    late: OnceLock<(Late, u64)>,
+}
+
+/// What a bank asks for after the handshake and rustls does not do: mostly our certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// Another handshake (TLS 1.2, RFC 5246 section 7.4.1.1).
+    Renegotiation,
+    /// Our certificate (TLS 1.3, RFC 8446 section 4.6.2).
+    Certificate,
 }
 
 impl Count {
@@ -40,11 +53,23 @@ impl Count {
         self.alert.get().copied()
     }
 
+    /// What the bank asked for too late, if it has not said a word since.
+    pub(super) fn late(&self) -> Option<Late> {
+        self.late.get().filter(|(_, read)| *read == self.read()).map(|(late, _)| *late)
+    }
+
     fn note(&self, error: &io::Error) {
+        // The first of each is the cause, what follows is its echo.
         if let Some(alert) = alert_in(error) {
-            // The first alert is the cause, what follows is its echo.
             let _ = self.alert.set(alert);
         }
+        if let Some(late) = late_in(error) {
+            self.note_late(late);
+        }
+    }
+
+    fn note_late(&self, late: Late) {
+        let _ = self.late.set((late, self.read()));
     }
 }
 
@@ -61,16 +86,31 @@ pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// The most plaintext that rustls puts in one TLS record (RFC 8446 section 5.1).
-const RECORD: usize = 16 * 1024;
-
-impl<S> Counted<S> {
-    pub(super) fn new(stream: S, count: Arc<Count>) -> Self {
-        Self { stream, count }
+fn late_in(error: &io::Error) -> Option<Late> {
+    match tls_error(error)? {
+        rustls::Error::PeerMisbehaved(PeerMisbehaved::TooManyRenegotiationRequests) => Some(Late::Renegotiation),
+        rustls::Error::InappropriateHandshakeMessage { got_type: HandshakeType::CertificateRequest, .. } => {
+            Some(Late::Certificate)
+        }
+        _ => None,
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
+/// The most plaintext that rustls puts in one TLS record (RFC 8446 section 5.1).
+const RECORD: usize = 16 * 1024;
+
+impl Counted {
+    pub(super) fn new(stream: TlsStream<TcpStream>, count: Arc<Count>) -> Self {
+        Self { stream, count }
+    }
+
+    /// Whether rustls has something to say that nobody gave it to write, under TLS 1.2. After the handshake that is one
+    /// thing alone: it declines to renegotiate. Nothing else tells that the bank asked; its second try is an error.
+    fn declines(&self) -> bool {
+        let tls = self.stream.get_ref().1;
+        tls.wants_write() && tls.protocol_version() == Some(ProtocolVersion::TLSv1_2)
+    }
+
     /// Counts what a write of `offered` bytes may have put on the wire.
     ///
     /// A write that fails says nothing of how far it came. Up to one record it came nowhere: the record did not
@@ -102,19 +142,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Counted<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
+impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        let (before, unsent) = (buf.filled().len(), self.stream.get_ref().1.wants_write());
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.count.read.fetch_add((buf.filled().len() - before) as u64, Ordering::AcqRel);
-        if let Err(error) = &result {
-            self.count.note(error);
+        match &result {
+            Poll::Ready(Err(error)) => self.count.note(error),
+            _ if !unsent && self.declines() => self.count.note_late(Late::Renegotiation),
+            _ => {}
         }
-        Poll::Ready(result)
+        result
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
         self.written(cx, result, buf.len())
@@ -140,5 +182,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_too_late_is_forgotten_at_the_next_word() {
+        let count = Count::default();
+        assert_eq!(count.late(), None);
+        count.read.store(7, Ordering::Release);
+        count.note_late(Late::Renegotiation);
+        assert_eq!(count.late(), Some(Late::Renegotiation));
+        count.read.store(8, Ordering::Release);
+        assert_eq!(count.late(), None, "the bank went on without");
+    }
+
+    #[test]
+    fn only_these_errors_are_about_what_was_asked_too_late() {
+        let late = |error: rustls::Error| late_in(&io::Error::other(error));
+        let second = rustls::Error::PeerMisbehaved(PeerMisbehaved::TooManyRenegotiationRequests);
+        assert_eq!(late(second), Some(Late::Renegotiation));
+        let unexpected = |got_type| rustls::Error::InappropriateHandshakeMessage { expect_types: Vec::new(), got_type };
+        assert_eq!(late(unexpected(HandshakeType::CertificateRequest)), Some(Late::Certificate));
+        assert_eq!(late(unexpected(HandshakeType::Finished)), None);
+        assert_eq!(late(rustls::Error::DecryptError), None);
+        assert_eq!(late_in(&io::ErrorKind::ConnectionReset.into()), None);
     }
 }

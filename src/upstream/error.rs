@@ -167,6 +167,14 @@ pub enum Cause {
     /// TLS 1.3 tells so only after the request was written.
     #[error("the upstream refused our QWAC with the TLS alert {0:?}")]
     QwacRefused(AlertDescription),
+    /// TLS 1.2, mostly for our certificate. A bank that answers all the same, 403 for example, has answered.
+    #[error("the upstream asked to renegotiate TLS, which our TLS library (rustls) does not do, and gave no answer")]
+    Renegotiation,
+    /// TLS 1.3, for our certificate.
+    #[error(
+        "the upstream asked for our certificate after the TLS 1.3 handshake, which our TLS library (rustls) does not do"
+    )]
+    PostHandshakeAuthentication,
     /// Not a byte of an answer.
     #[error("the upstream closed the connection without an answer")]
     ClosedBeforeHead(#[source] hyper::Error),
@@ -189,6 +197,8 @@ impl Cause {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::QwacRefused(_) => "qwac-refused",
+            Self::Renegotiation => "upstream-renegotiation",
+            Self::PostHandshakeAuthentication => "upstream-post-handshake-authentication",
             Self::ClosedBeforeHead(_) => "upstream-closed",
             Self::ClosedInHead(_) => "upstream-closed-in-head",
             Self::MalformedHead(_) | Self::Switched => "upstream-malformed",

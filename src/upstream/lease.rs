@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, timeout};
 
 use super::connector::{self, TURNAROUND};
+use super::counted::Late;
 use super::pool::{Connection, Pool};
 use super::{AnswerError, Cause, Destination, Outcome, Payload, SendError, Upstream};
 
@@ -80,7 +81,10 @@ impl Lease {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(mut error)) => Err(self.failure(error.take_message().is_some(), error.into_error())),
             // The connection's task may be writing at this very moment, on another core: nothing is proven.
-            Err(_) => Err(SendError { cause: Cause::ResponseTimeout(limit), outcome: Outcome::Unknown }),
+            Err(_) => Err(SendError {
+                cause: self.late().unwrap_or(Cause::ResponseTimeout(limit)),
+                outcome: Outcome::Unknown,
+            }),
         };
         match result {
             Ok(response) => {
@@ -101,13 +105,22 @@ impl Lease {
         let (unjudged, served) = (self.connection.unjudged, self.connection.served);
         let refused = count.alert().filter(|alert| is_refusal(*alert, unjudged, served, count.read()));
         let proven = unstarted || count.written() == self.written || refused.is_some();
-        let cause = match refused {
-            Some(alert) => Cause::QwacRefused(alert),
-            None if answered && error.is_parse() => Cause::MalformedHead(error),
-            None if answered => Cause::ClosedInHead(error),
-            None => Cause::ClosedBeforeHead(error),
+        let cause = match (refused, self.late()) {
+            (Some(alert), _) => Cause::QwacRefused(alert),
+            (None, Some(late)) => late,
+            (None, None) if answered && error.is_parse() => Cause::MalformedHead(error),
+            (None, None) if answered => Cause::ClosedInHead(error),
+            (None, None) => Cause::ClosedBeforeHead(error),
         };
         SendError { cause, outcome: if proven { Outcome::NotSent } else { Outcome::Unknown } }
+    }
+
+    /// What the bank wanted instead of answering.
+    fn late(&self) -> Option<Cause> {
+        Some(match self.connection.count.late()? {
+            Late::Renegotiation => Cause::Renegotiation,
+            Late::Certificate => Cause::PostHandshakeAuthentication,
+        })
     }
 }
 

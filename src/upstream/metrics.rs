@@ -1,6 +1,8 @@
 //! What is counted and timed of the upstreams, and the handles of one of them.
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// The families of all upstreams, by upstream name.
 #[derive(Clone)]
@@ -10,6 +12,7 @@ pub struct Families {
     response: HistogramVec,
     connections: IntGaugeVec,
     in_flight: IntGaugeVec,
+    without_qwac: IntCounterVec,
     failures: IntCounterVec,
 }
 
@@ -20,6 +23,8 @@ pub(super) struct Metrics {
     pub(super) response: Histogram,
     pub(super) connections: IntGauge,
     pub(super) in_flight: IntGauge,
+    /// Full handshakes in which the bank asked for no certificate.
+    pub(super) without_qwac: IntCounter,
     failures: IntCounterVec,
     name: String,
 }
@@ -38,11 +43,11 @@ impl Families {
             registry.register(Box::new(family.clone()))?;
             Ok::<_, prometheus::Error>(family)
         };
-        let failures = IntCounterVec::new(
-            Opts::new("sealproxy_upstream_failures_total", "Failed exchanges and connections, by upstream and cause."),
-            &["upstream", "cause"],
-        )?;
-        registry.register(Box::new(failures.clone()))?;
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
         Ok(Self {
             connect: histogram(
                 "sealproxy_upstream_connect_seconds",
@@ -52,7 +57,16 @@ impl Families {
             response: histogram("sealproxy_upstream_response_seconds", "From the request to the response head.")?,
             connections: gauge("sealproxy_upstream_connections", "Open connections to the upstream.")?,
             in_flight: gauge("sealproxy_upstream_in_flight", "Requests under way to the upstream.")?,
-            failures,
+            without_qwac: counter(
+                "sealproxy_upstream_handshakes_without_qwac_total",
+                "Full TLS handshakes in which the upstream did not ask for our certificate.",
+                &["upstream"],
+            )?,
+            failures: counter(
+                "sealproxy_upstream_failures_total",
+                "Failed exchanges and connections, by upstream and cause.",
+                &["upstream", "cause"],
+            )?,
         })
     }
 
@@ -63,6 +77,7 @@ impl Families {
             response: self.response.with_label_values(&[name]),
             connections: self.connections.with_label_values(&[name]),
             in_flight: self.in_flight.with_label_values(&[name]),
+            without_qwac: self.without_qwac.with_label_values(&[name]),
             failures: self.failures.clone(),
             name: name.to_owned(),
         }

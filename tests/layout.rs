@@ -14,7 +14,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("sandbox", &["key", "identity", "seal"]),
     ("config", &["key", "admin", "identity", "proxy", "seal", "upstream"]),
     ("app", &["admin", "config", "identity", "log", "proxy", "seal", "upstream"]),
-    ("cli", &["app", "config", "log", "sandbox"]),
+    ("cli", &["app", "config", "identity", "log", "sandbox", "upstream"]),
 ];
 
 fn sources(path: &Path, found: &mut Vec<PathBuf>) {

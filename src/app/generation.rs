@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 
-use super::Process;
+use super::{App, Process};
 use crate::config::{Config, Finding, Upstream as UpstreamConfig};
 use crate::identity::certificate::{Certificate, Validity};
 use crate::identity::qcstatements::QcType;
@@ -34,6 +34,20 @@ pub(super) async fn build(config: &Config, process: &Process, now: SystemTime) -
         return Err(builder.findings);
     }
     Ok(Generation { routes: Routes::new(routes, config.hosts.clone()), findings: builder.findings })
+}
+
+impl App {
+    /// The upstreams by name, each as a generation of its own reaches it: for whoever wants to look at a bank without a
+    /// route. Reads the identities' files again.
+    pub async fn upstreams(&self, now: SystemTime) -> Result<BTreeMap<String, Arc<Upstream>>, Vec<Finding>> {
+        let mut builder = Builder { config: &self.config, process: &self.process, findings: Vec::new() };
+        let identities = builder.identities(now).await;
+        let upstreams = builder.upstreams(&identities);
+        if builder.findings.iter().any(Finding::is_error) {
+            return Err(builder.findings);
+        }
+        Ok(upstreams.into_iter().map(|(name, reach)| (name, reach.upstream)).collect())
+    }
 }
 
 struct Builder<'a> {

@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod check;
+mod connect;
 #[cfg(feature = "sandbox")]
 mod dev;
 mod health;
@@ -67,6 +68,9 @@ pub enum Command {
         /// The configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Also connect to every upstream and report on it; sends each one `HEAD /`, without a seal, token or body
+        #[arg(long)]
+        connect: bool,
     },
     /// Ask a running proxy whether it is ready; for probes in images without a shell
     Health {
@@ -129,7 +133,7 @@ impl Command {
             #[cfg(feature = "sandbox")]
             Self::Dev { dir, port, faults } => dev::run(dir, port, faults.unwrap_or_default()),
             Self::Init { profile: Profile::Becm, sandbox } => init::run(sandbox),
-            Self::Check { config } => check::run(&config),
+            Self::Check { config, connect } => check::run(&config, connect),
             Self::Health { admin, live } => health::run(&admin, live),
             #[cfg(feature = "sandbox")]
             Self::Sandbox { listen, dir, unsealed, faults } => {
@@ -148,8 +152,10 @@ pub enum Failure {
     Usage(clap::Error),
     /// The configuration or a file it names, each with what to do.
     Configuration(Vec<Finding>),
-    /// `check` said so already.
+    /// The configuration, and `check` said so already.
     Checked,
+    /// A bank, and `check --connect` said so already.
+    Unreached,
     /// Anything else.
     Other(Box<dyn Error + Send + Sync>),
 }
@@ -181,6 +187,7 @@ impl Failure {
                 ExitCode::from(CONFIGURATION)
             }
             Self::Checked => ExitCode::from(CONFIGURATION),
+            Self::Unreached => ExitCode::FAILURE,
             Self::Other(error) => {
                 tell(format_args!("error: {}", chain(&*error)));
                 ExitCode::FAILURE

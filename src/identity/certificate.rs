@@ -1,6 +1,7 @@
 //! What the leaf certificate of an identity says, parsed once. Judges nothing: the clock is an argument, and what is
 //! expired or meant for another purpose is still a certificate.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use ring::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
@@ -10,7 +11,8 @@ use thiserror::Error;
 use x509_parser::asn1_rs::{Any, Tag, ToDer};
 use x509_parser::error::X509Error;
 use x509_parser::prelude::{
-    ASN1Time, AttributeTypeAndValue, RelativeDistinguishedName, SubjectPublicKeyInfo, X509Certificate, X509Name,
+    ASN1Time, AttributeTypeAndValue, FromDer as _, GeneralName, RelativeDistinguishedName, SubjectPublicKeyInfo,
+    X509Certificate, X509Name,
 };
 use x509_parser::{nom, parse_x509_certificate, public_key};
 
@@ -28,6 +30,7 @@ pub struct Certificate {
     self_issued: bool,
     organization: Option<String>,
     organization_identifier: Option<String>,
+    hosts: Vec<String>,
     not_before: SystemTime,
     not_after: SystemTime,
     public_key: PublicKey,
@@ -47,6 +50,7 @@ impl Certificate {
             self_issued: x509.subject().as_raw() == x509.issuer().as_raw(),
             organization: attribute(x509.subject(), "O"),
             organization_identifier: attribute(x509.subject(), "organizationIdentifier"),
+            hosts: hosts(&x509),
             not_before: system_time(x509.validity().not_before),
             not_after: system_time(x509.validity().not_after),
             public_key: PublicKey::of(x509.public_key())?,
@@ -87,6 +91,12 @@ impl Certificate {
     /// The subject's organizationIdentifier (2.5.4.97), such as `PSDFR-ACPR-12345` (TS 119 495 section 5.2.1).
     pub fn organization_identifier(&self) -> Option<&str> {
         self.organization_identifier.as_deref()
+    }
+
+    /// The DNS names and addresses that it is for (subjectAltName, RFC 5280 section 4.2.1.6), in its order. Control
+    /// characters are written as in [`Self::subject`].
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
     }
 
     /// The first second of its validity.
@@ -254,6 +264,30 @@ pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
     }
 }
 
+/// A DER-encoded name in the form of [`Certificate::subject`]; `None` if it is none.
+pub fn name_in_words(der: &[u8]) -> Option<String> {
+    let (rest, name) = X509Name::from_der(der).ok()?;
+    rest.is_empty().then(|| distinguished_name(&name))
+}
+
+/// None where the extension is absent or malformed.
+fn hosts(x509: &X509Certificate<'_>) -> Vec<String> {
+    let extension = x509.subject_alternative_name().ok().flatten();
+    let names = extension.iter().flat_map(|extension| &extension.value.general_names);
+    names.filter_map(host).collect()
+}
+
+fn host(name: &GeneralName<'_>) -> Option<String> {
+    match *name {
+        GeneralName::DNSName(name) => Some(escaped(name)),
+        GeneralName::IPAddress(bytes) => {
+            let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok().map(|address| address.to_string())
+        }
+        _ => None,
+    }
+}
+
 fn qc_statements(x509: &X509Certificate<'_>) -> Result<Option<QcStatements>, qcstatements::Error> {
     let is_it = |oid: &x509_parser::der_parser::Oid<'_>| {
         oid.iter().is_some_and(|arcs| arcs.eq(qcstatements::EXTENSION.iter().copied()))
@@ -403,6 +437,19 @@ mod tests {
         assert_eq!(certificate.sha256_hex(), "b1cd884671e0b553386cae5136f4bcaed75f28ca82d0e1d77539079f53270afb");
         assert!(matches!(certificate.public_key(), PublicKey::Ec { curve: Curve::P256, point } if point.len() == 65));
         assert_eq!(certificate.qc_statements(), Ok(None));
+        assert_eq!(certificate.hosts(), [""; 0]);
+    }
+
+    #[test]
+    fn a_name_in_words_is_the_subject_s_and_damaged_bytes_are_none() {
+        let certificate = certificate();
+        let x509 = parse(certificate.der()).unwrap();
+        let der = x509.subject().as_raw();
+        assert_eq!(name_in_words(der).as_deref(), Some(certificate.subject()));
+        assert_eq!(name_in_words(&[der, b"\0"].concat()), None);
+        for end in 0..der.len() {
+            assert_eq!(name_in_words(&der[..end]), None, "{end}");
+        }
     }
 
     #[test]

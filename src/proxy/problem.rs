@@ -294,6 +294,7 @@ fn of_acquire(error: &AcquireError) -> Face {
         E::Untrusted(_) => (StatusCode::BAD_GATEWAY, "Upstream not trusted", "tls_certificate_error"),
         E::WrongName(_) => (StatusCode::BAD_GATEWAY, "Upstream has another name", "tls_certificate_error"),
         E::Expired(_) => (StatusCode::BAD_GATEWAY, "Upstream's certificate expired", "tls_certificate_error"),
+        E::NotYetValid(_) => (StatusCode::BAD_GATEWAY, "Upstream's certificate not valid yet", "tls_certificate_error"),
         E::QwacRefused(_) => (StatusCode::BAD_GATEWAY, "Our QWAC was refused", "tls_alert_received"),
         E::NoCommonProtocol(_) => (StatusCode::BAD_GATEWAY, "No common protocol", "tls_protocol_error"),
         E::Handshake(_) | E::Http(_) => (StatusCode::BAD_GATEWAY, "TLS handshake failed", "tls_protocol_error"),

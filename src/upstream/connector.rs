@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext};
+use rustls::CertificateError::{
+    Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+};
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, HandshakeKind, ProtocolVersion};
 use tokio::net::TcpStream;
@@ -20,13 +22,14 @@ use tokio_rustls::client::TlsStream;
 use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in, tls_error};
 use super::question::{Question, heard};
+use super::tls::Tls;
 use super::{AcquireError, Destination, Payload, Settings, Tunnel};
 
 /// Dials one bank with one TLS configuration.
 pub(super) struct Connector {
     destination: Arc<Destination>,
     name: ServerName<'static>,
-    tls: TlsConnector,
+    tls: Tls,
     /// Through the company's proxy; `None`: directly.
     tunnel: Option<Tunnel>,
 }
@@ -43,10 +46,14 @@ impl Connector {
     pub(super) fn new(
         destination: Arc<Destination>,
         name: ServerName<'static>,
-        tls: Arc<rustls::ClientConfig>,
+        tls: Tls,
         tunnel: Option<Tunnel>,
     ) -> Self {
-        Self { destination, name, tls: TlsConnector::from(tls), tunnel }
+        Self { destination, name, tls, tunnel }
+    }
+
+    pub(super) fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     /// Dials. The connection's own task runs on the current reactor and holds `permit` until the socket is closed.
@@ -56,7 +63,7 @@ impl Connector {
         let tcp = self.reach(self.addresses().await?).await?;
         metrics.connect.observe(began.elapsed().as_secs_f64());
         let began = Instant::now();
-        let (tls, question) = self.shake_hands(tcp).await;
+        let (tls, question) = self.shake_hands(self.tls.connector(), tcp).await;
         let tls = tls?;
         metrics.handshake.observe(began.elapsed().as_secs_f64());
         if question.is_none() && tls.get_ref().1.handshake_kind() != Some(HandshakeKind::Resumed) {
@@ -67,7 +74,7 @@ impl Connector {
 
     /// Where to connect: to the bank, or to the company's proxy, wherever that is. The proxy looks up the bank's name;
     /// only an address in the URL can be judged here.
-    async fn addresses(&self) -> Result<Vec<SocketAddr>, AcquireError> {
+    pub(super) async fn addresses(&self) -> Result<Vec<SocketAddr>, AcquireError> {
         let Destination { settings: Settings { origin, .. }, resolver, .. } = &*self.destination;
         if self.tunnel.is_none() {
             return self.acceptable(resolver.addresses().await?);
@@ -79,7 +86,7 @@ impl Connector {
     }
 
     /// Connects to one of these, and has the company's proxy, if that is who it is, connect to the bank.
-    async fn reach(&self, addresses: Vec<SocketAddr>) -> Result<TcpStream, AcquireError> {
+    pub(super) async fn reach(&self, addresses: Vec<SocketAddr>) -> Result<TcpStream, AcquireError> {
         let timeouts = &self.destination.settings.timeouts;
         let stream = attempts::connect(addresses, timeouts.connect).await;
         let Some(tunnel) = &self.tunnel else {
@@ -103,15 +110,19 @@ impl Connector {
     }
 
     /// Also tells what the bank asked of us, however it ended.
-    async fn shake_hands(&self, tcp: TcpStream) -> (Result<TlsStream<TcpStream>, AcquireError>, Option<Question>) {
+    pub(super) async fn shake_hands(
+        &self,
+        tls: &TlsConnector,
+        tcp: TcpStream,
+    ) -> (Result<TlsStream<TcpStream>, AcquireError>, Option<Question>) {
         let limit = self.destination.settings.timeouts.handshake;
-        let (ended, question) = heard(timeout(limit, self.tls.connect(self.name.clone(), tcp))).await;
+        let (ended, question) = heard(timeout(limit, tls.connect(self.name.clone(), tcp))).await;
         let failed = |error| handshake_error(error, question.is_some());
         let result = ended.map_or(Err(AcquireError::HandshakeTimeout(limit)), |ended| ended.map_err(failed));
         (result, question)
     }
 
-    async fn speak_http(
+    pub(super) async fn speak_http(
         &self,
         tls: TlsStream<TcpStream>,
         asked: bool,
@@ -157,6 +168,9 @@ fn handshake_error(error: io::Error, asked: bool) -> AcquireError {
     }
     match tls_error(&error) {
         Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => AcquireError::Expired(error),
+        Some(rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. })) => {
+            AcquireError::NotYetValid(error)
+        }
         Some(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
             AcquireError::WrongName(error)
         }

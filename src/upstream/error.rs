@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::AlertDescription;
 use thiserror::Error;
 
+use super::counted::tls_error;
 use super::resolver::Unresolved;
 use super::{Attempts, CredentialsError, TrustError, ViaFault};
 
@@ -98,6 +99,9 @@ pub enum AcquireError {
     /// The bank's certificate has expired.
     #[error("the upstream's certificate has expired")]
     Expired(#[source] io::Error),
+    /// The bank's certificate lies in the future, or our clock in the past.
+    #[error("the upstream's certificate is not valid yet")]
+    NotYetValid(#[source] io::Error),
     /// The bank does not trust us.
     #[error("the upstream refused our QWAC with the TLS alert {0:?}")]
     QwacRefused(AlertDescription),
@@ -143,10 +147,84 @@ impl AcquireError {
             Self::Untrusted(_) => "upstream-untrusted",
             Self::WrongName(_) => "upstream-wrong-name",
             Self::Expired(_) => "upstream-expired",
+            Self::NotYetValid(_) => "upstream-not-yet-valid",
             Self::QwacRefused(_) => "qwac-refused",
             Self::NoCommonProtocol(_) => "upstream-no-common-protocol",
             Self::Busy => "upstream-busy",
         }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Resolve(_) | Self::ResolveTimeout(_) => "write the bank's name in full, and check this machine's DNS",
+            Self::PrivateAddress(_) => "set `private: true` if the bank is in your own network",
+            Self::Refused(_) => "check host and port of `url`, and whether the way there needs `via`",
+            Self::Connect(_) | Self::ConnectTimeout(..) => {
+                "check this machine's firewall and routes, and whether the way to the bank needs `via`"
+            }
+            Self::ViaUnreachable(_) => "check host and port of `via`",
+            Self::ViaNoCredentials => "name a file with `user:password` in `via.credentials`",
+            Self::ViaCredentials => "check what stands in the file of `via.credentials`",
+            Self::ViaRefused(_) => "have the proxy of `via` allow CONNECT to the bank's name and port",
+            Self::ViaTimeout(_) => "check whether the proxy of `via` reaches the bank",
+            Self::ViaMalformed(_) => "check that `via` names an HTTP proxy and the port that takes CONNECT without TLS",
+            Self::HandshakeTimeout(_) => {
+                "check that `url` names a TLS port; a firewall that drops TLS records looks the same"
+            }
+            Self::Untrusted(error) => untrusted_hint(error),
+            Self::WrongName(_) => "give in `url` a host name that stands in the bank's certificate",
+            Self::Expired(_) => "tell the bank, if this machine's clock is right",
+            Self::NotYetValid(_) => "check this machine's clock",
+            Self::QwacRefused(alert) => refused_hint(*alert),
+            Self::NoCommonProtocol(_) => {
+                "the bank must speak TLS 1.2 or 1.3 with ECDHE and AES-GCM or ChaCha20, and HTTP/1.1; some banks answer \
+                 so to a QWAC that they do not know"
+            }
+            Self::Handshake(_) | Self::Http(_) => "check that `url` names the bank's TLS port",
+            Self::Busy => "raise `connections` and `in_flight` of this upstream, or ask less of it at a time",
+        }
+    }
+}
+
+/// Why we do not trust a bank, and who can mend it.
+fn untrusted_hint(error: &io::Error) -> &'static str {
+    use rustls::CertificateError as C;
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(C::BadEncoding)) => "ask the bank for a proper certificate",
+        Some(rustls::Error::InvalidCertificate(C::Other(_))) => {
+            "the TLS library takes no X.509 version 1 and no authority's certificate as the bank's own: name in `trust` \
+             the authority that issued the bank's certificate, or ask the bank for another one"
+        }
+        Some(rustls::Error::InvalidCertificate(
+            C::UnsupportedSignatureAlgorithmContext { .. } | C::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        )) => {
+            "the TLS library does not verify this signature algorithm (ECDSA with SHA-512, P-521, brainpool): ask the \
+             bank for another chain"
+        }
+        Some(rustls::Error::InvalidCertificate(C::BadSignature)) => {
+            "the certificate that signed it is another than the one in `trust`, of the same name"
+        }
+        _ => {
+            "name in `trust` a PEM file with the authority that issued the bank's certificate, if it is the bank's; one \
+             that inspects TLS on the way must leave the bank out"
+        }
+    }
+}
+
+/// Why a bank refuses our QWAC, and who can mend it.
+fn refused_hint(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+            "the bank does not know who issued it: give the whole chain in `qwac.certificate`, and check that the bank \
+             trusts the issuer in this environment"
+        }
+        AlertDescription::CertificateExpired => "the bank takes it for expired: check its validity, and both clocks",
+        AlertDescription::CertificateRevoked => "ask your trust service provider whether it was revoked",
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
+            "the bank saw no certificate: something between may end the TLS connection"
+        }
+        _ => "ask the bank whether this QWAC is registered in this environment",
     }
 }
 
@@ -203,6 +281,21 @@ impl Cause {
             Self::ClosedInHead(_) => "upstream-closed-in-head",
             Self::MalformedHead(_) | Self::Switched => "upstream-malformed",
             Self::ResponseTimeout(_) => "upstream-timeout",
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::QwacRefused(alert) => refused_hint(*alert),
+            Self::Renegotiation | Self::PostHandshakeAuthentication => {
+                "the bank must ask for the certificate in the handshake, on a host or port of its own"
+            }
+            Self::ClosedBeforeHead(_) | Self::ClosedInHead(_) => {
+                "some banks close so on a QWAC that they do not know: ask the bank whether this one is registered"
+            }
+            Self::MalformedHead(_) | Self::Switched => "check that `url` names a port that speaks HTTP/1.1",
+            Self::ResponseTimeout(_) => "check with the bank, or raise `timeouts.response`",
         }
     }
 }

@@ -20,10 +20,12 @@ mod lease;
 mod metrics;
 mod payload;
 mod pool;
+mod probe;
 mod question;
 mod resolver;
 mod tls;
 mod via;
+mod witness;
 
 pub use attempts::Attempts;
 use connector::Connector;
@@ -33,7 +35,10 @@ pub use lease::{Answer, Lease};
 pub use metrics::Families;
 pub use payload::Payload;
 use pool::{Connection, Pool};
+pub use probe::{Clocks, Connected, Failure, Report, Session};
+pub use question::Question;
 use resolver::Resolver;
+use tls::Tls;
 pub use tls::TrustError;
 use via::Tunnel;
 pub use via::{CredentialsError, Via, ViaFault};
@@ -150,12 +155,12 @@ impl Upstream {
         let settings = &destination.settings;
         let name = ServerName::try_from(settings.origin.host.clone())
             .map_err(|_| SetupError::Name(settings.origin.host.clone()))?;
-        let config = tls::client_config(&settings.trust, resolver)?;
+        let tls = Tls::new(&settings.trust, resolver)?;
         let via = settings.via.as_ref();
         let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;
         Ok(Self {
             pool: Pool::new(settings.idle, settings.max_age),
-            connector: Connector::new(Arc::clone(&destination), name, Arc::new(config), tunnel),
+            connector: Connector::new(Arc::clone(&destination), name, tls, tunnel),
             destination,
         })
     }

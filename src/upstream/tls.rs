@@ -4,25 +4,51 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::client::ResolvesClientCert;
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
+use tokio_rustls::TlsConnector;
 
 use super::Trust;
 use super::question::Attentive;
+use super::witness::Witness;
 use crate::identity::pem;
 
-/// Builds the configuration of one generation. Never reused for another identity: its resumption tickets would
-/// carry the old certificate on.
-pub(super) fn client_config(trust: &Trust, resolver: Arc<dyn ResolvesClientCert>) -> Result<ClientConfig, TrustError> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .expect("ring has suites for both versions")
-        .with_root_certificates(roots(trust)?)
-        .with_client_cert_resolver(Arc::new(Attentive(resolver)));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+/// The configuration of one generation. Never reused for another identity: its resumption tickets would carry the old
+/// certificate on.
+pub(super) struct Tls {
+    connector: TlsConnector,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl Tls {
+    pub(super) fn new(trust: &Trust, resolver: Arc<dyn ResolvesClientCert>) -> Result<Self, TrustError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = Arc::new(roots(trust)?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
+        let verifier = verifier.expect("there are roots, and no revocation lists");
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .expect("ring has suites for both versions")
+            .with_webpki_verifier(Arc::clone(&verifier))
+            .with_client_cert_resolver(Arc::new(Attentive(resolver)));
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), verifier })
+    }
+
+    pub(super) fn connector(&self) -> &TlsConnector {
+        &self.connector
+    }
+
+    /// The same configuration, watched, for one whole handshake.
+    pub(super) fn watched(&self) -> (TlsConnector, Arc<Witness>) {
+        let witness = Witness::new(Arc::clone(&self.verifier) as _);
+        let mut config = ClientConfig::clone(self.connector.config());
+        config.resumption = Resumption::disabled();
+        config.dangerous().set_certificate_verifier(Arc::clone(&witness) as _);
+        (TlsConnector::from(Arc::new(config)), witness)
+    }
 }
 
 fn roots(trust: &Trust) -> Result<RootCertStore, TrustError> {

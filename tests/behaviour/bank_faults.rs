@@ -30,12 +30,12 @@ fn fails(rig: &Rig, status: u16, problem: &str, outcome: &str) {
 }
 
 /// A pair for a bank, made by an authority that the tests' configuration does not trust unless it is the kit's own.
-struct Stranger {
+pub(crate) struct Stranger {
     folder: PathBuf,
 }
 
 impl Stranger {
-    fn new(names: &[&str], validity: std::ops::Range<SystemTime>) -> Self {
+    pub(crate) fn new(names: &[&str], validity: std::ops::Range<SystemTime>) -> Self {
         let folder = folder("stranger");
         let authority = Authority::new(SystemTime::now()).expect("an authority").with_validity(validity);
         let issued = authority.server(names, KeyKind::P256).expect("a certificate");
@@ -45,17 +45,17 @@ impl Stranger {
         Self { folder }
     }
 
-    fn bank(&self) -> FakeBank {
+    pub(crate) fn bank(&self) -> FakeBank {
         let pair = (self.folder.join("bank.pem"), self.folder.join("bank.key"));
         let tls = tls(pair.0, pair.1, &kit().path("ca.pem"), rustls::ALL_VERSIONS);
         FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")))
     }
 
-    /// A proxy that trusts this authority.
-    fn trusted(&self, bank: &FakeBank) -> Rig {
+    /// A configuration that trusts this authority.
+    pub(crate) fn trusted(&self, bank: &FakeBank) -> String {
         let yaml = config(bank.address, "", "");
         let trust = format!("trust: {}", kit().path("ca.pem").display());
-        Rig::start(&yaml.replace(&trust, &format!("trust: {}", self.folder.join("ca.pem").display())))
+        yaml.replace(&trust, &format!("trust: {}", self.folder.join("ca.pem").display()))
     }
 }
 
@@ -101,18 +101,25 @@ fn a_certificate_of_an_authority_that_we_do_not_trust() {
 fn a_certificate_for_another_name() {
     let stranger = Stranger::new(&["somewhere.else"], now() - DAY..now() + DAY);
     let bank = stranger.bank();
-    fails(&stranger.trusted(&bank), 502, "upstream-wrong-name", "not_sent");
+    fails(&Rig::start(&stranger.trusted(&bank)), 502, "upstream-wrong-name", "not_sent");
 }
 
 #[test]
 fn a_certificate_that_has_expired() {
     let stranger = Stranger::new(&["localhost"], now() - 2 * DAY..now() - DAY);
     let bank = stranger.bank();
-    fails(&stranger.trusted(&bank), 502, "upstream-expired", "not_sent");
+    fails(&Rig::start(&stranger.trusted(&bank)), 502, "upstream-expired", "not_sent");
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_yet() {
+    let stranger = Stranger::new(&["localhost"], now() + DAY..now() + 2 * DAY);
+    let bank = stranger.bank();
+    fails(&Rig::start(&stranger.trusted(&bank)), 502, "upstream-not-yet-valid", "not_sent");
 }
 
 /// A bank whose roots do not include our QWAC's.
-fn distrustful(versions: &[&'static rustls::SupportedProtocolVersion]) -> FakeBank {
+pub(crate) fn distrustful(versions: &[&'static rustls::SupportedProtocolVersion]) -> FakeBank {
     static OTHER: OnceLock<Stranger> = OnceLock::new();
     let other = OTHER.get_or_init(|| Stranger::new(&["localhost"], now() - DAY..now() + DAY));
     let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &other.folder.join("ca.pem"), versions);

@@ -27,7 +27,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Reads lines until one begins with `mark`; returns all so far.
-fn read_until(reader: &mut impl std::io::BufRead, mark: &str) -> Vec<String> {
+pub(crate) fn read_until(reader: &mut impl std::io::BufRead, mark: &str) -> Vec<String> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();

@@ -3,6 +3,7 @@
 mod bank_faults;
 mod callers;
 mod cli;
+mod connect;
 mod drain;
 mod framing;
 mod load;

@@ -15,7 +15,7 @@ use crate::support::{FakeBank, Lines, Rig, Running, config, folder, header, send
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
-const ESTABLISHED: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
+pub(crate) const ESTABLISHED: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
 /// `user:hunter2`, as RFC 7617 writes it.
 const BASIC: &str = "Basic dXNlcjpodW50ZXIy";
 
@@ -92,13 +92,13 @@ fn silent_addresses_alone_are_a_timeout() {
 
 /// A company's proxy on raw sockets, one thread a connection. Answers each CONNECT with the same bytes, and is a tunnel
 /// to the bank where they are [`ESTABLISHED`].
-struct Egress {
-    address: SocketAddr,
+pub(crate) struct Egress {
+    pub(crate) address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Egress {
-    fn saying(answer: &'static str) -> Self {
+    pub(crate) fn saying(answer: &'static str) -> Self {
         Self::answering(move |_| answer)
     }
 
@@ -122,7 +122,7 @@ impl Egress {
     }
 
     /// The line of the configuration that leads here.
-    fn via(&self) -> String {
+    pub(crate) fn via(&self) -> String {
         format!("    via: http://{}\n", self.address)
     }
 

@@ -1,0 +1,226 @@
+//! What `check --connect` says of one bank: the report of a connection, in words.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustls::ProtocolVersion;
+use rustls::pki_types::CertificateDer;
+
+use super::chain;
+use crate::config::Finding;
+use crate::identity::certificate::{Certificate, Curve, PublicKey, Validity, name_in_words};
+use crate::upstream::{Cause, Clocks, Connected, Failure, Question, Report, SendError, Session};
+
+/// One line for each thing that is known, in the order in which it became so. An error where requests would not reach
+/// the bank.
+pub(super) fn findings(file: &Path, upstream: &str, report: &Report, now: SystemTime) -> Vec<Finding> {
+    let mut told = Told { file, key: format!("upstreams.{upstream}"), findings: Vec::new() };
+    if let Some(connected) = &report.connected {
+        told.connected(connected, report);
+    }
+    if let Some(session) = &report.session {
+        told.session(session);
+    }
+    for (index, der) in report.chain.iter().enumerate() {
+        told.certificate(&format!("certificate {} of {}", index + 1, report.chain.len()), der, now);
+    }
+    match &report.question {
+        Some(question) => told.question(question),
+        None if report.session.is_some() => told.unasked(),
+        None => {}
+    }
+    if let Some(clocks) = &report.clocks {
+        told.clocks(clocks);
+    }
+    if let Some(failure) = &report.failure {
+        told.failure(failure);
+    }
+    told.findings
+}
+
+struct Told<'a> {
+    file: &'a Path,
+    key: String,
+    findings: Vec<Finding>,
+}
+
+impl Told<'_> {
+    fn note(&mut self, text: String) {
+        self.findings.push(Finding::note(self.file, &self.key, text));
+    }
+
+    fn warning(&mut self, text: impl Into<String>, hint: &str) {
+        self.findings.push(Finding::warning(self.file, &self.key, text).hint(hint));
+    }
+
+    fn connected(&mut self, connected: &Connected, report: &Report) {
+        let address = connected.address.map_or_else(|| "an address".to_owned(), |address| address.to_string());
+        let others = report.addresses.iter().filter(|other| Some(**other) != connected.address);
+        let others: Vec<_> = others.map(ToString::to_string).collect();
+        let others = if others.is_empty() { String::new() } else { format!(" (the others: {})", list(&others, ", ")) };
+        let (way, tunnel) = if report.via { ("the proxy of `via` at ", ", tunnel included") } else { ("", "") };
+        self.note(format!("connected to {way}{address} in {}{tunnel}{others}", millis(connected.took)));
+    }
+
+    fn session(&mut self, session: &Session) {
+        let version = match session.version {
+            Some(ProtocolVersion::TLSv1_2) => "TLS 1.2".to_owned(),
+            Some(ProtocolVersion::TLSv1_3) => "TLS 1.3".to_owned(),
+            other => other.map_or_else(|| "TLS".to_owned(), |other| format!("{other:?}")),
+        };
+        let suite = session.suite.map_or_else(String::new, |suite| format!(", {suite:?}"));
+        let group = session.group.map_or_else(String::new, |group| format!(", {group:?}"));
+        let alpn = session.alpn.as_ref().map_or_else(|| "no ALPN".to_owned(), |alpn| format!("ALPN {alpn}"));
+        self.note(format!("{version}{suite}{group}, {alpn}; handshake in {}", millis(session.took)));
+    }
+
+    fn certificate(&mut self, which: &str, der: &CertificateDer<'static>, now: SystemTime) {
+        let Ok(certificate) = Certificate::from_der(der.clone()) else {
+            return self.warning(format!("{which} cannot be read"), "ask the bank for a proper chain");
+        };
+        let hosts = match certificate.hosts() {
+            [] => String::new(),
+            hosts => format!(", for {}", list(hosts, ", ")),
+        };
+        let (validity, hint) = validity(&certificate, now);
+        let text = format!(
+            "{which}: {}, issued by {}, {validity}, {}{hosts}, SHA-256 {}",
+            certificate.subject(),
+            certificate.issuer(),
+            key(certificate.public_key()),
+            certificate.sha256_hex(),
+        );
+        match hint {
+            Some(hint) => self.warning(text, hint),
+            None => self.note(text),
+        }
+    }
+
+    fn question(&mut self, question: &Question) {
+        self.note("the bank asked for our certificate in the handshake and was given the QWAC".to_owned());
+        let accepted: Vec<_> = question.issuers.iter().map(|name| words(name)).collect();
+        if accepted.is_empty() {
+            return self.note("the bank does not say whose certificates it accepts".to_owned());
+        }
+        self.note(format!("the bank says that it accepts certificates of: {}", list(&accepted, "; ")));
+        let ours: Vec<_> = question.presented.iter().filter_map(issuer).collect();
+        match ours.iter().find(|ours| accepted.contains(ours)) {
+            Some(issuer) => self.note(format!("our QWAC's issuer {issuer} is among them")),
+            None => self.warning(
+                format!("none of them issued our QWAC, which is of: {}", ours.join("; ")),
+                "what a bank says here may be incomplete; if it refuses the QWAC, give the whole chain in \
+                 `qwac.certificate` or ask the bank which issuers it trusts",
+            ),
+        }
+    }
+
+    fn unasked(&mut self) {
+        self.warning(
+            "the bank did not ask for our certificate in the handshake and has not seen the QWAC",
+            "a bank that asks later, by TLS 1.2 renegotiation or TLS 1.3 post-handshake authentication, cannot be \
+             served: our TLS library (rustls) does neither. Ask the bank for a host or port that asks in the handshake",
+        );
+    }
+
+    fn clocks(&mut self, clocks: &Clocks) {
+        let status = clocks.status.as_u16();
+        match clocks.skew() {
+            None => self.note(format!("HEAD / answered {status} without a Date: the bank's clock is not known")),
+            Some(0) => self.note(format!("HEAD / answered {status}; the bank's clock agrees with ours")),
+            Some(skew) => {
+                let side = if skew > 0 { "ahead of" } else { "behind" };
+                let text = format!("HEAD / answered {status}; the bank's clock is {} s {side} ours", skew.abs());
+                if skew.abs() > BEARABLE {
+                    self.warning(text, "set this machine's clock: banks refuse seals whose Date is off");
+                } else {
+                    self.note(text);
+                }
+            }
+        }
+    }
+
+    fn failure(&mut self, failure: &Failure) {
+        let (text, hint) = match failure {
+            Failure::Acquire(error) => (chain(error), error.hint()),
+            Failure::Send(error) => (chain(&error.cause), error.cause.hint()),
+        };
+        if speaks_of_the_request(failure) {
+            return self.warning(format!("HEAD / was not answered: {text}"), hint);
+        }
+        self.findings.push(Finding::error(self.file, &self.key, text).hint(hint));
+    }
+}
+
+/// Whether a bank that fails so may still answer the requests that it knows: not everyone answers `HEAD /`.
+fn speaks_of_the_request(failure: &Failure) -> bool {
+    match failure {
+        Failure::Acquire(_) => false,
+        Failure::Send(SendError { cause, .. }) => match cause {
+            Cause::QwacRefused(_) | Cause::Renegotiation | Cause::PostHandshakeAuthentication => false,
+            Cause::MalformedHead(_) | Cause::Switched => false,
+            Cause::ClosedBeforeHead(_) | Cause::ClosedInHead(_) | Cause::ResponseTimeout(_) => true,
+        },
+    }
+}
+
+/// Seconds: below the minutes that banks allow for, above what a machine with NTP is off.
+const BEARABLE: i64 = 30;
+
+/// The validity in words, and what to do about it.
+fn validity(certificate: &Certificate, now: SystemTime) -> (String, Option<&'static str>) {
+    let (from, to) = (day(certificate.not_before()), day(certificate.not_after()));
+    match certificate.validity_at(now) {
+        Validity::NotYet => (format!("valid only from {from} to {to}"), Some("check this machine's clock")),
+        Validity::Expired => (format!("expired on {to}"), Some("tell the bank, if this machine's clock is right")),
+        Validity::Valid => {
+            let left = certificate.not_after().duration_since(now).unwrap_or_default().as_secs() / DAY;
+            let hint = (left < EXPIRES_SOON).then_some("if `trust` names it, ask the bank for its successor");
+            (format!("valid from {from} to {to} ({left} days left)"), hint)
+        }
+    }
+}
+
+/// Seconds.
+const DAY: u64 = 24 * 3600;
+
+/// Days, as for our own certificates.
+const EXPIRES_SOON: u64 = 30;
+
+/// `06 Nov 2026`. httpdate writes only years from 1970 to 9999, and a certificate may name others.
+fn day(moment: SystemTime) -> String {
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    let date = httpdate::fmt_http_date(moment.clamp(SystemTime::UNIX_EPOCH, last));
+    date.get(5..16).unwrap_or(&date).to_owned()
+}
+
+fn key(key: &PublicKey) -> String {
+    match key {
+        PublicKey::Rsa { bits, .. } => format!("RSA {bits}"),
+        PublicKey::Ec { curve: Curve::P256, .. } => "EC P-256".to_owned(),
+        PublicKey::Ec { curve: Curve::P384, .. } => "EC P-384".to_owned(),
+        PublicKey::Ec { curve: Curve::Other(oid), .. } => format!("EC on the curve {oid}"),
+        PublicKey::Other(oid) => format!("key algorithm {oid}"),
+    }
+}
+
+fn words(name: &[u8]) -> String {
+    name_in_words(name).unwrap_or_else(|| "a name that cannot be read".to_owned())
+}
+
+fn issuer(certificate: &CertificateDer<'static>) -> Option<String> {
+    Certificate::from_der(certificate.clone()).ok().map(|certificate| certificate.issuer().to_owned())
+}
+
+/// Of a long list the beginning.
+fn list(items: &[String], separator: &str) -> String {
+    match items.get(..MOST) {
+        Some(first) if items.len() > MOST => format!("{} and {} more", first.join(separator), items.len() - MOST),
+        _ => items.join(separator),
+    }
+}
+
+const MOST: usize = 20;
+
+fn millis(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 
-use super::{App, Process};
+use super::Process;
 use crate::config::{Config, Finding, Upstream as UpstreamConfig};
 use crate::identity::certificate::{Certificate, Validity};
 use crate::identity::qcstatements::QcType;
@@ -20,6 +20,8 @@ use crate::upstream::{SetupError, Upstream};
 /// Everything that a change of certificates or routes replaces.
 pub(super) struct Generation {
     pub(super) routes: Routes,
+    /// By their names in the configuration, those without a route included.
+    pub(super) upstreams: BTreeMap<String, Arc<Upstream>>,
     pub(super) findings: Vec<Finding>,
 }
 
@@ -33,21 +35,11 @@ pub(super) async fn build(config: &Config, process: &Process, now: SystemTime) -
     if builder.findings.iter().any(Finding::is_error) {
         return Err(builder.findings);
     }
-    Ok(Generation { routes: Routes::new(routes, config.hosts.clone()), findings: builder.findings })
-}
-
-impl App {
-    /// The upstreams by name, each as a generation of its own reaches it: for whoever wants to look at a bank without a
-    /// route. Reads the identities' files again.
-    pub async fn upstreams(&self, now: SystemTime) -> Result<BTreeMap<String, Arc<Upstream>>, Vec<Finding>> {
-        let mut builder = Builder { config: &self.config, process: &self.process, findings: Vec::new() };
-        let identities = builder.identities(now).await;
-        let upstreams = builder.upstreams(&identities);
-        if builder.findings.iter().any(Finding::is_error) {
-            return Err(builder.findings);
-        }
-        Ok(upstreams.into_iter().map(|(name, reach)| (name, reach.upstream)).collect())
-    }
+    Ok(Generation {
+        routes: Routes::new(routes, config.hosts.clone()),
+        upstreams: upstreams.into_iter().map(|(name, reach)| (name, reach.upstream)).collect(),
+        findings: builder.findings,
+    })
 }
 
 struct Builder<'a> {

@@ -21,13 +21,14 @@ use crate::config::{Config, Finding, Upstream};
 use crate::log::Log;
 use crate::proxy::listener::{Address, Departure, Hall, Listener, Phase, Reactor};
 use crate::proxy::{self, Metrics, Proxy, Shared};
-use crate::upstream::{Destination, Families, ReactorId};
+use crate::upstream::{self, Destination, Families, ReactorId};
 
 /// All that `run` does short of binding: a first generation, checked.
 pub struct App {
     config: Config,
     process: Process,
     shared: Arc<Shared>,
+    upstreams: BTreeMap<String, Arc<upstream::Upstream>>,
     findings: Vec<Finding>,
 }
 
@@ -83,12 +84,17 @@ impl App {
         let generation = generation::build(&config, &process, now).await?;
         let metrics = process.proxy_metrics.clone();
         let shared = Shared::new(generation.routes, config.limits, config.timeouts, metrics, log);
-        Ok(Self { config, process, shared, findings: generation.findings })
+        Ok(Self { config, process, shared, upstreams: generation.upstreams, findings: generation.findings })
     }
 
     /// Warnings and notes.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// The upstreams by name, for whoever wants to look at a bank without a route.
+    pub fn upstreams(&self) -> &BTreeMap<String, Arc<upstream::Upstream>> {
+        &self.upstreams
     }
 
     /// Binds every listener, or none. Call it within the runtime that will serve.

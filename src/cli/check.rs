@@ -27,18 +27,17 @@ pub(super) fn run(file: &Path, connect: bool) -> Result<(), Failure> {
 }
 
 async fn check(file: &Path, config: Config, log: Log, connect: bool) -> Result<(), Failure> {
-    let now = SystemTime::now();
-    let app = App::build(config, log, now).await.map_err(refused)?;
+    let app = App::build(config, log, SystemTime::now()).await.map_err(refused)?;
     app.findings().iter().for_each(say);
     if !connect {
         return Ok(());
     }
     // All at once, because each may wait for its deadlines; told in the order of their names.
-    let upstreams = app.upstreams(now).await.map_err(refused)?;
-    let probes: Vec<_> = upstreams.into_iter().map(|(name, upstream)| (name, tokio::spawn(probe(upstream)))).collect();
+    let probes = app.upstreams().iter().map(|(name, upstream)| (name, tokio::spawn(probe(Arc::clone(upstream)))));
+    let probes: Vec<_> = probes.collect();
     let mut unreached = false;
     for (name, probe) in probes {
-        let findings = connect::findings(file, &name, &probe.await?, SystemTime::now());
+        let findings = connect::findings(file, name, &probe.await?, SystemTime::now());
         unreached |= findings.iter().any(Finding::is_error);
         findings.iter().for_each(say);
     }

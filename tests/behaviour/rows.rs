@@ -49,6 +49,9 @@
 //! - T-idle2 `a_slow_connect_does_not_count_as_idle`
 //! - T-post `no_payment_reaches_the_bank_twice_and_every_outcome_is_true`
 //! - T-cert13 `a_qwac_that_is_refused_under_tls_1_3_after_the_request_was_written`
+//! - T-reneg `a_bank_that_renegotiates_for_the_certificate_is_named_at_once`
+//!   `openssl_that_renegotiates_for_the_certificate_is_an_error` `a_bank_that_asks_after_the_handshake_is_named_and_counted`
+//! - T-skew cannot fail a request here: the report on a connection compares clocks, a metric comes with the work on identity
 //! - T-alg T-x509 `certificates_that_cannot_be_verified_are_refused_in_words`
 //! - T-dns `a_busy_connection_ends_with_its_age`: each new one looks the name up
 //! - T-dns2 `a_name_that_resolves_into_our_own_network` `addresses_that_are_no_bank_on_the_internet_are_private`

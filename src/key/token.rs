@@ -170,6 +170,14 @@ struct Place {
     pin_each_time: Option<AuthPin>,
 }
 
+/// A key, and how it signs.
+struct Found {
+    key: ObjectHandle,
+    scheme: Scheme,
+    mechanism: MechanismType,
+    pin_each_time: bool,
+}
+
 impl Station {
     fn new(door: &Arc<Door>) -> Self {
         Self { door: Arc::clone(door), place: None }
@@ -226,17 +234,36 @@ impl Door {
         // Held to the end: nobody starts the library anew under our hands.
         let library = module.library.read().unwrap_or_else(PoisonError::into_inner);
         let (slot, token) = self.slot(&library)?;
-        let session = library.open_ro_session_no_drop(slot).map_err(Fault::Pkcs11)?;
-        let pin = self.pin()?;
-        if token.login_required() {
-            self.log_in(&session, pin.as_ref(), &token)?;
-        }
-        let key = self.key(&session)?;
-        let (scheme, pin_each_time) = describe(&session, key)?;
         let mechanisms = library.get_mechanism_list(slot).map_err(Fault::Pkcs11)?;
-        let mechanism = mechanism(scheme, &mechanisms, pin_each_time)?;
-        let pin_each_time = pin.filter(|_| pin_each_time);
-        Ok(Place { session, module: Arc::clone(module), epoch: module.epoch(), key, scheme, mechanism, pin_each_time })
+        let pin = self.pin()?;
+        let session = library.open_ro_session_no_drop(slot).map_err(Fault::Pkcs11)?;
+        match self.find(&session, pin.as_ref(), &token, &mechanisms) {
+            Ok(Found { key, scheme, mechanism, pin_each_time }) => {
+                let pin_each_time = pin.filter(|_| pin_each_time);
+                let (module, epoch) = (Arc::clone(module), module.epoch());
+                Ok(Place { session, module, epoch, key, scheme, mechanism, pin_each_time })
+            }
+            Err(fault) => {
+                // A token has few sessions, and every request may come this way.
+                let _ = session.close();
+                Err(fault)
+            }
+        }
+    }
+
+    fn find(
+        &self,
+        session: &Session,
+        pin: Option<&AuthPin>,
+        token: &TokenInfo,
+        mechanisms: &[MechanismType],
+    ) -> Result<Found, Fault> {
+        if token.login_required() {
+            self.log_in(session, pin, token)?;
+        }
+        let key = self.key(session)?;
+        let (scheme, pin_each_time) = describe(session, key)?;
+        Ok(Found { key, scheme, mechanism: mechanism(scheme, mechanisms, pin_each_time)?, pin_each_time })
     }
 
     fn slot(&self, library: &Pkcs11) -> Result<(Slot, TokenInfo), Fault> {

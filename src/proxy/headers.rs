@@ -3,7 +3,7 @@
 
 use http::header::{
     ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, EXPECT, HOST, HeaderMap,
-    HeaderName, HeaderValue, TRANSFER_ENCODING, USER_AGENT,
+    HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING, USER_AGENT,
 };
 use http::request::Parts;
 use http::uri::{self, PathAndQuery, Uri};
@@ -111,7 +111,9 @@ pub fn outbound(
 pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
     let named: Vec<HeaderName> =
         connection_options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
-    let foreign = |name: &HeaderName| is_hop_by_hop(name) || name.as_str().starts_with("sealproxy-");
+    // `Trailer` announces what passes as well; hyper writes only the trailers that it names.
+    let foreign =
+        |name: &HeaderName| is_hop_by_hop(name) && *name != TRAILER || name.as_str().starts_with("sealproxy-");
     if headers.contains_key(TRANSFER_ENCODING) {
         // A length beside chunks is not the length (RFC 9112 section 6.3), and would cut the answer.
         headers.remove(CONTENT_LENGTH);

@@ -39,9 +39,12 @@ struct Queue {
 pub enum Importance {
     /// Dropped and counted when the buffer is full.
     Usual,
-    /// Kept whatever the buffer holds: somebody's money depends on it.
+    /// Kept where others are dropped, up to several times the buffer: somebody's money depends on it.
     Keep,
 }
+
+/// How many times as many lines the buffer holds where those over its capacity are to be kept.
+const KEPT: usize = 8;
 
 /// A moment as log lines write it: RFC 3339, UTC, milliseconds.
 pub fn timestamp(time: SystemTime) -> String {
@@ -95,7 +98,12 @@ impl Log {
     pub fn line(&self, mut line: String, importance: Importance) {
         line.push('\n');
         let mut queue = self.lock();
-        if queue.lines.len() >= self.shared.capacity && importance == Importance::Usual {
+        // Lines to keep have room of their own, and an end as well: memory is needed for the requests themselves.
+        let room = match importance {
+            Importance::Usual => self.shared.capacity,
+            Importance::Keep => self.shared.capacity.saturating_mul(KEPT),
+        };
+        if queue.lines.len() >= room {
             self.shared.dropped.inc();
             return;
         }

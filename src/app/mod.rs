@@ -177,7 +177,7 @@ impl Bound {
             let _ = acceptor.await;
         }
         let ended = tokio::select! {
-            ended = drained(&hall, &app, app.config.drain) => ended,
+            ended = drained(&hall, &app, app.config.drain - LAST_WORDS.min(app.config.drain / 4)) => ended,
             _ = signal() => Ended::Hurried,
         };
         if ended != Ended::Drained {
@@ -249,7 +249,8 @@ async fn drained(hall: &Hall, app: &App, limit: Duration) -> Ended {
     Ended::Drained
 }
 
-/// For callers that are told at the end of the drain what is known of their requests.
+/// For callers that are told at the end of the drain what is known of their requests: a part of it, so that whoever ends
+/// us by force after the linger and the drain cuts nothing.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How often a drain looks whether it is done.

@@ -130,7 +130,12 @@ impl Config {
         let threads = threads(root, machine);
         let limits = limits::limits(root, machine);
         let (identities, identity_names) = identities::identities(root, folder, limits.waiting_seals);
-        let context = upstreams::Context { folder, identities: &identity_names, timeouts: deadlines.upstream };
+        let context = upstreams::Context {
+            folder,
+            identities: &identity_names,
+            timeouts: deadlines.upstream,
+            in_flight: limits.proxy.in_flight,
+        };
         let (upstreams, upstream_names) = upstreams::upstreams(root, &context);
         let routes = routes::routes(root, &upstream_names, &upstreams);
         let config = Self {

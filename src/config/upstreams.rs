@@ -51,19 +51,26 @@ pub(super) struct Context<'a> {
     pub(super) identities: &'a [&'a str],
     /// The deadlines that it may override.
     pub(super) timeouts: Timeouts,
+    /// Requests under way in the whole process.
+    pub(super) in_flight: usize,
 }
 
 /// The upstreams that are legal, and the names of all.
 pub(super) fn upstreams<'a>(root: &Section<'a>, context: &Context<'_>) -> (BTreeMap<String, Upstream>, Vec<&'a str>) {
     let entries = named(root, "upstreams", "name a bank, with its url, environment, identity and profile");
     let names = entries.iter().map(|(name, _)| *name).collect();
-    let legal = entries.iter().filter_map(|(name, value)| Some(((*name).to_owned(), upstream(value, context)?)));
+    // Each bank's share, so that those that hang leave the others theirs.
+    let share = (context.in_flight / entries.len().max(1)).clamp(1, MOST_IN_FLIGHT);
+    let legal = entries.iter().filter_map(|(name, value)| Some(((*name).to_owned(), upstream(value, context, share)?)));
     (legal.collect(), names)
 }
 
-fn upstream(value: &Value<'_>, context: &Context<'_>) -> Option<Upstream> {
+/// Requests under way at one bank, unless the configuration says otherwise.
+const MOST_IN_FLIGHT: usize = 256;
+
+fn upstream(value: &Value<'_>, context: &Context<'_>, share: usize) -> Option<Upstream> {
     let section = value.section(&KEYS)?;
-    let settings = settings(&section, context);
+    let settings = settings(&section, context, share);
     let environment = environment(&section);
     let identity = identity(&section, context.identities);
     let pass = pass(&section, settings.as_ref().is_none_or(|settings| settings.private));
@@ -76,7 +83,7 @@ fn upstream(value: &Value<'_>, context: &Context<'_>) -> Option<Upstream> {
     Some(Upstream { settings: settings?, environment: environment?, identity: identity?, profile, api, pass })
 }
 
-fn settings(section: &Section<'_>, context: &Context<'_>) -> Option<Settings> {
+fn settings(section: &Section<'_>, context: &Context<'_>, share: usize) -> Option<Settings> {
     let private = section.quantity("private", false, boolean);
     let url = section.required("url", "write the bank's scheme and host, such as https://oauth2-apisi.e-i.com");
     let origin = url.and_then(|value| value.text(|text| public_origin(text, private)));
@@ -85,7 +92,7 @@ fn settings(section: &Section<'_>, context: &Context<'_>) -> Option<Settings> {
     let idle = section.quantity("idle", Duration::from_secs(50), duration);
     let max_age = section.quantity("max_age", Duration::from_secs(600), duration);
     let connections = section.quantity("connections", 128, |text| whole(text, 1..=65_536));
-    let in_flight = section.quantity("in_flight", 256, |text| whole(text, 1..=1_000_000));
+    let in_flight = section.quantity("in_flight", share, |text| whole(text, 1..=1_000_000));
     let timeouts = upstream_timeouts(&section.section("timeouts", &UPSTREAM_TIMEOUT_KEYS), context.timeouts);
     let trust = trust.unwrap_or(Trust::System);
     Some(Settings { origin: origin?, trust, private, via, idle, max_age, connections, in_flight, timeouts })

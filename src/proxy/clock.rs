@@ -21,11 +21,17 @@ pub(super) struct Clock {
     state: AtomicU8,
     since: AtomicU64,
     under_way: AtomicUsize,
+    /// Exchanges in flight that wait for the caller: for its body, or for it to take its answer; and since when all do.
+    waiting: AtomicUsize,
+    waiting_since: AtomicU64,
+    /// Since when the caller takes no byte that is written.
+    blocked_since: AtomicU64,
     /// On HTTP/2: when each exchange in flight began. Empty and never touched on HTTP/1.1, which has one at a time.
     streams: Mutex<BTreeMap<u64, Millis>>,
     /// Whether it speaks HTTP/2, whose control frames are no request heads.
     multiplexed: AtomicBool,
     evict: Notify,
+    asked_to_go: AtomicBool,
     /// Whether the next answer is to be the last: the process is on its way out, or ...
     leaving: AtomicBool,
     /// ... the hall is full.
@@ -37,6 +43,19 @@ pub(super) struct Clock {
 
 /// Milliseconds since a clock's origin.
 type Millis = u64;
+
+/// How much would be lost with a connection: the least goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Usefulness {
+    /// No request yet.
+    None,
+    /// Between two requests.
+    Idle,
+    /// Its caller has kept all its exchanges waiting for long.
+    Stuck,
+    /// An exchange is in flight.
+    Busy,
+}
 
 /// A connection without an exchange in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,9 +78,13 @@ impl Clock {
             state: AtomicU8::new(State::Fresh as u8),
             since: AtomicU64::new(0),
             under_way: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            waiting_since: AtomicU64::new(0),
+            blocked_since: AtomicU64::new(NEVER),
             streams: Mutex::default(),
             multiplexed: AtomicBool::new(false),
             evict: Notify::new(),
+            asked_to_go: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             crowded,
             leave: Notify::new(),
@@ -70,17 +93,49 @@ impl Clock {
         })
     }
 
-    /// Asks the connection to end, which it does unless it is busy by then.
+    /// Asks the connection to end, which it does unless it is of use by then.
     pub(super) fn evict(&self) {
+        self.asked_to_go.store(true, Ordering::Relaxed);
         self.evict.notify_one();
+    }
+
+    /// Whether it was asked to end and has not done so yet.
+    pub(super) fn is_going(&self) -> bool {
+        self.asked_to_go.load(Ordering::Relaxed)
     }
 
     pub(super) async fn evicted(&self) {
         loop {
             self.evict.notified().await;
-            if !self.is_busy() {
+            if self.usefulness() < Usefulness::Busy {
                 return;
             }
+            self.asked_to_go.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// How much would be lost with the connection.
+    pub(super) fn usefulness(&self) -> Usefulness {
+        match self.state() {
+            State::Fresh | State::Head => Usefulness::None,
+            State::Idle => Usefulness::Idle,
+            State::Busy if self.is_stuck() => Usefulness::Stuck,
+            State::Busy => Usefulness::Busy,
+        }
+    }
+
+    /// Whether every exchange in flight has waited for the caller for longer than a head may take.
+    fn is_stuck(&self) -> bool {
+        let since = self.at(self.waiting_since.load(Ordering::Relaxed));
+        self.waiting.load(Ordering::Acquire) >= self.under_way.load(Ordering::Acquire)
+            && since + self.limits.header <= Instant::now()
+    }
+
+    /// The caller takes no byte, or takes them again.
+    pub(super) fn blocked(&self, blocked: bool) {
+        let was = self.blocked_since.load(Ordering::Relaxed) != NEVER;
+        if blocked != was {
+            self.blocked_since.store(if blocked { self.now() } else { NEVER }, Ordering::Relaxed);
         }
     }
 
@@ -119,10 +174,6 @@ impl Clock {
         }
     }
 
-    pub(super) fn is_busy(&self) -> bool {
-        self.state() == State::Busy
-    }
-
     pub(super) fn is_multiplexed(&self) -> bool {
         self.multiplexed.load(Ordering::Relaxed)
     }
@@ -153,11 +204,19 @@ impl Clock {
 
     /// When the present state has lasted long enough.
     fn deadline(&self) -> Instant {
+        // Whoever minds the answer comes first, and knows which it is.
+        let blocked = self.at(self.blocked_since.load(Ordering::Relaxed)) + self.limits.body + LAST_WORDS;
+        self.deadline_of_state().min(blocked)
+    }
+
+    fn deadline_of_state(&self) -> Instant {
         let since = self.at(self.since.load(Ordering::Relaxed));
         match self.state() {
             State::Fresh | State::Head => {
                 (since + self.limits.header).min(self.at(self.last_call.load(Ordering::Relaxed)))
             }
+            // Asked to leave, it has nothing to wait for: on HTTP/2 a caller that does not listen would not go.
+            State::Idle if self.leaving.load(Ordering::Relaxed) && self.is_multiplexed() => since + GRACE,
             State::Idle => since + self.limits.client_idle,
             // An exchange has a deadline of its own; this one ends a caller that stopped reading its answer.
             State::Busy => self.oldest_stream().unwrap_or(since) + self.limits.exchange + LAST_WORDS,
@@ -188,7 +247,7 @@ fn millis(duration: Duration) -> Millis {
 /// Far from the end of an `Instant`: a century.
 const NEVER: Millis = 100 * 365 * 24 * 3600 * 1000;
 
-/// For the answer to an exchange whose deadline has passed.
+/// For the answer to an exchange whose deadline has passed, and for whoever is to say why a connection ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// For the request of a connection that came in at the very end: callers send within a round trip of connecting.
@@ -198,6 +257,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(super) struct Busy {
     clock: Arc<Clock>,
     stream: u64,
+    waits: AtomicBool,
 }
 
 impl Busy {
@@ -211,16 +271,41 @@ impl Busy {
         if clock.under_way.fetch_add(1, Ordering::AcqRel) == 0 {
             clock.enter(State::Idle);
         }
-        Self { clock: Arc::clone(clock), stream }
+        Self { clock: Arc::clone(clock), stream, waits: AtomicBool::new(false) }
+    }
+
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.clock.is_multiplexed()
+    }
+
+    /// The exchange waits for its caller from here on.
+    pub(super) fn waits(&self) {
+        if !self.waits.swap(true, Ordering::Relaxed) {
+            let waiting = self.clock.waiting.fetch_add(1, Ordering::AcqRel) + 1;
+            if waiting >= self.clock.under_way.load(Ordering::Acquire) {
+                self.clock.waiting_since.store(self.clock.now(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The caller has done its part.
+    pub(super) fn goes_on(&self) {
+        if self.waits.swap(false, Ordering::Relaxed) {
+            self.clock.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
 impl Busy {
-    /// Ends the connection too, unless it is there for other exchanges as well.
+    /// Ends the connection too: at once, or on HTTP/2 once the other exchanges on it have ended. What HTTP/2 still holds
+    /// of this one goes with the connection.
     pub(super) fn hang_up(self) {
         let clock = Arc::clone(&self.clock);
         drop(self);
-        if !clock.is_multiplexed() {
+        if clock.is_multiplexed() {
+            clock.leave();
+            clock.say_goodbye();
+        } else {
             clock.evict();
         }
     }
@@ -228,6 +313,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.goes_on();
         if self.clock.is_multiplexed() {
             self.clock.lock().remove(&self.stream);
         }

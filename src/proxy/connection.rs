@@ -141,6 +141,8 @@ async fn serve_http2(
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(proxy.limits().header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS)
+        // What a caller does not take stays with us, where it is counted.
+        .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(io), service(transport, &proxy, &clock));
     drive(connection, &proxy, &clock, departure).await;
 }
@@ -157,10 +159,10 @@ fn service(
 > + 'static {
     let (proxy, clock) = (proxy.clone(), Arc::clone(clock));
     service_fn(move |request| {
-        let (proxy, clock) = (proxy.clone(), Arc::clone(&clock));
-        let busy = Busy::new(&clock);
+        let clock = Arc::clone(&clock);
+        let answering = proxy.call(request, transport, Busy::new(&clock));
         async move {
-            let mut response = proxy.call(request, transport, busy).await;
+            let mut response = answering.await;
             if clock.is_leaving() {
                 say_goodbye(&mut response, &clock);
             }
@@ -180,7 +182,9 @@ fn say_goodbye(response: &mut Response<RelayBody>, clock: &Clock) {
 }
 
 /// Requests at a time on one HTTP/2 connection: RFC 9113 section 6.5.2 asks for at least 100.
-const STREAMS: u32 = 128;
+const STREAMS: u32 = 100;
+/// Bytes of one answer that HTTP/2 holds: a frame of its default size.
+const SEND_BUFFER: usize = 16 * 1024;
 
 /// Runs a connection until it ends, its clock runs out, it is evicted, or the departure finds it without a request.
 async fn drive<C>(connection: C, proxy: &Proxy, clock: &Clock, mut departure: Departure)
@@ -310,7 +314,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.clock.blocked(written.is_pending());
+        written
     }
 
     fn poll_write_vectored(
@@ -318,7 +324,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.clock.blocked(written.is_pending());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -165,6 +165,12 @@ impl Exchange {
     /// The caller did not take its answer.
     pub(super) fn stalled(&mut self) {
         self.problem = Some("caller-stalled");
+        self.caller_gone = true;
+    }
+
+    /// The answer did not end in the time that the whole exchange has.
+    pub(super) fn timed_out(&mut self) {
+        self.problem = Some("exchange-timeout");
     }
 
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
@@ -216,9 +222,10 @@ impl Drop for Exchange {
         }
         let metrics = self.route.as_ref().map_or(&*self.recorder.unrouted, |route| &route.metrics);
         metrics.count(self.status.unwrap_or(CLIENT_CLOSED), self.outcome, took.as_secs_f64());
-        // A safe request may be repeated by anyone: its line is no more precious than others.
-        let importance =
-            if self.outcome == Outcome::Unknown && !self.is_safe() { Importance::Keep } else { Importance::Usual };
+        // A safe request may be repeated by anyone: its line is no more precious than others. Of an unsafe one whose caller
+        // was not told the end, the line is all that is known.
+        let untold = self.outcome == Outcome::Unknown || (self.outcome == Outcome::Answered && self.caller_gone);
+        let importance = if untold && !self.is_safe() { Importance::Keep } else { Importance::Usual };
         self.recorder.log.line(self.line(took), importance);
     }
 }

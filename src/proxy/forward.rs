@@ -3,17 +3,21 @@
 //! The order is the law: route, collect, prepare, acquire, seal, send, relay. A request is sealed only when its
 //! connection stands, and nothing touches a header after the seal.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::body::{self, Collected};
+use super::body::{self, Charge, Collected};
+use super::clock::Busy;
 use super::exchange::Exchange;
 use super::headers;
 use super::problem::Problem;
@@ -29,42 +33,79 @@ struct Prepared {
     reactor: upstream::ReactorId,
     /// For the whole exchange.
     deadline: Instant,
+    /// Whether the caller could not tell a cut answer from a whole one of unknown length: HTTP/1.0 has no chunks.
+    whole: bool,
     route: Arc<Route>,
     head: Parts,
     body: Collected,
 }
 
-/// Forwards one request under the id that it was given. Whatever happens, there is an answer.
-pub(super) async fn forward(
-    proxy: &Proxy,
-    request: Request<Incoming>,
+/// A request whose head is there, with the record that follows it to its end.
+pub(super) struct Arrived {
+    proxy: Proxy,
+    routes: Arc<Routes>,
+    head: Parts,
+    incoming: Incoming,
     transport: Transport,
-    (id, refused): (HeaderValue, Option<Problem>),
-) -> Response<RelayBody> {
-    let routes = proxy.shared.routes.load_full();
-    let (head, incoming) = request.into_parts();
-    let mut exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
-    let deadline = Instant::now() + proxy.shared.timeouts.exchange;
-    let preparing = async {
-        match refused {
-            Some(problem) => Err(problem),
-            None => {
-                let prepared = prepare(proxy, &routes, head, incoming, transport, deadline, &mut exchange);
-                timeout_at(deadline, prepared).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))
-            }
-        }
-    };
-    match proxy.shared.unless_stopped(preparing).await.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
-        Ok(prepared) => prepared.deliver(exchange).await,
-        Err(problem) => refuse(&problem, exchange),
+    exchange: Exchange,
+    refused: Option<Problem>,
+    deadline: Instant,
+}
+
+impl Arrived {
+    /// Begins the exchange, under the caller's id or one of ours.
+    pub(super) fn new(proxy: &Proxy, request: Request<Incoming>, transport: Transport) -> Self {
+        let routes = proxy.shared.routes.load_full();
+        let (head, incoming) = request.into_parts();
+        let (id, refused) = headers::identify(&head.headers);
+        let exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
+        let deadline = Instant::now() + proxy.shared.timeouts.exchange;
+        Self { proxy: proxy.clone(), routes, head, incoming, transport, exchange, refused, deadline }
     }
+
+    pub(super) fn id(&self) -> &HeaderValue {
+        self.exchange.id()
+    }
+
+    /// When the exchange has taken as long as it may.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Forwards the request. Whatever happens, there is an answer.
+    pub(super) async fn forward(mut self, busy: &Busy) -> Response<RelayBody> {
+        let shared = Arc::clone(&self.proxy.shared);
+        let (deadline, old) = (self.deadline, self.head.version == Version::HTTP_10);
+        let refused = self.refused.take();
+        let Self { proxy, routes, head, incoming, transport, mut exchange, .. } = self;
+        let preparing = async {
+            match refused {
+                Some(problem) => Err(problem),
+                None => {
+                    let incoming = Body { incoming, busy };
+                    let prepared = prepare(&proxy, &routes, head, incoming, transport, deadline, &mut exchange);
+                    timeout_at(deadline, prepared).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))
+                }
+            }
+        };
+        match shared.unless_stopped(preparing).await.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
+            Ok(prepared) => Prepared { whole: old, ..prepared }.deliver(exchange).await,
+            Err(problem) => refuse(&problem, exchange),
+        }
+    }
+}
+
+/// A request's body, and the connection that waits for it.
+struct Body<'a> {
+    incoming: Incoming,
+    busy: &'a Busy,
 }
 
 async fn prepare(
     proxy: &Proxy,
     routes: &Routes,
     mut head: Parts,
-    incoming: Incoming,
+    body: Body<'_>,
     transport: Transport,
     deadline: Instant,
     exchange: &mut Exchange,
@@ -76,11 +117,17 @@ async fn prepare(
     // Shed before the body is read, and counted after it: who sends slowly keeps nobody else's place.
     drop(proxy.shared.admit()?);
     let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
-    let body = body::collect(incoming, &proxy.shared.body_rules(), digest).await?;
+    body.busy.waits();
+    let body = {
+        let collected = body::collect(body.incoming, &proxy.shared.body_rules(&head), digest).await;
+        body.busy.goes_on();
+        collected?
+    };
     exchange.collected(body.payload.len());
     exchange.admitted(proxy.shared.admit()?);
     headers::outbound(&mut head, target, &route, exchange.id(), body.payload.len(), &proxy.shared.metrics)?;
-    Ok(Prepared { shared: Arc::clone(&proxy.shared), reactor: proxy.reactor, deadline, route, head, body })
+    let shared = Arc::clone(&proxy.shared);
+    Ok(Prepared { shared, reactor: proxy.reactor, deadline, whole: false, route, head, body })
 }
 
 impl Prepared {
@@ -120,7 +167,10 @@ impl Prepared {
     async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
         let sending = timeout_at(self.deadline, self.send_once_more_if_unsent(lease, &mut exchange));
         match sending.await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Unknown))) {
-            Ok(response) => relay(response, exchange, self.shared.patience()),
+            Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
+                relay_whole(response, exchange, &self.shared, self.deadline).await
+            }
+            Ok(response) => relay(response, exchange, self.shared.patience(self.deadline)),
             Err(problem) => refuse(&problem, exchange),
         }
     }
@@ -199,6 +249,37 @@ fn relay(response: Response<Answer>, exchange: Exchange, patience: Patience) -> 
     head.version = Version::HTTP_11;
     headers::inbound(&mut head.headers, exchange.id());
     Response::from_parts(head, RelayBody::bank(answer, exchange, patience))
+}
+
+/// Reads an answer to its end before it is relayed, so that it has a length.
+async fn relay_whole(
+    response: Response<Answer>,
+    mut exchange: Exchange,
+    shared: &Shared,
+    deadline: Instant,
+) -> Response<RelayBody> {
+    let (mut head, mut answer) = response.into_parts();
+    let (mut body, mut charge) = (BytesMut::new(), Charge::none(&shared.ahead));
+    let reading = async {
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await {
+            let Ok(data) = frame.map_err(Problem::Cut)?.into_data() else { continue };
+            exchange.relayed(data.len() as u64);
+            charge.add(data.len() as u64).map_err(|_| Problem::TooLargeForHttp10)?;
+            if charge.bytes() > shared.limits.body {
+                return Err(Problem::TooLargeForHttp10);
+            }
+            body.extend_from_slice(&data);
+        }
+        Ok(())
+    };
+    match timeout_at(deadline, reading).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Answered))) {
+        Ok(()) => {
+            head.version = Version::HTTP_11;
+            headers::inbound(&mut head.headers, exchange.id());
+            Response::from_parts(head, RelayBody::whole(body.freeze(), exchange))
+        }
+        Err(problem) => refuse(&problem, exchange),
+    }
 }
 
 fn refuse(problem: &Problem, mut exchange: Exchange) -> Response<RelayBody> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::runtime::Handle;
 
 use super::Proxy;
-use super::clock::{Clock, State};
+use super::clock::{Clock, Usefulness};
 use super::connection;
 pub use super::connection::{Departure, Phase};
 use super::route::Transport;
@@ -86,7 +86,7 @@ impl Listener {
         let peers = settings.peers.clone();
         match &settings.address {
             Address::Tcp(address) => {
-                let listener = TcpListener::bind(address).await?;
+                let listener = bind_tcp(*address)?;
                 let address = Address::Tcp(listener.local_addr()?);
                 Ok(Self { socket: Socket::Tcp(listener), address, peers })
             }
@@ -112,7 +112,7 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = departure.reaches(Phase::Draining) => break,
-                accepted = self.accept() => match accepted {
+                accepted = async { hall.room().await; self.accept().await } => match accepted {
                     Ok(accepted) => hall.seat(accepted, self.peers.as_deref()),
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
@@ -149,6 +149,11 @@ impl Listener {
     }
 }
 
+/// Connections over the limit that may be on their way out.
+const FEW: usize = 16;
+/// How often it is looked whether they have gone.
+const ROOM_LOOK: Duration = Duration::from_millis(1);
+
 /// After an accept that failed: long enough for a descriptor to come free, short enough for nobody to notice.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -165,6 +170,15 @@ async fn remove_stale_socket(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Binds with room for a crowd in the kernel's queue, which has 128 places where nobody says more.
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // For a restart: without it the addresses of connections that have just ended are taken. Two may not listen at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Binds a socket whose file nobody else could open for a moment.
 fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
     let Some(mode) = mode else { return UnixListener::bind(path) };
@@ -177,7 +191,7 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
     socket.listen(BACKLOG)
 }
 
-/// As long as what the runtime asks for where it is not told.
+/// Connections that may wait to be accepted; the system may allow less.
 const BACKLOG: u32 = 1024;
 
 /// A connection between acceptor and reactor: not registered with either.
@@ -196,6 +210,17 @@ impl Accepted {
     fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self::Unix(stream))
+    }
+
+    /// Says so to somebody for whom there is no seat. What has not been read yet may cost it the answer.
+    fn refuse(self) {
+        const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\n\
+            sealproxy-outcome: not_sent\r\nproxy-status: sealproxy; error=connection_limit_reached\r\nconnection: close\r\n\r\n";
+        // A new socket has room for this; one that is gone already needs no answer.
+        let _ = match self {
+            Self::Tcp(mut stream) => stream.write(FULL),
+            Self::Unix(mut stream) => stream.write(FULL),
+        };
     }
 
     /// How the requests of this connection come in. The user is the one who connected, as the kernel tells (unix(7),
@@ -261,18 +286,32 @@ impl Hall {
         let reactor = (0..self.reactors.len())
             .min_by_key(|index| self.reactors[*index].connections.load(Ordering::Relaxed))
             .expect("a hall has a reactor");
-        let Some(seat) = Seat::take(self, reactor) else { return };
+        let Some(seat) = Seat::take(self, reactor) else {
+            self.reactors[reactor].proxy.metrics().refused_connections.inc();
+            return accepted.refuse();
+        };
         self.reactors[reactor].handle.spawn(seat.serve(accepted, transport));
     }
 
-    /// At the limit the oldest connection without an exchange in flight goes: fresh and mid-head before idle.
+    /// At the limit the least useful connection goes, the oldest of its kind: without a request yet, then idle, then one
+    /// whose caller has kept it waiting for long. `false` where all are of use.
     fn make_room(&self, seated: &BTreeMap<u64, Arc<Clock>>) -> bool {
-        if seated.len() < self.limit {
+        let staying = seated.iter().filter(|(_, clock)| !clock.is_going());
+        let mut count = 0;
+        let ranked = staying.inspect(|_| count += 1).map(|(id, clock)| (clock.usefulness(), *id, clock));
+        let least = ranked.min_by_key(|(usefulness, id, _)| (*usefulness, *id));
+        if count < self.limit {
             return true;
         }
-        let waiting = seated.iter().map(|(id, clock)| (clock.state().max(State::Head), *id, clock));
-        let oldest = waiting.filter(|(state, ..)| *state != State::Busy).min_by_key(|(state, id, _)| (*state, *id));
-        oldest.inspect(|(.., clock)| clock.evict()).is_some()
+        let goes = least.filter(|(usefulness, ..)| *usefulness < Usefulness::Busy);
+        goes.inspect(|(.., clock)| clock.evict()).is_some()
+    }
+
+    /// Waits until those who were asked to go have gone, all but a few: the others wait in the kernel's queue.
+    async fn room(&self) {
+        while self.open() >= self.limit + self.limit / 8 + FEW {
+            tokio::time::sleep(ROOM_LOOK).await;
+        }
     }
 
     fn count(&self, seated: &BTreeMap<u64, Arc<Clock>>) {

@@ -20,6 +20,8 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// Open connections of local clients.
     pub connections: IntGauge,
+    /// Connections of local clients for which there was no place.
+    pub refused_connections: IntCounter,
 }
 
 impl Metrics {
@@ -60,6 +62,12 @@ impl Metrics {
             )?,
             in_flight: gauge("sealproxy_in_flight", "Requests under way.")?,
             connections: gauge("sealproxy_client_connections", "Open connections of local clients.")?,
+            refused_connections: {
+                let name = "sealproxy_client_connections_refused_total";
+                let refused = IntCounter::new(name, "Connections of local clients for which there was no place.")?;
+                registry.register(Box::new(refused.clone()))?;
+                refused
+            },
         })
     }
 

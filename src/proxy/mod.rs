@@ -8,10 +8,12 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
 pub mod api;
 mod body;
@@ -33,6 +35,7 @@ use crate::upstream::ReactorId;
 use body::Budget;
 use clock::Busy;
 use exchange::Recorder;
+use forward::Arrived;
 pub use metrics::{Metrics, RouteMetrics};
 use problem::Problem;
 use relay::{Patience, RelayBody};
@@ -79,6 +82,8 @@ pub struct Shared {
     timeouts: Timeouts,
     in_flight: Arc<Semaphore>,
     budget: Arc<Budget>,
+    /// The part of it that answers may take whose callers are slow.
+    ahead: Arc<Budget>,
     metrics: Metrics,
     recorder: Recorder,
     stopped: watch::Sender<bool>,
@@ -88,10 +93,12 @@ impl Shared {
     /// Begins with a first generation of routes.
     pub fn new(routes: Routes, limits: Limits, timeouts: Timeouts, metrics: Metrics, log: Log) -> Arc<Self> {
         let unrouted = Arc::new(metrics.of_route("none"));
+        let budget = Budget::new(limits.buffered, limits.body);
         Arc::new(Self {
             routes: ArcSwap::from_pointee(routes),
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
-            budget: Budget::new(limits.buffered),
+            ahead: Budget::part(&budget, limits.buffered / 4),
+            budget,
             recorder: Recorder { log, unrouted, in_flight: metrics.in_flight.clone(), stopped: Arc::default() },
             stopped: watch::Sender::new(false),
             limits,
@@ -125,8 +132,10 @@ impl Shared {
         Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| Problem::Overloaded)
     }
 
-    fn body_rules(&self) -> body::Rules<'_> {
+    fn body_rules(&self, head: &Parts) -> body::Rules<'_> {
+        let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
         body::Rules {
+            head: (head.uri.path().len() + fields.sum::<usize>()) as u64,
             limit: self.limits.body,
             pause: self.timeouts.body,
             total: self.timeouts.body_total,
@@ -134,15 +143,19 @@ impl Shared {
         }
     }
 
-    fn patience(&self) -> Patience {
+    fn patience(&self, deadline: Instant) -> Patience {
         Patience {
+            deadline,
             unwanted: self.timeouts.exchange,
             stalled: self.timeouts.body,
             ahead: self.limits.body,
-            budget: Arc::clone(&self.budget),
+            budget: Arc::clone(&self.ahead),
         }
     }
 }
+
+/// What a header field costs beside its bytes.
+const FIELD: usize = 64;
 
 /// Serves the requests of one reactor. Cheap to clone.
 #[derive(Clone)]
@@ -157,18 +170,28 @@ impl Proxy {
         Self { shared, reactor }
     }
 
-    /// Answers one request. Infallible: an error would make hyper drop the connection without a word.
-    async fn call(&self, request: Request<Incoming>, transport: Transport, busy: Busy) -> Response<RelayBody> {
-        let identified = headers::identify(request.headers());
-        let id = identified.0.clone();
-        let mut work = pin!(forward::forward(self, request, transport, identified));
-        let mut response = std::future::poll_fn(|cx| {
-            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
-            polled.unwrap_or_else(|_| Poll::Ready(forward::without_exchange(&Problem::Internal, &id)))
-        })
-        .await;
-        response.body_mut().hold(busy);
-        response
+    /// Answers one request. Infallible: an error would make hyper drop the connection without a word. The exchange begins
+    /// with the call, whether or not the answer is ever waited for.
+    fn call(
+        &self,
+        request: Request<Incoming>,
+        transport: Transport,
+        busy: Busy,
+    ) -> impl Future<Output = Response<RelayBody>> + Send + use<> {
+        let arrived = Arrived::new(self, request, transport);
+        let (shared, id, deadline) = (Arc::clone(&self.shared), arrived.id().clone(), arrived.deadline());
+        async move {
+            let mut response = {
+                let mut work = pin!(arrived.forward(&busy));
+                std::future::poll_fn(|cx| {
+                    let polled = std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
+                    polled.unwrap_or_else(|_| Poll::Ready(forward::without_exchange(&Problem::Internal, &id)))
+                })
+                .await
+            };
+            response.body_mut().hold(busy, shared.patience(deadline));
+            response
+        }
     }
 
     fn limits(&self) -> Limits {

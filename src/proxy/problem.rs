@@ -14,7 +14,7 @@ use super::api::Environment;
 use super::headers::{PROXY_STATUS, SEALPROXY_OUTCOME, SEALPROXY_REQUEST_ID};
 use super::target::Ambiguity;
 use crate::seal;
-use crate::upstream::{AcquireError, Cause, Outcome, SendError};
+use crate::upstream::{AcquireError, AnswerError, Cause, Outcome, SendError};
 
 /// Why the proxy answers a request itself. `Display` never repeats what a caller sent.
 #[derive(Debug, Error)]
@@ -109,6 +109,12 @@ pub enum Problem {
     /// No answer.
     #[error("{0}")]
     Send(#[source] SendError),
+    /// An answer that a caller of HTTP/1.0 could not have told from a whole one.
+    #[error("the upstream's answer was cut")]
+    Cut(#[source] AnswerError),
+    /// An answer of unknown length, and more of it than is held for a caller of HTTP/1.0.
+    #[error("the upstream's answer has no length and is too large to be held: HTTP/1.1 takes it as it comes")]
+    TooLargeForHttp10,
     /// The exchange as a whole took too long.
     #[error("the exchange took longer than it may as a whole")]
     ExchangeTimeout(Outcome),
@@ -194,6 +200,10 @@ impl Problem {
                 face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
             }
             Self::Send(error) => of_send(error),
+            Self::Cut(_) => face(S::BAD_GATEWAY, "upstream-cut", "Answer cut", "http_response_incomplete"),
+            Self::TooLargeForHttp10 => {
+                face(S::BAD_GATEWAY, "answer-too-large", "Answer too large for HTTP/1.0", "http_response_body_size")
+            }
             Self::ExchangeTimeout(_) => {
                 face(S::GATEWAY_TIMEOUT, "exchange-timeout", "Exchange too slow", "http_response_timeout")
             }
@@ -215,6 +225,7 @@ impl Problem {
             Self::Send(error) => error.outcome,
             Self::Stopped(outcome) | Self::ExchangeTimeout(outcome) => *outcome,
             Self::Internal => Outcome::Unknown,
+            Self::Cut(_) | Self::TooLargeForHttp10 => Outcome::Answered,
             _ => Outcome::NotSent,
         }
     }
@@ -314,7 +325,7 @@ fn of_send(error: &SendError) -> Face {
             (StatusCode::BAD_GATEWAY, "Upstream closed without an answer", "connection_terminated")
         }
         Cause::ClosedInHead(_) => (StatusCode::BAD_GATEWAY, "Upstream's head was cut", "http_response_incomplete"),
-        Cause::MalformedHead(_) | Cause::Switched => {
+        Cause::MalformedHead(_) | Cause::Switched | Cause::TransferCoding => {
             (StatusCode::BAD_GATEWAY, "Upstream's head is malformed", "http_protocol_error")
         }
         Cause::ResponseTimeout(_) => {

@@ -2,7 +2,7 @@
 //! record to its end, whichever end that is.
 //!
 //! A caller that does not take its answer must not keep the bank's connection with it: after a moment the rest is read
-//! ahead, within the budget of buffered bytes, and after a while the caller is cut.
+//! ahead, within a budget, and after a while the caller is cut.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::body::{Budget, Charge};
@@ -29,7 +30,7 @@ pub(super) struct RelayBody(Hold);
 
 #[expect(clippy::large_enum_variant, reason = "most answers are whole with their first frame and never leave it")]
 enum Hold {
-    /// Nobody else looks at it: a problem, or an answer that may be whole with its first frame.
+    /// Nobody else looks at it: an answer that is whole with its first frame, on HTTP/1.1.
     Own(Relay),
     /// Watched over while the caller takes it.
     Shared(Arc<Mutex<Relay>>),
@@ -40,8 +41,10 @@ enum Hold {
 pub(super) struct Patience {
     /// How long an answer that nobody waits for any more is read on.
     pub(super) unwanted: Duration,
-    /// How long a caller may take over one piece.
+    /// How long a caller may take over one piece, and keep the bank waiting in all.
     pub(super) stalled: Duration,
+    /// The end of the exchange as a whole.
+    pub(super) deadline: Instant,
     /// How many bytes are read ahead for one that is slow.
     pub(super) ahead: u64,
     /// What those bytes are charged to.
@@ -57,6 +60,9 @@ pub(super) enum RelayError {
     /// On the caller's.
     #[error("the caller did not take its answer in time")]
     Stalled,
+    /// The exchange as a whole.
+    #[error("the exchange took longer than it may as a whole")]
+    Deadline,
 }
 
 impl RelayBody {
@@ -64,13 +70,27 @@ impl RelayBody {
         Self(Hold::Own(Relay::new(Source::Problem(Some(text)), exchange, None)))
     }
 
+    /// An answer that was read to its end before it is relayed.
+    pub(super) fn whole(body: Bytes, exchange: Exchange) -> Self {
+        Self(Hold::Own(Relay::new(Source::Problem(Some(body)), Some(exchange), None)))
+    }
+
     pub(super) fn bank(answer: Answer, exchange: Exchange, patience: Patience) -> Self {
         Self(Hold::Own(Relay::new(Source::Bank(answer), Some(exchange), Some(patience))))
     }
 
-    /// Keeps the connection busy for as long as this body lives.
-    pub(super) fn hold(&mut self, busy: Busy) {
-        self.with(|relay| relay.busy = Some(busy));
+    /// Keeps the connection busy for as long as this body lives. `patience` is for what the bank has no part in.
+    pub(super) fn hold(&mut self, busy: Busy, patience: Patience) {
+        // A stream of HTTP/2 can be stuck with its only frame in hand, which nobody but us would notice.
+        let multiplexed = busy.is_multiplexed();
+        self.with(|relay| {
+            relay.multiplexed = multiplexed;
+            relay.busy = Some(busy);
+            relay.patience.get_or_insert(patience);
+        });
+        if multiplexed {
+            self.watch_over();
+        }
     }
 
     /// Nobody waits for this answer any more.
@@ -92,12 +112,12 @@ impl RelayBody {
         }
     }
 
-    /// The answer has more than one frame: from here on somebody minds how fast the caller takes them.
+    /// From here on somebody minds how fast the caller takes its frames.
     fn watch_over(&mut self) {
         let Hold::Own(relay) = &mut self.0 else { return };
         let Some(patience) = relay.patience.clone() else { return };
         let shared = Arc::new(Mutex::new(mem::replace(relay, Relay::new(Source::Ended, None, None))));
-        tokio::spawn(mind(Arc::downgrade(&shared), patience.stalled));
+        tokio::spawn(mind(Arc::downgrade(&shared), patience));
         self.0 = Hold::Shared(shared);
     }
 }
@@ -127,7 +147,12 @@ impl Drop for RelayBody {
     /// A caller that goes away in the middle cuts a safe request, and no other: the answer to an unsafe one is read to
     /// its end, so that the log knows what became of it.
     fn drop(&mut self) {
-        self.with(Relay::abandon);
+        self.with(|relay| {
+            if !relay.is_end() {
+                relay.caller_gone();
+            }
+            relay.abandon();
+        });
     }
 }
 
@@ -141,25 +166,24 @@ struct Relay {
     exchange: Option<Exchange>,
     busy: Option<Busy>,
     patience: Option<Patience>,
+    /// HTTP/2 keeps a frame that it cannot send yet, of which there may be many on a connection: it is charged.
+    multiplexed: bool,
+    in_hand: u64,
     /// Since when the caller has had a frame in hand.
     handed: Option<Instant>,
-    /// How long it had the earlier ones, all together.
+    /// How long it had the earlier ones: since the last reading ahead, and all together while the bank waited.
     waited: Duration,
-    /// Who reads the bank's answer.
-    reader: Reader,
+    kept_waiting: Duration,
+    /// The task that reads ahead, while it does.
+    reading_ahead: Option<AbortHandle>,
+    /// Of a caller that waits for the next frame.
+    caller: Option<Waker>,
 }
 
 enum Source {
     Problem(Option<Bytes>),
     Bank(Answer),
     Ended,
-}
-
-enum Reader {
-    /// The caller's connection, whenever it has room.
-    Caller,
-    /// A task that reads ahead; holds the caller's waker where it has run dry.
-    Ahead(Option<Waker>),
 }
 
 impl Relay {
@@ -172,41 +196,92 @@ impl Relay {
             exchange,
             busy: None,
             patience,
+            multiplexed: false,
+            in_hand: 0,
             handed: None,
             waited: Duration::ZERO,
-            reader: Reader::Caller,
+            kept_waiting: Duration::ZERO,
+            reading_ahead: None,
+            caller: None,
         }
     }
 
     /// The next frame, as the caller asks for it.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        self.waited += self.handed.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.caller_asks();
         if let Some(error) = self.failed.take() {
             self.end();
             return Poll::Ready(Some(Err(error)));
         }
-        let frame = match self.take_ahead() {
-            Some(frame) => Some(frame),
-            None => match &mut self.reader {
-                Reader::Caller => ready!(self.poll_source(cx)),
-                Reader::Ahead(waker) => {
-                    *waker = Some(cx.waker().clone());
-                    return Poll::Pending;
-                }
-            },
+        let frame = match self.next(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                self.caller = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
         };
         match frame {
-            Some(Ok(_)) => self.handed = Some(Instant::now()),
-            None => self.end(),
+            Some(Ok(frame)) => {
+                self.hand_over(&frame);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            None => {
+                self.end();
+                Poll::Ready(None)
+            }
             Some(Err(error)) => {
                 // hyper throws away what it has not flushed when a body fails. A head lost so would leave an empty close,
                 // after which HTTP libraries send again: pending, it is flushed first.
                 self.failed = Some(error);
                 cx.waker().wake_by_ref();
-                return Poll::Pending;
+                Poll::Pending
             }
         }
-        Poll::Ready(frame)
+    }
+
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+        match self.take_ahead() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None if self.reading_ahead.is_some() => Poll::Pending,
+            None => self.poll_source(cx),
+        }
+    }
+
+    fn caller_asks(&mut self) {
+        if let Some(since) = self.handed.take() {
+            let waited = since.elapsed();
+            self.waited += waited;
+            if matches!(self.source, Source::Bank(_)) {
+                self.kept_waiting += waited;
+            }
+        }
+        if let (Some(charge), in_hand @ 1..) = (&mut self.charge, mem::take(&mut self.in_hand)) {
+            charge.remove(in_hand);
+        }
+        if let Some(busy) = &self.busy {
+            busy.goes_on();
+        }
+    }
+
+    fn hand_over(&mut self, frame: &Frame<Bytes>) {
+        self.handed = Some(Instant::now());
+        if let Some(busy) = &self.busy {
+            busy.waits();
+        }
+        if self.multiplexed && self.patience.is_some() {
+            self.in_hand = frame.data_ref().map_or(0, |data| data.len() as u64);
+            let fits = self.charge(self.in_hand);
+            // Too many callers that take nothing: this one is told so with its next frame.
+            if !fits && !self.is_end() {
+                self.fail(RelayError::Stalled);
+            }
+        }
+    }
+
+    /// Counts bytes, whether they may be held or not.
+    fn charge(&mut self, bytes: u64) -> bool {
+        let Some(patience) = &self.patience else { return true };
+        self.charge.get_or_insert_with(|| Charge::none(&patience.budget)).add(bytes).is_ok()
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
@@ -216,10 +291,14 @@ impl Relay {
             Source::Bank(answer) => ready!(Pin::new(answer).poll_frame(cx)),
         };
         let frame = frame.map(|result| result.map(without_our_words));
-        if let (Some(exchange), Some(frame)) = (&mut self.exchange, &frame) {
-            match frame {
-                Ok(frame) => exchange.relayed(frame.data_ref().map_or(0, |data| data.len() as u64)),
-                Err(error) => exchange.cut(error),
+        if let (Source::Bank(answer), Some(exchange)) = (&self.source, &mut self.exchange) {
+            match &frame {
+                Some(Ok(frame)) => exchange.relayed(frame.data_ref().map_or(0, |data| data.len() as u64)),
+                Some(Err(error)) => exchange.cut(error),
+                None => {}
+            }
+            if answer.is_end_stream() || !matches!(frame, Some(Ok(_))) {
+                exchange.done_with_the_bank();
             }
         }
         if matches!(frame, Some(Err(_))) {
@@ -231,48 +310,63 @@ impl Relay {
     fn take_ahead(&mut self) -> Option<Result<Frame<Bytes>, RelayError>> {
         let frame = self.ahead.pop_front()?;
         if let Some(charge) = &mut self.charge {
-            charge.remove(size(&frame));
+            charge.remove(cost(&frame));
         }
         Some(frame)
     }
 
     /// Whether the caller, not the bank, is what the answer waits for, and nothing has been read ahead for it.
     fn keeps_the_bank_waiting(&self, handed: Duration) -> bool {
-        matches!((&self.reader, &self.source), (Reader::Caller, Source::Bank(_)))
-            && self.ahead.is_empty()
-            && self.waited + handed >= LOOK
+        self.waits_for_the_bank() && self.ahead.is_empty() && self.waited + handed >= LOOK
+    }
+
+    /// Whether the bank's connection depends on the caller.
+    fn waits_for_the_bank(&self) -> bool {
+        self.reading_ahead.is_none() && matches!(&self.source, Source::Bank(answer) if !answer.is_end_stream())
     }
 
     /// Reads ahead until the answer ends or its room does.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Source::Bank(_) = self.source {
-            let Some(frame) = ready!(self.poll_source(cx)) else {
-                self.source = Source::Ended;
-                break;
-            };
-            if !self.keep(frame) {
-                break;
+            match ready!(self.poll_source(cx)) {
+                None => self.source = Source::Ended,
+                Some(frame) => {
+                    if !self.keep(frame) {
+                        break;
+                    }
+                }
             }
         }
-        if let (Source::Ended, Some(exchange)) = (&self.source, &mut self.exchange) {
-            exchange.done_with_the_bank();
-        }
-        if let Reader::Ahead(Some(waker)) = mem::replace(&mut self.reader, Reader::Caller) {
-            waker.wake();
-        }
+        self.reading_ahead = None;
+        self.wake_caller();
         Poll::Ready(())
     }
 
     /// Keeps a frame for the caller, and wakes it. Returns whether there is room for another.
     fn keep(&mut self, frame: Result<Frame<Bytes>, RelayError>) -> bool {
-        let bytes = size(&frame);
+        // A frame in the list costs more than a few bytes: small ones are joined.
+        let frame = match (self.ahead.pop_back(), frame) {
+            (Some(Ok(last)), Ok(next)) if is_small(&last) && is_small(&next) => {
+                if let Some(charge) = &mut self.charge {
+                    charge.remove(cost_of(&last));
+                }
+                Ok(joined(last, next))
+            }
+            (last, next) => {
+                self.ahead.extend(last);
+                next
+            }
+        };
+        let cost = cost(&frame);
         self.ahead.push_back(frame);
-        if let Reader::Ahead(waker) = &mut self.reader {
-            waker.take().into_iter().for_each(Waker::wake);
-        }
-        let Some(patience) = &self.patience else { return false };
-        let charge = self.charge.get_or_insert_with(|| Charge::none(&patience.budget));
-        charge.add(bytes).is_ok() && charge.bytes() < patience.ahead
+        self.wake_caller();
+        let fits = self.charge(cost);
+        let most = self.patience.as_ref().map_or(0, |patience| patience.ahead);
+        fits && self.charge.as_ref().is_some_and(|charge| charge.bytes() < most)
+    }
+
+    fn wake_caller(&mut self) {
+        self.caller.take().into_iter().for_each(Waker::wake);
     }
 
     fn is_end(&self) -> bool {
@@ -291,7 +385,8 @@ impl Relay {
             Source::Problem(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Source::Bank(answer) => answer.size_hint(),
         };
-        let ahead: u64 = self.ahead.iter().map(size).sum();
+        let ahead = |frame: &Result<Frame<Bytes>, RelayError>| frame.as_ref().map_or(0, length);
+        let ahead: u64 = self.ahead.iter().map(ahead).sum();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + ahead);
         }
@@ -301,9 +396,13 @@ impl Relay {
 
     fn end(&mut self) {
         self.source = Source::Ended;
-        self.ahead.clear();
+        self.ahead = VecDeque::new();
         self.charge = None;
+        self.in_hand = 0;
         self.exchange = None;
+        if let Some(reading) = self.reading_ahead.take() {
+            reading.abort();
+        }
     }
 
     fn caller_gone(&mut self) {
@@ -314,14 +413,12 @@ impl Relay {
 
     /// Ends without the caller. Where the bank has yet to end the answer to an unsafe request, it is read on.
     fn abandon(&mut self) {
-        if self.is_end() {
-            return;
-        }
-        self.caller_gone();
         let source = mem::replace(&mut self.source, Source::Ended);
-        let (exchange, patience) = (self.exchange.take(), self.patience.take());
+        let (exchange, patience) = (self.exchange.take(), self.patience.clone());
         self.end();
+        self.busy = None;
         if let (Source::Bank(answer), Some(exchange), Some(patience)) = (source, exchange, patience)
+            && !answer.is_end_stream()
             && !exchange.is_safe()
             && let Ok(runtime) = Handle::try_current()
         {
@@ -329,20 +426,63 @@ impl Relay {
         }
     }
 
-    /// The caller has had its time: it keeps nothing but its connection, and that only on HTTP/2, where a stream that does
-    /// not move cannot be told of it.
-    fn cut(&mut self) {
+    /// The caller has had its time: it keeps nothing but its connection, and that only for a moment.
+    fn cut(&mut self, why: RelayError) {
+        let busy = self.busy.take();
+        self.fail(why);
+        self.wake_caller();
+        busy.into_iter().for_each(Busy::hang_up);
+    }
+
+    /// Gives up all that belongs to the answer; the caller's connection is told with the next frame, if it asks.
+    fn fail(&mut self, why: RelayError) {
         if let Some(exchange) = &mut self.exchange {
-            exchange.stalled();
+            match why {
+                RelayError::Deadline => exchange.timed_out(),
+                _ => exchange.stalled(),
+            }
         }
+        let busy = self.busy.take();
         self.abandon();
-        self.ahead.push_back(Err(RelayError::Stalled));
-        self.busy.take().into_iter().for_each(Busy::hang_up);
+        self.busy = busy;
+        self.failed = Some(why);
     }
 }
 
-fn size(frame: &Result<Frame<Bytes>, RelayError>) -> u64 {
-    frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64)
+fn length(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |data| data.len() as u64)
+}
+
+/// What a frame costs while it is kept.
+fn cost(frame: &Result<Frame<Bytes>, RelayError>) -> u64 {
+    frame.as_ref().map_or(LEAST_COST, cost_of)
+}
+
+fn cost_of(frame: &Frame<Bytes>) -> u64 {
+    length(frame).max(LEAST_COST)
+}
+
+/// A frame's own size in the list, and that of its buffer's head.
+const LEAST_COST: u64 = 256;
+
+fn is_small(frame: &Frame<Bytes>) -> bool {
+    frame.data_ref().is_some_and(|data| data.len() < SMALL)
+}
+
+/// As in a request's body: below this a copy costs less than a frame of its own.
+const SMALL: usize = 4096;
+
+fn joined(first: Frame<Bytes>, second: Frame<Bytes>) -> Frame<Bytes> {
+    let (Ok(first), Ok(second)) = (first.into_data(), second.into_data()) else {
+        unreachable!("small frames are data")
+    };
+    let mut buffer = first.try_into_mut().unwrap_or_else(|shared| {
+        let mut buffer = BytesMut::with_capacity(2 * SMALL);
+        buffer.extend_from_slice(&shared);
+        buffer
+    });
+    buffer.extend_from_slice(&second);
+    Frame::data(buffer.freeze())
 }
 
 fn without_our_words(mut frame: Frame<Bytes>) -> Frame<Bytes> {
@@ -358,22 +498,26 @@ fn lock(relay: &Mutex<Relay>) -> MutexGuard<'_, Relay> {
 }
 
 /// Looks after an answer while its caller takes it.
-async fn mind(relay: Weak<Mutex<Relay>>, limit: Duration) {
+async fn mind(relay: Weak<Mutex<Relay>>, patience: Patience) {
+    let limit = patience.stalled;
     loop {
         tokio::time::sleep(LOOK.min(limit)).await;
         let Some(relay) = relay.upgrade() else { return };
         let mut now = lock(&relay);
-        if now.is_end() {
-            return;
-        }
         let handed = now.handed.map_or(Duration::ZERO, |since| since.elapsed());
-        if handed >= limit {
-            return now.cut();
+        if handed >= limit || (now.waits_for_the_bank() && now.kept_waiting + handed >= limit) {
+            return now.cut(RelayError::Stalled);
+        }
+        if Instant::now() >= patience.deadline {
+            return now.cut(RelayError::Deadline);
         }
         if now.keeps_the_bank_waiting(handed) {
-            (now.reader, now.waited) = (Reader::Ahead(None), Duration::ZERO);
-            drop(now);
-            tokio::spawn(poll_fn(move |cx| lock(&relay).poll_ahead(cx)));
+            now.waited = Duration::ZERO;
+            let reader = Arc::downgrade(&relay);
+            // Nobody to read for any more: then it ends.
+            let reading =
+                poll_fn(move |cx| reader.upgrade().map_or(Poll::Ready(()), |relay| lock(&relay).poll_ahead(cx)));
+            now.reading_ahead = Some(tokio::spawn(reading).abort_handle());
         }
     }
 }

@@ -23,7 +23,7 @@ use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in, tls_error};
 use super::question::{Question, heard};
 use super::tls::Tls;
-use super::{AcquireError, Destination, Payload, Settings, Tunnel};
+use super::{AcquireError, Destination, Payload, Settings, Tunnel, ViaFault};
 
 /// Dials one bank with one TLS configuration.
 pub(super) struct Connector {
@@ -117,7 +117,13 @@ impl Connector {
     ) -> (Result<TlsStream<TcpStream>, AcquireError>, Option<Question>) {
         let limit = self.destination.settings.timeouts.handshake;
         let (ended, question) = heard(timeout(limit, tls.connect(self.name.clone(), tcp))).await;
-        let failed = |error| handshake_error(error, question.is_some());
+        let failed = |error| match tls_error(&error) {
+            // Nobody has answered our hello yet: these bytes are those of whoever is in between.
+            Some(rustls::Error::InvalidMessage(_)) if self.tunnel.is_some() && question.is_none() => {
+                AcquireError::ViaMalformed(ViaFault::NoTls(error))
+            }
+            _ => handshake_error(error, question.is_some()),
+        };
         let result = ended.map_or(Err(AcquireError::HandshakeTimeout(limit)), |ended| ended.map_err(failed));
         (result, question)
     }
@@ -209,7 +215,7 @@ fn is_private(address: IpAddr) -> bool {
 }
 
 fn is_private_v4(address: Ipv4Addr) -> bool {
-    let [a, b, ..] = address.octets();
+    let [a, b, c, _] = address.octets();
     address.is_loopback()
         || address.is_private()
         || address.is_link_local()
@@ -220,17 +226,19 @@ fn is_private_v4(address: Ipv4Addr) -> bool {
         || a == 0
         || (a == 100 && (64..128).contains(&b))
         || (a == 198 && (b == 18 || b == 19))
+        || (a, b, c) == (192, 0, 0)
+        || (a, b, c) == (192, 88, 99)
         || a >= 240
 }
 
+/// Whatever is not global unicast (2000::/3, RFC 4291), and what is set aside within it.
 fn is_private_v6(address: Ipv6Addr) -> bool {
-    address.is_loopback()
-        || address.is_unspecified()
-        || address.is_multicast()
-        || address.is_unique_local()
-        || address.is_unicast_link_local()
-        || address.segments()[0] & 0xffc0 == 0xfec0
-        || address.segments()[..2] == [0x2001, 0xdb8]
+    let segments = address.segments();
+    segments[0] & 0xe000 != 0x2000
+        // Teredo, ORCHID and the like (RFC 2928), documentation (RFC 3849, RFC 9637).
+        || (segments[0] == 0x2001 && segments[1] < 0x0200)
+        || segments[..2] == [0x2001, 0xdb8]
+        || (segments[0] == 0x3fff && segments[1] < 0x1000)
 }
 
 /// The IPv4 address inside a mapped, NAT64 (RFC 6052) or 6to4 (RFC 3056) address.
@@ -240,7 +248,7 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
         Ipv4Addr::new(a, b, c, d)
     };
     match address.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, _, _, _, _, high, low] => Some(join(high, low)),
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(join(high, low)),
         [0x2002, high, low, ..] => Some(join(high, low)),
         _ => None,
     }
@@ -281,10 +289,21 @@ mod tests {
             "::ffff:127.0.0.1",
             "64:ff9b::10.0.0.1",
             "2002:7f00:1::",
+            "192.0.0.192",
+            "192.88.99.1",
+            "::127.0.0.1",
+            "::ffff:0:127.0.0.1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::7f00:1",
+            "2001:db8::1",
+            "3fff::1",
+            "fec0::1",
+            "ff02::1",
         ] {
             assert!(is_private(private.parse().expect("an address")), "{private}");
         }
-        for public in ["193.57.70.1", "100.63.0.1", "2a00:1450::1", "::ffff:193.57.70.1"] {
+        for public in ["193.57.70.1", "100.63.0.1", "192.0.1.1", "2a00:1450::1", "2001:4860::1", "::ffff:193.57.70.1"] {
             assert!(!is_private(public.parse().expect("an address")), "{public}");
         }
     }

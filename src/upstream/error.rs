@@ -265,6 +265,9 @@ pub enum Cause {
     /// 101 to a request that asked for no other protocol.
     #[error("the upstream switched to another protocol, unasked")]
     Switched,
+    /// A transfer coding that nobody asked for: the body cannot be told from its coding.
+    #[error("the upstream's response has another transfer coding than chunked")]
+    TransferCoding,
     /// No answer in time.
     #[error("no response from the upstream within {0:?}")]
     ResponseTimeout(Duration),
@@ -279,7 +282,7 @@ impl Cause {
             Self::PostHandshakeAuthentication => "upstream-post-handshake-authentication",
             Self::ClosedBeforeHead(_) => "upstream-closed",
             Self::ClosedInHead(_) => "upstream-closed-in-head",
-            Self::MalformedHead(_) | Self::Switched => "upstream-malformed",
+            Self::MalformedHead(_) | Self::Switched | Self::TransferCoding => "upstream-malformed",
             Self::ResponseTimeout(_) => "upstream-timeout",
         }
     }
@@ -294,7 +297,9 @@ impl Cause {
             Self::ClosedBeforeHead(_) | Self::ClosedInHead(_) => {
                 "some banks close so on a QWAC that they do not know: ask the bank whether this one is registered"
             }
-            Self::MalformedHead(_) | Self::Switched => "check that `url` names a port that speaks HTTP/1.1",
+            Self::MalformedHead(_) | Self::Switched | Self::TransferCoding => {
+                "check that `url` names a port that speaks HTTP/1.1"
+            }
             Self::ResponseTimeout(_) => "check with the bank, or raise `timeouts.response`",
         }
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::{HeaderMap, TRANSFER_ENCODING};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -78,6 +79,9 @@ impl Lease {
             Ok(Ok(response)) if response.status().is_informational() => {
                 Err(SendError { cause: Cause::Switched, outcome: Outcome::Unknown })
             }
+            Ok(Ok(response)) if !is_plainly_framed(response.headers()) => {
+                Err(SendError { cause: Cause::TransferCoding, outcome: Outcome::Answered })
+            }
             Ok(Ok(response)) => Ok(response),
             Ok(Err(mut error)) => Err(self.failure(error.take_message().is_some(), error.into_error())),
             // The connection's task may be writing at this very moment, on another core: nothing is proven.
@@ -122,6 +126,12 @@ impl Lease {
             Late::Certificate => Cause::PostHandshakeAuthentication,
         })
     }
+}
+
+/// Whether the only transfer coding is the one that hyper undoes (RFC 9112 section 7).
+fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.into_iter().all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// Whether an alert can still be about our certificate. A bank that did not ask for it has none to judge; in TLS 1.2 it

@@ -112,6 +112,9 @@ pub enum ViaFault {
     /// Somebody speaks who should listen.
     #[error("{0} bytes follow the head of its answer")]
     Extra(usize),
+    /// The same, noticed when TLS was to begin.
+    #[error("what follows its answer is no TLS")]
+    NoTls(#[source] io::Error),
 }
 
 /// `Basic` credentials (RFC 7617) out of a file.

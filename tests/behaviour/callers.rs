@@ -330,3 +330,50 @@ fn one_request_a_second_on_sixteen_threads_meets_the_same_connection() {
     }
     assert!(bank.connections() <= 3, "{} handshakes", bank.connections());
 }
+
+/// HTTP/1.0 ends an answer of unknown length with the connection, as a cut does.
+#[test]
+fn a_caller_of_http_1_0_gets_an_answer_that_is_whole_or_none() {
+    let chunked =
+        |end: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n{end}").into_bytes();
+    let (whole, cut) = (chunked("0\r\n\r\n"), chunked(""));
+    let bank = FakeBank::doing(move |request| match request.request_line().contains("cut") {
+        true => Act::AnswerAndReset(cut.clone()),
+        false => Act::Answer(whole.clone()),
+    });
+    let rig = Rig::before(&bank);
+    let get = |query: &str| rig.send(&format!("GET {ACCOUNTS}?{query} HTTP/1.0\r\nHost: {}\r\n\r\n", rig.address()));
+    let answer = get("whole");
+    assert_eq!((answer.status, &*answer.body, answer.header("content-length")), (200, "hello", Some("5")));
+    let answer = get("cut");
+    assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (502, "upstream-cut", "answered"));
+}
+
+#[test]
+fn a_caller_that_closes_its_side_at_once_is_in_the_log_all_the_same() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    let head = format!(
+        "POST {PAYMENTS} HTTP/1.1\r\nHost: {}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}",
+        rig.address()
+    );
+    stream.write_all(head.as_bytes()).expect("written");
+    stream.shutdown(std::net::Shutdown::Write).expect("half closed");
+    stream.read_to_end(&mut Vec::new()).expect("an end");
+    let lines = rig.log.wait(1);
+    let arrived = bank.received().len();
+    // Whether the end overtakes the request is the kernel's affair; that it is told is ours.
+    let expected = if arrived == 0 { "not_sent" } else { "answered" };
+    assert_eq!(lines[0]["outcome"], expected, "{lines:?}");
+}
+
+#[test]
+fn a_transfer_coding_that_nobody_asked_for_is_no_answer() {
+    let bank = FakeBank::doing(|_| {
+        Act::Answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\n\x1f\x8b\r\n0\r\n\r\n".to_vec())
+    });
+    let rig = Rig::before(&bank);
+    let answer = rig.get(ACCOUNTS);
+    assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (502, "upstream-malformed", "answered"));
+}

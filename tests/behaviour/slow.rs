@@ -46,7 +46,7 @@ fn rest(mut stream: TcpStream) -> Vec<u8> {
 #[test]
 fn an_answer_that_nobody_takes_frees_the_bank_s_connection_and_is_whole_in_the_end() {
     let bank = bank();
-    let rig = rig(&bank, "limits: { body: 32MiB, buffered: 64MiB }\n");
+    let rig = rig(&bank, "limits: { body: 32MiB, buffered: 128MiB }\n");
     let slow = stalled(&rig, "GET");
     let began = Instant::now();
     while rig.get(ACCOUNTS).status != 200 {
@@ -65,7 +65,7 @@ fn an_answer_that_nobody_takes_frees_the_bank_s_connection_and_is_whole_in_the_e
 #[test]
 fn a_caller_that_takes_its_answer_in_sips_frees_the_bank_s_connection_too() {
     let bank = bank();
-    let rig = rig(&bank, "limits: { body: 32MiB, buffered: 64MiB }\n");
+    let rig = rig(&bank, "limits: { body: 32MiB, buffered: 128MiB }\n");
     let mut slow = stalled(&rig, "GET");
     let sipping = std::thread::spawn(move || {
         let mut taken = 0;
@@ -156,4 +156,101 @@ fn whoever_sends_slowly_keeps_nobody_else_s_place() {
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     drop(slow);
+}
+
+/// One HTTP/2 connection whose caller has no room for a byte of any answer.
+#[test]
+fn streams_without_a_window_keep_nobody_else_s_place() {
+    let bank = bank();
+    let rig = Rig::start(&config(bank.address, "", "limits: { in_flight: 4 }\ntimeouts: { body: 2s }\n"));
+    let address = rig.address();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let stuck = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let builder = builder.initial_stream_window_size(0);
+        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
+        tokio::spawn(connection);
+        let mut answers = Vec::new();
+        for path in [ACCOUNTS, ACCOUNTS, ACCOUNTS, ACCOUNTS, "/nowhere", "/nowhere"] {
+            let request = http::Request::get(format!("http://{address}{path}")).body(Empty::<Bytes>::new());
+            answers.push(sender.send_request(request.expect("a request")).await.expect("a head"));
+        }
+        answers
+    });
+    assert_eq!(rig.get(ACCOUNTS).status, 200, "the bank's part is over");
+    let lines = rig.log.wait(7);
+    let cut = lines.iter().filter(|line| line["problem"] == "caller-stalled").count();
+    assert_eq!(cut, 6, "problems of ours included: {lines:?}");
+    assert!(rig.metrics().contains("sealproxy_in_flight 0"));
+    drop(stuck);
+}
+
+#[test]
+fn a_few_large_uploads_that_stall_keep_no_payment_out() {
+    let bank = bank();
+    let rig = Rig::start(&config(bank.address, "", "limits: { body: 1MiB, buffered: 4MiB }\n"));
+    let host = rig.address();
+    let stalled: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(host).expect("connected");
+            let head = format!(
+                "POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\nContent-Length: {}\r\n\r\n",
+                1 << 20
+            );
+            stream.write_all(head.as_bytes()).expect("written");
+            // Who is refused may not take it all.
+            let _ = stream.write_all(&vec![b'x'; (1 << 20) - 100]);
+            stream
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..20 {
+        assert_eq!(rig.request("POST", ACCOUNTS, "Content-Type: a/b\r\n", "{}").status, 200);
+    }
+    drop(stalled);
+}
+
+#[test]
+fn at_the_limit_of_connections_a_body_that_does_not_come_makes_room() {
+    let bank = bank();
+    let rig = Rig::start(&config(bank.address, "", "limits: { connections: 4 }\ntimeouts: { header: 1s }\n"));
+    let host = rig.address();
+    let head = format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\nContent-Length: 9\r\n\r\n.");
+    let slow: Vec<TcpStream> = (0..4)
+        .map(|_| {
+            let mut stream = TcpStream::connect(host).expect("connected");
+            stream.write_all(head.as_bytes()).expect("written");
+            stream
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    let refused = rig.get(ACCOUNTS);
+    assert_eq!((refused.status, refused.header("sealproxy-outcome")), (503, Some("not_sent")));
+    assert!(rig.metrics().contains("sealproxy_client_connections_refused_total 1"));
+    std::thread::sleep(Duration::from_millis(1000));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    drop(slow);
+}
+
+#[test]
+fn a_body_that_comes_in_drops_is_not_waited_for_to_the_end() {
+    let bank = bank();
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { body: 500ms, body_total: 1m }\n"));
+    let host = rig.address();
+    let mut stream = TcpStream::connect(host).expect("connected");
+    let head = format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\nContent-Length: 99\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("written");
+    let mut dripping = stream.try_clone().expect("a socket");
+    std::thread::spawn(move || {
+        while dripping.write_all(b".").is_ok() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let began = Instant::now();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    assert!((0.4..2.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
 }

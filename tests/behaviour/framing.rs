@@ -17,7 +17,7 @@ fn rig() -> (FakeBank, Rig) {
 }
 
 /// Sends these bytes as they are, and a request behind them; returns the statuses of all answers until the close.
-fn statuses(rig: &Rig, bytes: &str) -> Vec<u16> {
+pub(crate) fn statuses(rig: &Rig, bytes: &str) -> Vec<u16> {
     let mut stream = TcpStream::connect(rig.address()).expect("connected");
     stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
     let _ = stream.write_all(bytes.as_bytes());
@@ -199,7 +199,7 @@ fn field(name: &str, value: &str) -> Vec<u8> {
 }
 
 /// Sends one HEADERS frame that ends the stream, and reads what comes back for a moment.
-fn h2(rig: &Rig, fields: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn h2(rig: &Rig, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut stream = TcpStream::connect(rig.address()).expect("connected");
     stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
     let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();

@@ -18,6 +18,7 @@
 //! - T-p4 `a_fragment_is_cut_before_anyone_sees_it`
 //! - T-hop `headers_that_would_break_the_seal_are_refused` `no_header_outside_the_list_ever_leaves`
 //! - T-d1 `repeated_headers_are_signed_joined_in_order` `headers_that_would_break_the_seal_are_refused`
+//!   `repeated_padded_empty_and_eight_bit_headers_are_signed_as_they_are_sent`
 //! - T-d2 `an_absent_header_is_an_error_and_never_an_empty_line` `a_head_without_what_must_be_signed_is_not_sealed`
 //! - T-d3 `what_the_caller_says_in_our_name_is_replaced`
 //! - T-d4 `a_chunked_body_carries_the_same_digest_and_one_framing_header_of_ours`
@@ -28,22 +29,24 @@
 //! - T-d10 `a_key_id_that_would_break_out_of_its_quotes_is_not_accepted`: no dialect here makes a key id from a serial or a DN
 //! - T-d11 cannot apply: no issuer DN goes into a header
 //! - T-d12 `a_second_dialect_goes_through_the_same_renderer`: the certificate header is in the signed list there
-//! - T-h2 `nginx_with_a_mandatory_client_certificate_is_the_bank_and_curl_the_caller`: HTTP/1.1 is all that is offered
+//! - T-h2 `nothing_but_http_1_1_is_offered_to_the_bank` `a_bank_that_insists_on_http_2_is_told_apart`
 //! - T-case cannot be shown: header names are sent in lower case, and no bank is known that minds
 //! - T-race `identities_and_profiles_never_mix_under_load`
-//! - T-ret `an_idle_connection_that_the_bank_has_closed_costs_no_request`
+//! - T-ret `a_request_that_is_tried_again_is_sealed_again`
 //!
 //! Bodies and HTTP mechanics
 //! - T-100 `a_caller_that_expects_to_be_asked_is_asked_once_and_only_if_its_request_may_pass`
 //! - T-gz T-redir T-oct T-tr `a_gzip_answer_a_redirect_and_trailers_pass_untouched`
+//!   `compressed_answers_and_archives_pass_as_they_are` `trailers_of_an_answer_pass_to_whoever_takes_them`
 //! - T-mem `a_gibibyte_is_refused_long_before_it_is_there` `two_hundred_uploads_stay_within_what_all_bodies_may_hold`
 //! - T-mem2 `a_burst_over_http_2_leaves_no_high_water`
 //! - T-dup `no_payment_reaches_the_bank_twice_and_every_outcome_is_true`
 //! - T-slow `two_thousand_slow_heads_keep_nobody_out_and_are_closed_in_time` `whoever_sends_slowly_keeps_nobody_else_s_place`
-//! - T-self `the_admin_pages`: on listeners of their own
+//! - T-self `no_page_of_the_proxy_itself_shadows_a_path_of_the_bank`
 //!
 //! Connections, retries, TLS
-//! - T-idle `an_idle_connection_that_the_bank_has_closed_costs_no_request` `a_connection_reset_before_the_head`
+//! - T-idle `a_connection_that_was_closed_or_reset_while_idle_costs_no_payment`
+//!   `an_idle_time_below_that_of_a_silent_firewall_costs_no_payment` `an_idle_connection_that_the_bank_has_closed_costs_no_request` `a_connection_reset_before_the_head`
 //!   `a_connection_that_a_balancer_forgot_costs_one_answer_and_no_second_payment`
 //!   `idle_connections_to_the_bank_are_closed_before_the_bank_does_it`
 //! - T-idle2 `a_slow_connect_does_not_count_as_idle`
@@ -57,7 +60,7 @@
 //! - T-dns2 `a_name_that_resolves_into_our_own_network` `addresses_that_are_no_bank_on_the_internet_are_private`
 //! - T-open `a_token_that_is_lost_is_found_again_and_nothing_leaves_unsealed_meanwhile`
 //! - T-ssrf `whoever_addresses_somebody_else_is_told_so`
-//! - T-err T-pii `nothing_of_a_request_ends_in_log_metrics_or_problems`
+//! - T-err T-pii `causes_are_told_to_the_log_and_not_to_callers` `nothing_of_a_request_ends_in_log_metrics_or_problems`
 //! - T-label `a_hundred_thousand_paths_make_no_more_series_than_one`
 //! - T-503 `a_caller_that_resends_after_an_empty_close_never_sees_one`
 //! - T-gone `a_caller_that_hangs_up_does_not_cut_a_payment`
@@ -65,6 +68,7 @@
 //! - T-cold `one_request_a_second_on_sixteen_threads_meets_the_same_connection`
 //! - T-port `an_address_in_use_is_refused_at_start_and_a_second_process_never_shares_it`
 //! - T-yaml `equal_keys_and_merge_keys_are_reported_with_their_path` `variables_are_expanded_once_and_never_read_as_yaml`
+//! - T-rot5 `hang_ups_during_a_drain_kill_nothing`; the other rows of rotation come with it
 //! - T-web `no_web_page_can_make_the_proxy_seal`
 //! - T-reg `routes_that_reach_the_registration_are_pointed_out`
 //! - T-dot `dot_segments_in_every_spelling_are_refused` `a_target_that_a_lenient_reader_takes_elsewhere_is_refused`

@@ -1,5 +1,6 @@
 //! What reaches the bank: exactly what was signed, and nothing that should have stayed inside.
 
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,7 +15,17 @@ use crate::support::{Act, FakeBank, Manner, Received, Rig, config, kit, ok};
 const API: &str = "/sandbox/becm/stet-psd2-api/v2.1";
 
 /// Verifies a request as the wire had it, with ring and a parser of this test's own.
-fn verify(received: &Received) -> Result<Vec<String>, String> {
+pub(crate) fn verify(received: &Received) -> Result<Vec<String>, String> {
+    let certificate = leaf(&kit().path("qsealc.pem"));
+    verify_by(received, &certificate, &certificate.sha1_hex())
+}
+
+pub(crate) fn leaf(file: &Path) -> Certificate {
+    Certificate::from_der(pem::read_chain(file).expect("a chain").remove(0)).expect("a certificate")
+}
+
+/// The same for any seal, under the name that the bank knows it by.
+pub(crate) fn verify_by(received: &Received, certificate: &Certificate, key_id: &str) -> Result<Vec<String>, String> {
     let signature = received.header("signature").ok_or("no signature")?;
     let parameter = |name: &str| {
         let from = signature.find(&format!("{name}=\"")).ok_or(format!("no {name}"))? + name.len() + 2;
@@ -30,19 +41,27 @@ fn verify(received: &Received) -> Result<Vec<String>, String> {
             let (method, target) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
             format!("{} {target}", method.to_ascii_lowercase())
         } else {
-            received.header(name).ok_or(format!("{name} is signed and not sent"))?.to_owned()
+            let values = received.values(name);
+            if values.is_empty() {
+                return Err(format!("{name} is signed and not sent"));
+            }
+            values.join(", ")
         };
         lines.push(format!("{name}: {value}"));
     }
-    let certificate = Certificate::from_der(pem::read_chain(&kit().path("qsealc.pem")).expect("a chain").remove(0))
-        .expect("a certificate");
     let PublicKey::Rsa { pkcs1, .. } = certificate.public_key() else { panic!("the kit's seal is RSA") };
-    assert_eq!(parameter("keyId")?, certificate.sha1_hex());
+    let (quoted, bare) = (format!("keyId=\"{key_id}\","), format!("keyId={key_id},"));
+    assert!(signature.starts_with(&quoted) || signature.starts_with(&bare), "{signature}");
     let bytes = STANDARD.decode(parameter("signature")?).map_err(|error| error.to_string())?;
     UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, pkcs1)
-        .verify(lines.join("\n").as_bytes(), &bytes)
+        .verify(&latin1(&lines.join("\n")), &bytes)
         .map_err(|_| format!("does not verify: {lines:?}"))?;
     Ok(covered)
+}
+
+/// The bytes that the text of a head stands for.
+fn latin1(text: &str) -> Vec<u8> {
+    text.chars().map(|character| u8::try_from(character).expect("a byte of the head")).collect()
 }
 
 #[test]

@@ -288,6 +288,15 @@ impl Received {
         header(&self.head, name)
     }
 
+    /// All values of a header, in their order.
+    pub(crate) fn values(&self, name: &str) -> Vec<&str> {
+        let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        fields
+            .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim_matches([' ', '\t']))
+            .collect()
+    }
+
     pub(crate) fn request_line(&self) -> &str {
         self.head.lines().next().unwrap_or_default()
     }
@@ -309,6 +318,8 @@ pub(crate) enum Act {
     AnswerAndVanish(Vec<u8>),
     /// Answers as far as this and resets.
     AnswerAndReset(Vec<u8>),
+    /// Answers, and closes cleanly after this time without another look.
+    AnswerAndLeave(Duration, Vec<u8>),
     /// Waits, then answers.
     Wait(Duration, Vec<u8>),
 }
@@ -435,6 +446,13 @@ fn converse(
                 std::thread::sleep(pause);
                 tls.write_all(&answer)?;
             }
+            Act::AnswerAndLeave(pause, answer) => {
+                tls.write_all(&answer)?;
+                std::thread::sleep(pause);
+                tls.conn.send_close_notify();
+                tls.flush()?;
+                return tls.sock.shutdown(Shutdown::Both);
+            }
             Act::AnswerAndClose(answer) => {
                 tls.write_all(&answer)?;
                 tls.conn.send_close_notify();
@@ -457,8 +475,8 @@ fn converse(
     }
 }
 
-/// Closes with RST instead of FIN.
-fn reset(socket: &TcpStream) -> std::io::Result<()> {
+/// Closes with RST instead of FIN, once nobody else holds the socket.
+pub(crate) fn reset(socket: &TcpStream) -> std::io::Result<()> {
     let socket = socket.try_clone()?;
     let socket = tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
         socket.set_nonblocking(true)?;
@@ -473,7 +491,8 @@ fn reset(socket: &TcpStream) -> std::io::Result<()> {
 fn read_request(tls: &mut impl Read, buffer: &mut Vec<u8>) -> std::io::Result<Option<(String, Vec<u8>)>> {
     loop {
         if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-            let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+            // A character for each byte, so that none is lost.
+            let head = buffer[..end].iter().copied().map(char::from).collect::<String>();
             let length = header(&head, "content-length").map_or(0, |length| length.parse().expect("a length"));
             if buffer.len() >= end + 4 + length {
                 let rest = buffer.split_off(end + 4 + length);

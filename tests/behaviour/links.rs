@@ -1,0 +1,85 @@
+//! Connections to the bank: forgotten by what stands between, and tried again.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::relay::{self, Forgets};
+use crate::sealing::verify;
+use crate::support::{Act, FakeBank, Rig, config, ok};
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
+
+fn pay(rig: &Rig) -> crate::support::Answer {
+    rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}")
+}
+
+/// T-idle: the first payment after a pause, on a connection that a balancer or a firewall has forgotten meanwhile.
+#[test]
+fn a_connection_that_was_closed_or_reset_while_idle_costs_no_payment() {
+    const IDLE: Duration = Duration::from_millis(250);
+    for forgets in [Forgets::Closing, Forgets::Resetting] {
+        let bank = FakeBank::good();
+        let rig = Rig::start(&config(relay::start(bank.address, IDLE, forgets), "", ""));
+        for _ in 0..3 {
+            assert_eq!(pay(&rig).status, 200, "{forgets:?} {}", rig.log.text());
+            std::thread::sleep(2 * IDLE);
+        }
+        assert_eq!((bank.received().len(), bank.connections()), (3, 3), "{forgets:?}");
+    }
+}
+
+/// T-idle: what is dropped silently cannot be seen. Below the firewall's time nothing is lost; above it the caller learns
+/// that nothing is known, and nothing is sent twice.
+#[test]
+fn an_idle_time_below_that_of_a_silent_firewall_costs_no_payment() {
+    const FIREWALL: Duration = Duration::from_millis(600);
+    for (idle, second) in [("200ms", (200, String::new())), ("50s", (504, "unknown".to_owned()))] {
+        let bank = FakeBank::good();
+        let link = relay::start(bank.address, FIREWALL, Forgets::Silently);
+        let rig = Rig::start(&config(link, &format!("    idle: {idle}\n"), "timeouts: { response: 500ms }\n"));
+        assert_eq!(pay(&rig).status, 200);
+        std::thread::sleep(2 * FIREWALL);
+        let answer = pay(&rig);
+        assert_eq!((answer.status, answer.outcome()), second, "idle: {idle}");
+        assert_eq!(bank.received().len(), if second.0 == 200 { 2 } else { 1 });
+    }
+}
+
+/// T-ret: what goes out a second time is sealed a second time.
+#[test]
+fn a_request_that_is_tried_again_is_sealed_again() {
+    // Each connection is gone a moment after its answer: mostly before it is picked, or after, but sometimes just then.
+    let count = AtomicU64::new(0);
+    let bank = FakeBank::doing(move |_| {
+        let moment = count.fetch_add(1, Ordering::Relaxed) * 7919 % 1000;
+        Act::AnswerAndLeave(Duration::from_micros(moment), ok("{}"))
+    });
+    let rig = Rig::before(&bank);
+    let (enough, deadline) = (AtomicBool::new(false), Instant::now() + Duration::from_secs(8));
+    let asked = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) && Instant::now() < deadline {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    let answer = rig.get(ACCOUNTS);
+                    assert!(answer.status == 200 || answer.outcome() == "unknown", "{answer:?}");
+                    if rig.log.text().contains("\"attempts\":2") {
+                        enough.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let received = bank.received();
+    let lines = rig.log.wait(asked.into_inner());
+    let attempts: u64 = lines.iter().map(|line| line["attempts"].as_u64().expect("a number")).sum();
+    eprintln!("{} requests, {attempts} attempts", lines.len());
+    assert!(attempts > lines.len() as u64, "none was tried again in {} requests", lines.len());
+    let sealed = format!("sealproxy_seal_seconds_count{{route=\"/sandbox/becm/stet-psd2-api/\"}} {attempts}");
+    assert!(rig.metrics().contains(&sealed), "{sealed}");
+    for request in &received {
+        verify(request).expect("verified");
+    }
+}

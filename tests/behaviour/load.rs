@@ -324,7 +324,9 @@ impl Forgetful {
 fn a_connection_that_a_balancer_forgot_costs_one_answer_and_no_second_payment() {
     let bank = FakeBank::with(Manner::good(), |_| Act::Answer(ok("{}")));
     let balancer = Forgetful::before(bank.address);
-    let rig = crate::support::Rig::start(&config(balancer.address, "", "timeouts: { response: 1s }\n"));
+    // Whoever comes back before the connection does waits for it, instead of making another.
+    let one = "    connections: 1\n";
+    let rig = crate::support::Rig::start(&config(balancer.address, one, "timeouts: { response: 1s }\n"));
     let pay = || rig.request("POST", ACCOUNTS, "Content-Type: a/b\r\n", "{}");
     assert_eq!(pay().status, 200);
     balancer.forgets.store(true, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use super::Process;
 use crate::config::{Config, Finding, Upstream as UpstreamConfig};
 use crate::identity::certificate::{Certificate, Validity};
 use crate::identity::qcstatements::QcType;
-use crate::identity::{self, Identity};
+use crate::identity::{self, Credential, Qwac};
 use crate::proxy::route::{self, Route, Routes};
 use crate::seal::{Sealer, SetupError as SealError};
 use crate::upstream::{SetupError, Upstream};
@@ -54,17 +54,23 @@ struct Reach {
     sealer: Option<Arc<Sealer>>,
 }
 
+/// A QWAC and the seals, each with the key that fits it.
+struct Identity {
+    qwac: Qwac,
+    seals: Vec<Credential>,
+}
+
 impl Builder<'_> {
     async fn identities(&mut self, now: SystemTime) -> BTreeMap<String, Identity> {
         let mut identities = BTreeMap::new();
         for (name, settings) in &self.config.identities {
-            match Identity::load(settings).await {
+            match load(settings).await {
                 Ok(identity) => {
                     self.judge(name, settings, &identity, now);
                     identities.insert(name.clone(), identity);
                 }
                 Err(errors) => errors.iter().for_each(|error| {
-                    let key = format!("identities.{name}.{}", error.part);
+                    let key = format!("identities.{name}.{}", error.setting);
                     self.add(Finding::error(self.file(), key, error.to_string()).hint(error.reason.hint()));
                 }),
             }
@@ -74,17 +80,16 @@ impl Builder<'_> {
 
     /// What is true of an identity whose files are sound.
     fn judge(&mut self, name: &str, settings: &identity::Settings, identity: &Identity, now: SystemTime) {
-        let pairs = [
-            ("qwac", identity.qwac(), QcType::Web, &settings.qwac.certificate),
-            ("qsealc", identity.seal().certificate(), QcType::ESeal, &settings.qsealc.certificate),
-        ];
-        for (part, certificate, expected, path) in pairs {
-            let key = format!("identities.{name}.{part}.certificate");
-            self.process.expiry(name, part, certificate.not_after());
-            self.judge_validity(&key, path, certificate, now);
-            self.judge_type(&key, path, certificate, &expected);
+        let seals = identity.seals.iter().map(|seal| (seal.certificate(), QcType::ESeal));
+        let certificates = std::iter::once((identity.qwac.certificate(), QcType::Web)).chain(seals);
+        for (pair, (certificate, expected)) in settings.pairs().zip(certificates) {
+            let key = format!("identities.{name}.{}.certificate", pair.setting);
+            self.process.expiry(name, &pair.setting, certificate.not_after());
+            self.judge_validity(&key, &pair.certificate, certificate, now);
+            self.judge_type(&key, &pair.certificate, certificate, &expected);
         }
-        let organisations = [identity.qwac(), identity.seal().certificate()].map(Certificate::organization_identifier);
+        let organisations =
+            [identity.qwac.certificate(), identity.seals[0].certificate()].map(Certificate::organization_identifier);
         if let [Some(qwac), Some(qsealc)] = organisations
             && qwac != qsealc
         {
@@ -146,7 +151,7 @@ impl Builder<'_> {
 
     fn upstream(&mut self, name: &str, config: &UpstreamConfig, identity: &Identity) -> Option<Reach> {
         let destination = Arc::clone(self.process.destinations.get(name)?);
-        let upstream = Upstream::new(destination, identity.resolver()).map_err(|error| {
+        let upstream = Upstream::new(destination, identity.qwac.resolver()).map_err(|error| {
             let (key, hint) = match &error {
                 SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
                 SetupError::Trust(error) => ("trust", error.hint()),
@@ -161,7 +166,7 @@ impl Builder<'_> {
 
     /// `None`: it has become a finding.
     fn sealer(&mut self, name: &str, config: &UpstreamConfig, identity: &Identity) -> Option<Option<Arc<Sealer>>> {
-        match Sealer::new(&config.profile, identity.seal()) {
+        match Sealer::new(&config.profile, &identity.seals[0]) {
             Ok(sealer) => Some(Some(Arc::new(sealer))),
             Err(error) => {
                 let (key, hint) = match &error {
@@ -217,6 +222,22 @@ impl Builder<'_> {
 
     fn add(&mut self, finding: Finding) {
         self.findings.push(finding);
+    }
+}
+
+async fn load(settings: &identity::Settings) -> Result<Identity, Vec<identity::Error>> {
+    let mut errors = Vec::new();
+    let qwac = Qwac::load(&settings.qwac).await.map_err(|found| errors.extend(found)).ok();
+    let mut seals = Vec::new();
+    for seal in &settings.seals {
+        match Credential::load(&seal.pair).await {
+            Ok(credential) => seals.push(credential),
+            Err(found) => errors.extend(found),
+        }
+    }
+    match qwac {
+        Some(qwac) if errors.is_empty() => Ok(Identity { qwac, seals }),
+        _ => Err(errors),
     }
 }
 

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::finding::Fault;
-use super::quantity::whole;
+use super::quantity::{boolean, whole};
 use super::section::{Section, Value};
-use crate::identity::{Files, KeySource, SealFiles, Settings};
+use crate::identity::{KeySource, Pair, SealSettings, Settings};
 use crate::key::TokenSettings;
 use crate::key::uri::{self, TokenUri};
 
-pub(super) const KEYS: [&str; 2] = ["qwac", "qsealc"];
+pub(super) const KEYS: [&str; 3] = ["qwac", "qsealc", "allow_subject_change"];
 pub(super) const PAIR_KEYS: [&str; 2] = ["certificate", "key"];
-pub(super) const SEAL_KEYS: [&str; 3] = ["certificate", "key", "sessions"];
+pub(super) const SEAL_KEYS: [&str; 4] = ["name", "certificate", "key", "sessions"];
 
 /// The identities that are legal, and the names of all. `waiting` seals may wait for a key on a token.
 pub(super) fn identities<'a>(
@@ -34,34 +34,71 @@ pub(super) fn named<'a>(root: &Section<'a>, key: &str, hint: &str) -> Vec<(&'a s
     if entries.is_empty() && value.is_map() {
         value.refuse(Fault::new("is empty").hint(hint));
     }
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     for (name, value) in &entries {
-        if !(1..=64).contains(&name.len()) || !name.bytes().all(legal) {
-            value
-                .refuse(Fault::new("is not a name").hint("write 1 to 64 of the characters a-z, A-Z, 0-9, `_` and `-`"));
+        if !is_name(name) {
+            value.refuse(Fault::new("is not a name").hint(NAME_HINT));
         }
     }
     entries
 }
 
+/// Whether a text can stand in metrics and logs.
+fn is_name(text: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    (1..=64).contains(&text.len()) && text.bytes().all(legal)
+}
+
+const NAME_HINT: &str = "write 1 to 64 of the characters a-z, A-Z, 0-9, `_` and `-`";
+
 fn identity(value: &Value<'_>, folder: &Path, waiting: usize) -> Option<Settings> {
     let section = value.section(&KEYS)?;
     let qwac = qwac(&section, folder);
-    let qsealc = qsealc(&section, folder, waiting);
-    Some(Settings { qwac: qwac?, qsealc: qsealc? })
+    let seals = seals(&section, folder, waiting);
+    let allow_subject_change = section.quantity("allow_subject_change", false, boolean);
+    Some(Settings { qwac: qwac?, seals: seals?, allow_subject_change })
 }
 
-fn qwac(section: &Section<'_>, folder: &Path) -> Option<Files> {
+fn qwac(section: &Section<'_>, folder: &Path) -> Option<Pair> {
     let hint = "name the certificate and the key that are presented on the TLS connection";
     let section = section.required("qwac", hint)?.section(&PAIR_KEYS)?;
     let certificate = certificate(&section, folder);
     let key = section.required("key", KEY_HINT)?.text(|text| key_file(text, folder));
-    Some(Files { certificate: certificate?, key: key? })
+    Some(Pair { setting: "qwac".into(), certificate: certificate?, key: KeySource::File(key?) })
 }
 
-fn qsealc(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<SealFiles> {
+/// One seal, or a list of them, each under a name of its own.
+fn seals(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<Vec<SealSettings>> {
     let hint = "name the certificate and the key that sign the requests";
-    let section = section.required("qsealc", hint)?.section(&SEAL_KEYS)?;
+    let value = section.required("qsealc", hint)?;
+    if !value.is_list() {
+        return Some(vec![seal(&value, "qsealc".into(), folder, waiting)?]);
+    }
+    let items = value.items();
+    if items.is_empty() {
+        value.refuse(Fault::new("is empty").hint(hint));
+    }
+    let seals: Vec<_> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| seal(item, format!("qsealc[{index}]"), folder, waiting))
+        .collect();
+    for (index, seal) in seals.iter().enumerate() {
+        if seals[..index].iter().any(|earlier| earlier.name == seal.name) {
+            value.refuse(Fault::new(format!("two seals have the name {}", seal.name)).hint("give each its own"));
+        }
+    }
+    (seals.len() == items.len()).then_some(seals)
+}
+
+fn seal(value: &Value<'_>, setting: String, folder: &Path, waiting: usize) -> Option<SealSettings> {
+    let section = value.section(&SEAL_KEYS)?;
+    let name = match section.value("name") {
+        Some(name) => name.text(seal_name),
+        None if setting == ONLY_SEAL => Some(ONLY_SEAL.to_owned()),
+        None => section
+            .required("name", "give each seal a name, which `seal_keys` of the upstreams refer to")?
+            .text(seal_name),
+    };
     let certificate = certificate(&section, folder);
     let sessions = section.quantity("sessions", DEFAULT_SESSIONS, |text| whole(text, 1..=MAX_SESSIONS));
     let key = section.required("key", KEY_HINT)?.text(|text| {
@@ -75,7 +112,14 @@ fn qsealc(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<SealFi
     if let (Some(value), Some(KeySource::File(_))) = (section.value("sessions"), &key) {
         value.refuse(Fault::new("concerns keys on a token alone: a key in memory signs at once"));
     }
-    Some(SealFiles { certificate: certificate?, key: key? })
+    Some(SealSettings { name: name?, pair: Pair { setting, certificate: certificate?, key: key? } })
+}
+
+/// The name of a seal that is the only one.
+const ONLY_SEAL: &str = "qsealc";
+
+fn seal_name(text: &str) -> Result<String, Fault> {
+    if is_name(text) { Ok(text.to_owned()) } else { Err(Fault::new("is not a name").hint(NAME_HINT)) }
 }
 
 const DEFAULT_SESSIONS: usize = 4;

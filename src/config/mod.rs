@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderName;
 
@@ -47,6 +47,8 @@ pub struct Config {
     pub admin: Vec<admin::Settings>,
     /// Reactors: 1 to 256.
     pub threads: usize,
+    /// Whether an error of any identity keeps the proxy from starting; otherwise one that can be used is enough.
+    pub strict: bool,
     /// Who we are, by name; at least one.
     pub identities: BTreeMap<String, identity::Settings>,
     /// The banks, by name; at least one. The identity of each exists.
@@ -72,7 +74,9 @@ pub struct Upstream {
     pub environment: Environment,
     /// The name of the identity that is presented to it.
     pub identity: String,
-    /// How requests are sealed.
+    /// Which of the identity's seals the bank knows.
+    pub registrations: Vec<Registration>,
+    /// How requests are sealed; its key id where there is one seal only.
     pub profile: seal::Profile,
     /// What is true of its API.
     pub api: &'static Api,
@@ -80,8 +84,20 @@ pub struct Upstream {
     pub pass: Vec<HeaderName>,
 }
 
-const KEYS: [&str; 9] =
-    ["listen", "hosts", "admin", "threads", "identities", "upstreams", "routes", "limits", "timeouts"];
+/// A seal as one bank knows it: banks take only keys that were registered with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Its name among the identity's seals.
+    pub seal: String,
+    /// Its name at the bank; `None`: as the profile makes it from the certificate.
+    pub key_id: Option<String>,
+    /// Since when; `None`: not yet.
+    pub from: Option<SystemTime>,
+}
+
+const KEYS: [&str; 10] =
+    ["listen", "hosts", "admin", "threads", "start", "identities", "upstreams", "routes", "limits", "timeouts"];
+const STARTS: [(&str, bool); 2] = [("usable", false), ("strict", true)];
 /// Room for thousands of upstreams; a path that leads to a log or an image is not read to its end.
 const MAX_FILE: u64 = 1 << 20;
 const MAX_THREADS: usize = 256;
@@ -128,11 +144,13 @@ impl Config {
         let hosts = listeners::hosts(root);
         let admin = listeners::admin(root, &listen);
         let threads = threads(root, machine);
+        let strict = root.value("start").and_then(|value| value.choice("start", &STARTS)).unwrap_or(false);
         let limits = limits::limits(root, machine);
         let (identities, identity_names) = identities::identities(root, folder, limits.waiting_seals);
         let context = upstreams::Context {
             folder,
-            identities: &identity_names,
+            names: &identity_names,
+            identities: &identities,
             timeouts: deadlines.upstream,
             in_flight: limits.proxy.in_flight,
         };
@@ -144,6 +162,7 @@ impl Config {
             hosts,
             admin,
             threads,
+            strict,
             identities,
             upstreams,
             routes,

@@ -98,7 +98,8 @@ fn the_reference_names_every_key() {
         .chain(&limits::TIMEOUT_KEYS)
         .chain(&upstreams::KEYS)
         .chain(&upstreams::VIA_KEYS)
-        .chain(&upstreams::PROFILE_KEYS);
+        .chain(&upstreams::PROFILE_KEYS)
+        .chain(&upstreams::SEAL_KEY_KEYS);
     let keys = keys.chain(&routes::KEYS).chain(&listeners::LISTEN_KEYS).chain(&listeners::ADMIN_KEYS);
     for key in keys.chain(&identities::KEYS).chain(&identities::PAIR_KEYS) {
         assert!(REFERENCE.contains(&format!("{key}:")), "{key}");
@@ -138,11 +139,11 @@ fn defaults_are_those_of_the_design() {
 #[test]
 fn relative_paths_begin_at_the_file_s_folder() {
     let config = legal(&with_upstream("trust: roots/bank.pem").replace("w.key", "/run/keys/w.key"));
-    assert_eq!(config.identities["main"].qwac.key, Path::new("/run/keys/w.key"));
-    assert_eq!(config.identities["main"].qsealc.key, KeySource::File("/etc/sealproxy/s.key".into()));
+    assert_eq!(config.identities["main"].qwac.key, KeySource::File("/run/keys/w.key".into()));
+    assert_eq!(config.identities["main"].seals[0].pair.key, KeySource::File("/etc/sealproxy/s.key".into()));
     assert_eq!(config.upstreams["becm"].settings.trust, Trust::File("/etc/sealproxy/roots/bank.pem".into()));
     let (config, _) = Config::parse(Path::new("f.yaml"), &minimal(), &env).expect("a legal text");
-    assert_eq!(config.identities["main"].qwac.key, Path::new("w.key"));
+    assert_eq!(config.identities["main"].qwac.key, KeySource::File("w.key".into()));
 }
 
 #[test]
@@ -644,7 +645,7 @@ fn a_seal_key_may_be_on_a_token() {
         )
     };
     let text = |key: &str, more: &str| with(more).replace(&sealed("key: s.key"), &sealed(key));
-    let key = |text: &str| match legal(text).identities["main"].qsealc.key.clone() {
+    let key = |text: &str| match legal(text).identities["main"].seals[0].pair.key.clone() {
         KeySource::Token(settings) => settings,
         KeySource::File(path) => panic!("{} is a file", path.display()),
     };
@@ -662,4 +663,38 @@ fn a_seal_key_may_be_on_a_token() {
     );
     let secret = findings(&text(&format!("key: '{URI}&pin-value=1234'"), ""));
     assert!(!secret[0].contains("1234"), "{secret:?}");
+}
+
+#[test]
+fn seals_are_one_or_a_list_and_the_bank_knows_those_that_seal_keys_name() {
+    let list = "qsealc: [{name: old, certificate: o.pem, key: o.key}, {name: new, certificate: n.pem, key: n.key}]";
+    let text = |seal_keys: &str| {
+        minimal().replace("qsealc: {certificate: s.pem, key: s.key}", list).replace("profile: becm", seal_keys)
+    };
+    let only = legal(&minimal()).upstreams["becm"].registrations.clone();
+    assert_eq!(only.len(), 1);
+    assert_eq!((&*only[0].seal, only[0].from), ("qsealc", Some(SystemTime::UNIX_EPOCH)));
+    let several = legal(&text(
+        "profile: becm, seal_keys: [{qsealc: old, key_id: k1, registered: true}, \
+         {qsealc: new, active_from: '2026-12-01T01:00:00+01:00'}]",
+    ));
+    let registrations = &several.upstreams["becm"].registrations;
+    assert_eq!(registrations[0].key_id.as_deref(), Some("k1"));
+    assert_eq!(registrations[1].from, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_083_200)));
+    let not_yet = legal(&text("profile: becm, seal_keys: [{qsealc: old, registered: false}]"));
+    assert_eq!(not_yet.upstreams["becm"].registrations[0].from, None);
+    for (seal_keys, reason) in [
+        ("profile: becm", "upstreams.becm.seal_keys: is missing"),
+        ("profile: becm, seal_keys: [{qsealc: old}]", "does not say whether the bank knows this seal"),
+        ("profile: becm, seal_keys: [{qsealc: odl, registered: true}]", "unknown seal `odl`"),
+        ("profile: becm, seal_keys: [{qsealc: old, active_from: tomorrow}]", "is not a moment"),
+        ("profile: becm, seal_keys: [{qsealc: old, registered: true}, {qsealc: old, registered: true}]", "twice"),
+        ("profile: becm, key_id: k, seal_keys: [{qsealc: old, registered: true}]", "stands beside `seal_keys`"),
+    ] {
+        let found = findings(&text(seal_keys)).join("\n");
+        assert!(found.contains(reason), "{seal_keys}: {found}");
+    }
+    let twins = list.replace("name: new", "name: old");
+    let found = findings(&minimal().replace("qsealc: {certificate: s.pem, key: s.key}", &twins));
+    assert!(found.iter().any(|finding| finding.contains("two seals have the name old")), "{found:?}");
 }

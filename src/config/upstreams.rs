@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderName;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use super::Upstream;
 use super::finding::Fault;
 use super::identities::{named, path};
 use super::limits::{UPSTREAM_TIMEOUT_KEYS, upstream_timeouts};
 use super::listeners::host_name;
 use super::quantity::{boolean, duration, whole};
 use super::section::{Section, Value};
+use super::{Registration, Upstream};
+use crate::identity::{self, SealSettings};
 use crate::proxy::api::{self, Api, Environment};
 use crate::proxy::headers::{HOP_BY_HOP, OURS};
 use crate::seal::Profile;
@@ -21,12 +24,13 @@ use crate::seal::cavage::SignatureFrame;
 use crate::seal::dialect::{self, Dialect};
 use crate::upstream::{Origin, Settings, Timeouts, Trust, Via};
 
-pub(super) const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 15] = [
     "url",
     "environment",
     "identity",
     "profile",
     "key_id",
+    "seal_keys",
     "trust",
     "private",
     "via",
@@ -38,6 +42,7 @@ pub(super) const KEYS: [&str; 14] = [
     "timeouts",
 ];
 pub(super) const VIA_KEYS: [&str; 2] = ["url", "credentials"];
+pub(super) const SEAL_KEY_KEYS: [&str; 4] = ["qsealc", "key_id", "active_from", "registered"];
 pub(super) const PROFILE_KEYS: [&str; 3] = ["like", "key_id_quoted", "sign"];
 const PROFILES: [(&Dialect, &Api); 1] = [(&dialect::BECM, &api::BECM)];
 const ENVIRONMENTS: [(&str, Environment); 2] =
@@ -48,7 +53,9 @@ pub(super) struct Context<'a> {
     /// Where relative paths begin.
     pub(super) folder: &'a Path,
     /// The names of all identities.
-    pub(super) identities: &'a [&'a str],
+    pub(super) names: &'a [&'a str],
+    /// Those that are legal.
+    pub(super) identities: &'a BTreeMap<String, identity::Settings>,
     /// The deadlines that it may override.
     pub(super) timeouts: Timeouts,
     /// Requests under way in the whole process.
@@ -72,7 +79,7 @@ fn upstream(value: &Value<'_>, context: &Context<'_>, share: usize) -> Option<Up
     let section = value.section(&KEYS)?;
     let settings = settings(&section, context, share);
     let environment = environment(&section);
-    let identity = identity(&section, context.identities);
+    let identity = identity(&section, context.names);
     let pass = pass(&section, settings.as_ref().is_none_or(|settings| settings.private));
     let (profile, api) = profile(&section, &pass)?;
     if pass.iter().any(|name| reaches(name, api)) {
@@ -80,7 +87,77 @@ fn upstream(value: &Value<'_>, context: &Context<'_>, share: usize) -> Option<Up
         let fault = Fault::new("some of these headers reach the bank without being listed here");
         section.report.note(&format!("{}.pass", section.key), fault);
     }
-    Some(Upstream { settings: settings?, environment: environment?, identity: identity?, profile, api, pass })
+    let identity = identity?;
+    // One that is not legal has been reported: then there is nothing to compare with.
+    let registrations = match context.identities.get(&identity) {
+        Some(settings) => registrations(&section, &profile, &settings.seals),
+        None => Some(Vec::new()),
+    };
+    let registrations = registrations?;
+    Some(Upstream { settings: settings?, environment: environment?, identity, registrations, profile, api, pass })
+}
+
+/// Which of the identity's seals the bank knows. An only one is taken for registered.
+fn registrations(section: &Section<'_>, profile: &Profile, seals: &[SealSettings]) -> Option<Vec<Registration>> {
+    let names: Vec<(&str, &str)> = seals.iter().map(|seal| (seal.name.as_str(), seal.name.as_str())).collect();
+    match (section.value("seal_keys"), seals) {
+        (Some(value), _) => {
+            if let Some(key_id) = section.value("key_id") {
+                key_id.refuse(
+                    Fault::new("stands beside `seal_keys`").hint("write each seal's key_id into its entry there"),
+                );
+            }
+            let items = value.items();
+            let quoted = profile.key_id_quoted.unwrap_or(profile.dialect.key_id_quoted);
+            let legal: Vec<_> = items.iter().filter_map(|item| registration(item, &names, quoted)).collect();
+            for (index, one) in legal.iter().enumerate() {
+                if legal[..index].iter().any(|earlier| earlier.seal == one.seal) {
+                    value.refuse(Fault::new(format!("lists the seal {} twice", one.seal)));
+                }
+            }
+            (legal.len() == items.len()).then_some(legal)
+        }
+        (None, [only]) => Some(vec![Registration {
+            seal: only.name.clone(),
+            key_id: profile.key_id.clone(),
+            from: Some(SystemTime::UNIX_EPOCH),
+        }]),
+        (None, _) => {
+            let hint =
+                "say which of the identity's seals the bank knows: [{ qsealc: NAME, key_id: …, registered: true }]";
+            section.required("seal_keys", hint);
+            None
+        }
+    }
+}
+
+fn registration(item: &Value<'_>, names: &[(&str, &str)], quoted: bool) -> Option<Registration> {
+    let section = item.section(&SEAL_KEY_KEYS)?;
+    let seal = section.required("qsealc", "name one of the identity's seals")?.choice("seal", names);
+    let key_id = section.value("key_id").and_then(|value| value.text(|text| key_id(text, quoted)));
+    let since = section.value("active_from").map(|value| value.text(moment));
+    let registered = section.value("registered").map(|value| value.quantity(boolean));
+    let from = match (since, registered) {
+        (None, None) => {
+            item.refuse(
+                Fault::new("does not say whether the bank knows this seal")
+                    .hint("write `registered: true`, or `active_from: 2026-12-01T00:00:00Z`"),
+            );
+            return None;
+        }
+        (_, Some(Some(false))) => None,
+        (None, _) => Some(SystemTime::UNIX_EPOCH),
+        (Some(since), _) => Some(since?),
+    };
+    Some(Registration { seal: seal?.to_owned(), key_id, from })
+}
+
+/// A moment of RFC 3339, such as `2026-12-01T00:00:00Z`.
+fn moment(text: &str) -> Result<SystemTime, Fault> {
+    let parsed = OffsetDateTime::parse(text, &Rfc3339);
+    parsed.map(SystemTime::from).map_err(|_| {
+        Fault::new("is not a moment").hint("write date, time and offset (RFC 3339), such as 2026-12-01T00:00:00Z")
+    })
 }
 
 fn settings(section: &Section<'_>, context: &Context<'_>, share: usize) -> Option<Settings> {

@@ -19,31 +19,70 @@ mod tls;
 
 use certificate::{Certificate, PublicKey};
 
-/// Where an identity's files are.
-#[derive(Clone, Debug)]
+/// Where an identity's certificates and keys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The Qualified Website Authentication Certificate: who we are on the TLS connection.
-    pub qwac: Files,
-    /// The Qualified Sealing Certificate: whose seal stands on the requests.
-    pub qsealc: SealFiles,
+    pub qwac: Pair,
+    /// The Qualified Sealing Certificates: whose seals stand on the requests. At least one; each name once.
+    pub seals: Vec<SealSettings>,
+    /// Whether a QWAC may take the place of one with another subject: the bank knows its client by it.
+    pub allow_subject_change: bool,
+}
+
+/// One seal certificate under the name that the upstreams know it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealSettings {
+    /// Its name.
+    pub name: String,
+    /// Its certificate and key.
+    pub pair: Pair,
 }
 
 /// A certificate chain, leaf first, and the key of the leaf.
-#[derive(Clone, Debug)]
-pub struct Files {
-    /// PEM or DER.
-    pub certificate: PathBuf,
-    /// PEM or DER, unencrypted: PKCS#8, PKCS#1 or SEC1.
-    pub key: PathBuf,
-}
-
-/// A seal certificate, and where its key is.
-#[derive(Clone, Debug)]
-pub struct SealFiles {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// Where it stands in the identity's settings: `qwac`, `qsealc` or `qsealc[1]`.
+    pub setting: String,
     /// PEM or DER.
     pub certificate: PathBuf,
     /// The key of the first certificate.
     pub key: KeySource,
+}
+
+impl Settings {
+    /// The QWAC and every seal.
+    pub fn pairs(&self) -> impl Iterator<Item = &Pair> {
+        std::iter::once(&self.qwac).chain(self.seals.iter().map(|seal| &seal.pair))
+    }
+}
+
+impl Pair {
+    /// The files to watch.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let key = match &self.key {
+            KeySource::File(path) => Some(path.as_path()),
+            KeySource::Token(_) => None,
+        };
+        std::iter::once(self.certificate.as_path()).chain(key)
+    }
+
+    fn fault(&self, file: &str, place: impl Into<PathBuf>, reason: Reason) -> Error {
+        Error { setting: format!("{}.{file}", self.setting), place: place.into(), reason }
+    }
+
+    fn read_chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
+        pem::read_chain(&self.certificate)
+            .map_err(|error| self.fault("certificate", &*self.certificate, error.reason.into()))
+    }
+
+    fn read_leaf(&self, chain: &[CertificateDer<'static>]) -> Result<Certificate, Error> {
+        leaf(chain).map_err(|reason| self.fault("certificate", &*self.certificate, reason))
+    }
+
+    fn key_fault(&self, reason: Reason) -> Error {
+        self.fault("key", self.key.to_string(), reason)
+    }
 }
 
 /// Where a private key is.
@@ -64,33 +103,33 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// A QWAC for TLS connections and a QSealC for seals, each with the key that fits it.
+/// The certificate of TLS connections, with the key that fits it.
 #[derive(Debug)]
-pub struct Identity {
-    qwac: Certificate,
+pub struct Qwac {
+    certificate: Certificate,
+    chain: Vec<CertificateDer<'static>>,
     resolver: Arc<tls::ClientIdentity>,
-    seal: Credential,
 }
 
-impl Identity {
-    /// Reads both pairs and checks that each key fits its certificate. Reports every fault, not only the first.
-    pub async fn load(settings: &Settings) -> Result<Self, Vec<Error>> {
-        let qwac = load_qwac(&settings.qwac);
-        let seal = load_seal(&settings.qsealc).await;
-        match (qwac, seal) {
-            (Ok((qwac, resolver)), Ok(seal)) => Ok(Self { qwac, resolver: Arc::new(resolver), seal }),
-            (qwac, seal) => Err(qwac.err().into_iter().chain(seal.err()).flatten().collect()),
-        }
+impl Qwac {
+    /// Reads certificate and key and checks that they belong together. Reports every fault, not only the first.
+    pub async fn load(pair: &Pair) -> Result<Self, Vec<Error>> {
+        let chain = pair.read_chain();
+        let (chain, key) = both(chain, read_key(pair))?;
+        let certificate = pair.read_leaf(&chain).map_err(|error| vec![error])?;
+        let resolver = tls::ClientIdentity::new(chain.clone(), key);
+        let resolver = resolver.map_err(|reason| vec![pair.key_fault(reason)])?;
+        Ok(Self { certificate, chain, resolver: Arc::new(resolver) })
     }
 
-    /// The certificate of the TLS connection.
-    pub fn qwac(&self) -> &Certificate {
-        &self.qwac
+    /// The leaf.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
     }
 
-    /// The certificate and key of the seals.
-    pub fn seal(&self) -> &Credential {
-        &self.seal
+    /// What is presented, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
     /// What answers a bank that asks for a client certificate.
@@ -103,25 +142,40 @@ impl Identity {
 #[derive(Clone, Debug)]
 pub struct Credential {
     certificate: Certificate,
+    chain: Vec<CertificateDer<'static>>,
     key: Key,
 }
 
 impl Credential {
+    /// Reads the certificate, opens the key and checks that they belong together. Reports every fault.
+    pub async fn load(pair: &Pair) -> Result<Self, Vec<Error>> {
+        let leaf = |chain: Vec<_>| Ok((pair.read_leaf(&chain)?, chain));
+        let ((certificate, chain), key) = both(pair.read_chain().and_then(leaf), open_key(pair).await)?;
+        let fitting = Self::new(certificate, key).await.map_err(|reason| vec![pair.key_fault(reason)])?;
+        Ok(Self { chain, ..fitting })
+    }
+
     /// Joins a certificate and a key, if a test signature of the key verifies with the certificate.
     ///
     /// aws-lc gathers entropy for tens of milliseconds at its first signature: it happens here, before anyone waits.
     pub async fn new(certificate: Certificate, key: Key) -> Result<Self, Reason> {
         const MESSAGE: &[u8] = b"sealproxy: does this key fit this certificate?";
         let signature = key.turn().await?.sign(MESSAGE).await?;
+        let chain = vec![CertificateDer::from(certificate.der().to_vec())];
         match certificate.verify(MESSAGE, &signature, key.scheme()) {
-            Ok(()) => Ok(Self { certificate, key }),
+            Ok(()) => Ok(Self { certificate, chain, key }),
             Err(_) => Err(Reason::Mismatch),
         }
     }
 
-    /// The seal certificate, without its chain.
+    /// The seal certificate.
     pub fn certificate(&self) -> &Certificate {
         &self.certificate
+    }
+
+    /// The certificates as they were given, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
     /// The key that signs.
@@ -130,46 +184,28 @@ impl Credential {
     }
 }
 
-fn load_qwac(files: &Files) -> Result<(Certificate, tls::ClientIdentity), Vec<Error>> {
-    let (chain, key) =
-        both(read_chain(Part::QwacCertificate, &files.certificate), read_key(Part::QwacKey, &files.key))?;
-    let certificate = leaf(&chain).map_err(|reason| vec![Part::QwacCertificate.fault(&*files.certificate, reason)])?;
-    let resolver =
-        tls::ClientIdentity::new(chain, key).map_err(|reason| vec![Part::QwacKey.fault(&*files.key, reason)])?;
-    Ok((certificate, resolver))
+fn read_key(pair: &Pair) -> Result<PrivateKeyDer<'static>, Error> {
+    match &pair.key {
+        KeySource::File(path) => pem::read_key(path).map_err(|error| pair.key_fault(error.reason.into())),
+        KeySource::Token(_) => Err(pair.key_fault(key::Error::NotBuilt.into())),
+    }
 }
 
-async fn load_seal(files: &SealFiles) -> Result<Credential, Vec<Error>> {
-    let chain = read_chain(Part::QsealcCertificate, &files.certificate)
-        .and_then(|chain| leaf(&chain).map_err(|reason| Part::QsealcCertificate.fault(&*files.certificate, reason)));
-    let (certificate, key) = both(chain, load_key(&files.key).await)?;
-    let fault = |reason| vec![Part::QsealcKey.fault(files.key.to_string(), reason)];
-    Credential::new(certificate, key).await.map_err(fault)
-}
-
-async fn load_key(source: &KeySource) -> Result<Key, Error> {
-    let fault = |error: key::Error| Part::QsealcKey.fault(source.to_string(), error.into());
-    match source {
-        KeySource::File(path) => Key::from_der(&read_key(Part::QsealcKey, path)?).map_err(fault),
+async fn open_key(pair: &Pair) -> Result<Key, Error> {
+    let opened = match &pair.key {
+        KeySource::File(_) => Key::from_der(&read_key(pair)?),
         KeySource::Token(settings) => {
             let settings = settings.clone();
             // A token may take its time, and its module may block.
             let opening = tokio::task::spawn_blocking(move || Key::on_token(&settings, PATIENCE)).await;
-            opening.expect("opening a token does not panic").map_err(fault)
+            opening.expect("opening a token does not panic")
         }
-    }
+    };
+    opened.map_err(|error| pair.key_fault(error.into()))
 }
 
 /// For a token to show its key when it is loaded.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-fn read_chain(part: Part, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    pem::read_chain(path).map_err(|error| part.fault(path, error.reason.into()))
-}
-
-fn read_key(part: Part, path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    pem::read_key(path).map_err(|error| part.fault(path, error.reason.into()))
-}
 
 fn leaf(chain: &[CertificateDer<'static>]) -> Result<Certificate, Reason> {
     let first = chain.first().expect("a chain that was read has a certificate");
@@ -187,42 +223,12 @@ fn both<A, B>(a: Result<A, Error>, b: Result<B, Error>) -> Result<(A, B), Vec<Er
     }
 }
 
-/// Which of an identity's four files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// `qwac.certificate`
-    QwacCertificate,
-    /// `qwac.key`
-    QwacKey,
-    /// `qsealc.certificate`
-    QsealcCertificate,
-    /// `qsealc.key`
-    QsealcKey,
-}
-
-impl Part {
-    fn fault(self, place: impl Into<PathBuf>, reason: Reason) -> Error {
-        Error { part: self, place: place.into(), reason }
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::QwacCertificate => "qwac.certificate",
-            Self::QwacKey => "qwac.key",
-            Self::QsealcCertificate => "qsealc.certificate",
-            Self::QsealcKey => "qsealc.key",
-        })
-    }
-}
-
 /// What is wrong with one file of an identity.
 #[derive(Debug, Error)]
 #[error("{}: {reason}", place.display())]
 pub struct Error {
-    /// Which one.
-    pub part: Part,
+    /// Where it stands in the identity's settings: `qwac.key`, `qsealc[1].certificate`.
+    pub setting: String,
     /// Its path; of a key on a token its URI.
     pub place: PathBuf,
     /// What is wrong.

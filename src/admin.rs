@@ -1,12 +1,14 @@
-//! `/livez`, `/readyz` and `/metrics` on listeners of their own, so that no path of a bank is ever shadowed.
+//! `/livez`, `/readyz`, `/metrics` and `/status` on listeners of their own, so that no path of a bank is ever shadowed.
 //! Must know nothing else of ours.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -21,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 /// One admin listener.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Where it listens.
     pub address: SocketAddr,
@@ -38,6 +40,8 @@ pub enum Page {
     Readyz,
     /// `/metrics`: Prometheus text format.
     Metrics,
+    /// `/status`: certificates, seals and the last reload, as JSON. For loopback alone.
+    Status,
 }
 
 impl Page {
@@ -46,35 +50,71 @@ impl Page {
             "/livez" => Some(Self::Livez),
             "/readyz" => Some(Self::Readyz),
             "/metrics" => Some(Self::Metrics),
+            "/status" => Some(Self::Status),
             _ => None,
         }
     }
 }
 
 /// What the pages report.
-#[derive(Default)]
 pub struct State {
     registry: Registry,
-    ready: AtomicBool,
+    serving: AtomicBool,
+    standing: ArcSwap<Standing>,
+}
+
+/// Who we are at present, as the pages tell it.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// Whether any identity can be used.
+    pub usable: bool,
+    /// Whether the identity of each upstream can be used there, by the upstreams' names.
+    pub upstreams: BTreeMap<String, bool>,
+    /// The text of `/status`.
+    pub status: Bytes,
 }
 
 impl State {
     /// Not ready yet.
     pub fn new(registry: Registry) -> Arc<Self> {
-        Arc::new(Self { registry, ready: AtomicBool::new(false) })
+        Arc::new(Self { registry, serving: AtomicBool::new(false), standing: ArcSwap::default() })
     }
 
-    /// Says whether the process wants traffic.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Release);
+    /// Says whether the listeners are bound and the process is not about to end.
+    pub fn set_serving(&self, serving: bool) {
+        self.serving.store(serving, Ordering::Release);
     }
 
-    fn page(&self, page: Page) -> Response<Full<Bytes>> {
+    /// Says who we are.
+    pub fn set_standing(&self, standing: Standing) {
+        self.standing.store(Arc::new(standing));
+    }
+
+    fn page(&self, page: Page, query: Option<&str>) -> Response<Full<Bytes>> {
         match page {
             Page::Livez => text(StatusCode::OK, "alive\n"),
-            Page::Readyz if self.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
-            Page::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
+            Page::Readyz => self.ready(query),
             Page::Metrics => self.metrics(),
+            Page::Status => json(self.standing.load().status.clone()),
+        }
+    }
+
+    /// All replicas share their certificates, and a bank or a token that is down is down for all: a pod that is not ready
+    /// for that reason would help nobody. Who wants to know it of one upstream asks for that one: `?upstream=NAME`.
+    fn ready(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let standing = self.standing.load();
+        if !self.serving.load(Ordering::Acquire) {
+            return unready("not ready: starting or draining\n");
+        }
+        if !standing.usable {
+            return unready("not ready: no identity can be used; /status says why\n");
+        }
+        let Some(query) = query else { return text(StatusCode::OK, "ready\n") };
+        match query.strip_prefix("upstream=").map(|name| standing.upstreams.get(name)) {
+            Some(Some(true)) => text(StatusCode::OK, "ready\n"),
+            Some(Some(false)) => unready("not ready: the upstream's identity cannot be used; /status says why\n"),
+            Some(None) => text(StatusCode::NOT_FOUND, "no such upstream\n"),
+            None => text(StatusCode::BAD_REQUEST, "write /readyz or /readyz?upstream=NAME\n"),
         }
     }
 
@@ -137,8 +177,18 @@ fn answer(request: &Request<Incoming>, pages: &[Page], state: &State) -> Respons
         Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
             text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n")
         }
-        Some(page) => state.page(page),
+        Some(page) => state.page(page, request.uri().query()),
     }
+}
+
+fn unready(reason: &'static str) -> Response<Full<Bytes>> {
+    text(StatusCode::SERVICE_UNAVAILABLE, reason)
+}
+
+fn json(page: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(page));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

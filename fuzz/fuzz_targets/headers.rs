@@ -146,7 +146,8 @@ static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
             methods: vec![Method::GET, Method::POST],
             seal: true,
         },
-        upstream: Arc::clone(&upstreams[bank]),
+        origin: upstreams[bank].origin().clone(),
+        upstream: Some(Arc::clone(&upstreams[bank])),
         sealer: None,
         api: &BECM,
         environment: Environment::Production,
@@ -154,7 +155,7 @@ static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
         host: HeaderValue::from_static(BANKS[bank].host),
         metrics: metrics.of_route(path),
     };
-    Routes::new(PATHS.into_iter().map(route).collect(), vec![OWN_NAME.to_owned()])
+    Routes::new(0, PATHS.into_iter().map(route).collect(), vec![OWN_NAME.to_owned()])
 });
 
 fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {

@@ -4,68 +4,64 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
+use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+mod folders;
 mod generation;
+mod holding;
+mod line;
+mod marks;
+mod reload;
+mod standing;
+mod status;
+
+use generation::Generation;
+use marks::Marks;
+use reload::Reloader;
+use standing::Standing;
 
 use crate::admin;
-use crate::config::{Config, Finding, Upstream};
+use crate::config::{Config, Finding};
 use crate::log::Log;
 use crate::proxy::listener::{Address, Departure, Hall, Listener, Phase, Reactor};
 use crate::proxy::{self, Metrics, Proxy, Shared};
-use crate::upstream::{self, Destination, Families, ReactorId};
+use crate::upstream::{self, Families, ReactorId};
 
 /// All that `run` does short of binding: a first generation, checked.
 pub struct App {
-    config: Config,
-    process: Process,
+    process: Arc<Process>,
     shared: Arc<Shared>,
-    upstreams: BTreeMap<String, Arc<upstream::Upstream>>,
-    findings: Vec<Finding>,
+    generation: Generation,
+    marks: Marks,
+    log: Log,
 }
 
 /// What lives as long as the process, whatever generation serves.
 struct Process {
     registry: Registry,
     proxy_metrics: Metrics,
-    /// By their names in the configuration.
-    destinations: BTreeMap<String, Arc<Destination>>,
-    expiry: GaugeVec,
+    families: Families,
+    standing: Standing,
 }
 
 impl Process {
-    fn new(config: &Config, log: &Log) -> Result<Self, prometheus::Error> {
+    fn new(log: &Log) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let expiry = GaugeVec::new(
-            Opts::new("sealproxy_certificate_expiry_timestamp_seconds", "When our certificates end, in Unix time."),
-            &["identity", "use"],
-        )?;
-        registry.register(Box::new(expiry.clone()))?;
         registry.register(Box::new(log.dropped().clone()))?;
         build_info(&registry)?;
-        let families = Families::register(&registry)?;
-        let destination =
-            |name: &String, upstream: &Upstream| Destination::new(name, upstream.settings.clone(), &families);
-        let destinations = config.upstreams.iter().map(|(name, upstream)| (name.clone(), destination(name, upstream)));
         Ok(Self {
             proxy_metrics: Metrics::register(&registry)?,
-            destinations: destinations.collect(),
-            expiry,
+            families: Families::register(&registry)?,
+            standing: Standing::register(&registry)?,
             registry,
         })
-    }
-
-    fn expiry(&self, identity: &str, part: &str, not_after: SystemTime) {
-        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        self.expiry.with_label_values(&[identity, part]).set(seconds);
     }
 }
 
@@ -78,28 +74,40 @@ fn build_info(registry: &Registry) -> Result<(), prometheus::Error> {
 }
 
 impl App {
-    /// Reads every file that the configuration names and checks it as of `now`.
+    /// Reads every file that the configuration names and checks it as of `now`. An identity with an error stops its own
+    /// routes alone, if there is another one, unless the configuration is `strict`.
     pub async fn build(config: Config, log: Log, now: SystemTime) -> Result<Self, Vec<Finding>> {
-        let process = Process::new(&config, &log).expect("each metric has a name of its own");
-        let generation = generation::build(&config, &process, now).await?;
+        let process = Process::new(&log).expect("each metric has a name of its own");
+        let config = Arc::new(config);
+        let marks = Marks::of(generation::files(&config));
+        let generation = generation::build(&config, &process, None, &marks, now).await;
+        let is_refused = generation.is_faulty || !generation.is_any_usable(now);
+        if is_refused || (config.strict && generation.errors().next().is_some()) {
+            return Err(generation.findings);
+        }
         let metrics = process.proxy_metrics.clone();
-        let shared = Shared::new(generation.routes, config.limits, config.timeouts, metrics, log);
-        Ok(Self { config, process, shared, upstreams: generation.upstreams, findings: generation.findings })
+        let routes = generation.routes(&process);
+        let shared = Shared::new(routes, config.limits, config.timeouts, metrics, log.clone());
+        Ok(Self { process: Arc::new(process), shared, generation, marks, log })
     }
 
-    /// Warnings and notes.
+    /// Everything that was found; errors of identities that cannot be used among them.
     pub fn findings(&self) -> &[Finding] {
-        &self.findings
+        &self.generation.findings
     }
 
     /// The upstreams by name, for whoever wants to look at a bank without a route.
-    pub fn upstreams(&self) -> &BTreeMap<String, Arc<upstream::Upstream>> {
-        &self.upstreams
+    pub fn upstreams(&self) -> BTreeMap<String, Arc<upstream::Upstream>> {
+        self.generation.upstreams()
+    }
+
+    fn config(&self) -> &Config {
+        &self.generation.config
     }
 
     /// Binds every listener, or none. Call it within the runtime that will serve.
     pub async fn bind(self) -> Result<Bound, Vec<Finding>> {
-        let file = self.config.file.clone();
+        let file = self.config().file.clone();
         let in_use = |key: String, address: &dyn std::fmt::Display, error: io::Error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
@@ -111,11 +119,11 @@ impl App {
             vec![Finding::error(&file, key, format!("cannot listen on {address}: {error}")).hint(hint)]
         };
         let (mut listeners, mut admin) = (Vec::new(), Vec::new());
-        for (index, settings) in self.config.listen.iter().enumerate() {
+        for (index, settings) in self.config().listen.iter().enumerate() {
             let bound = Listener::bind(settings).await;
             listeners.push(bound.map_err(|error| in_use(format!("listen[{index}]"), &settings.address, error))?);
         }
-        for (index, settings) in self.config.admin.iter().enumerate() {
+        for (index, settings) in self.config().admin.iter().enumerate() {
             let bound = TcpListener::bind(settings.address).await;
             admin.push(bound.map_err(|error| in_use(format!("admin[{index}]"), &settings.address, error))?);
         }
@@ -143,61 +151,78 @@ impl Bound {
 
     /// Reactors that will serve.
     pub fn threads(&self) -> usize {
-        self.app.config.threads
+        self.app.config().threads
     }
 
     /// What is taken at most.
     pub fn limits(&self) -> proxy::Limits {
-        self.app.config.limits
+        self.app.config().limits
     }
 
     /// Serves until a signal comes, then leaves step by step. SIGTERM: readiness falls and each answer is the last of its
     /// connection, but whoever comes is served, for the linger time or until the next signal; those who send callers here
     /// need time to learn that we go. SIGINT skips that. Then no connection is accepted and requests in flight finish
-    /// within the drain time, or until a further signal.
+    /// within the drain time, or until a further signal. SIGHUP reads the configuration anew, and means nothing to a
+    /// process that is about to end.
     pub async fn serve(self, mut signal: impl AsyncFnMut() -> Signal) -> io::Result<Ended> {
         let Self { app, listeners, admin } = self;
+        let App { process, shared, generation, marks, log } = app;
+        let config = Arc::clone(&generation.config);
         let (phase, phases) = watch::channel(Phase::Serving);
-        let reactors = Reactors::start(app.config.threads)?;
-        let hall = Hall::new(reactors.seats(&app.shared), app.config.limits.connections, Departure::new(phases));
-        let pages = Pages::start(admin, &app);
+        let reactors = Reactors::start(config.threads)?;
+        let hall = Hall::new(reactors.seats(&shared), config.limits.connections, Departure::new(phases));
+        let pages = Pages::start(admin, &config, process.registry.clone());
+        let (reload, asked) = mpsc::channel(1);
+        let pages_state = Arc::clone(&pages.state);
+        let reloader = Reloader::new(Arc::clone(&process), Arc::clone(&shared), pages_state, log, generation, marks);
+        let reloader = tokio::spawn(reloader.run(asked));
         let acceptors = listeners.into_iter().map(|listener| tokio::spawn(listener.serve(Arc::clone(&hall))));
         let acceptors: Vec<_> = acceptors.collect();
-        pages.state.set_ready(true);
-        let first = signal().await;
-        pages.state.set_ready(false);
+        pages.state.set_serving(true);
+        let mut first = signal().await;
+        while first == Signal::Reload {
+            // One that waits already will see the same files.
+            let _ = reload.try_send(());
+            first = signal().await;
+        }
+        pages.state.set_serving(false);
+        let mut further = async || while signal().await == Signal::Reload {};
         if first == Signal::Terminate {
             phase.send_replace(Phase::Lingering);
             // Until its end or the next signal, whichever is first.
-            let _ = timeout(app.config.linger, signal()).await;
+            let _ = timeout(config.linger, further()).await;
         }
         phase.send_replace(Phase::Draining);
         for acceptor in acceptors {
             // An acceptor ends at the drain, or has panicked: either way nobody new is let in.
             let _ = acceptor.await;
         }
+        let metrics = &process.proxy_metrics;
         let ended = tokio::select! {
-            ended = drained(&hall, &app, app.config.drain - LAST_WORDS.min(app.config.drain / 4)) => ended,
-            _ = signal() => Ended::Hurried,
+            ended = drained(&hall, metrics, config.drain - LAST_WORDS.min(config.drain / 4)) => ended,
+            () = further() => Ended::Hurried,
         };
         if ended != Ended::Drained {
-            app.shared.stop();
+            shared.stop();
             // What was cut is answered in a moment, or by nobody.
-            drained(&hall, &app, LAST_WORDS).await;
+            drained(&hall, metrics, LAST_WORDS).await;
         }
+        reloader.abort();
         reactors.stop();
         pages.stop().await;
         Ok(ended)
     }
 }
 
-/// What asks the process to end.
+/// What asks the process to end, or to begin anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM, from whoever runs us among others: callers are still on their way here.
     Terminate,
     /// SIGINT, from somebody who waits.
     Interrupt,
+    /// SIGHUP, from whoever has changed the configuration.
+    Reload,
 }
 
 /// The admin pages: the last to go, because they report on everything.
@@ -208,9 +233,9 @@ struct Pages {
 }
 
 impl Pages {
-    fn start(listeners: Vec<TcpListener>, app: &App) -> Self {
-        let (state, gone) = (admin::State::new(app.process.registry.clone()), Arc::new(Notify::new()));
-        let served = listeners.into_iter().zip(&app.config.admin);
+    fn start(listeners: Vec<TcpListener>, config: &Config, registry: Registry) -> Self {
+        let (state, gone) = (admin::State::new(registry), Arc::new(Notify::new()));
+        let served = listeners.into_iter().zip(&config.admin);
         let tasks = served.map(|(listener, settings)| {
             let (state, gone) = (Arc::clone(&state), Arc::clone(&gone));
             let stop = async move { gone.notified().await };
@@ -238,9 +263,9 @@ pub enum Ended {
     Hurried,
 }
 
-async fn drained(hall: &Hall, app: &App, limit: Duration) -> Ended {
+async fn drained(hall: &Hall, metrics: &Metrics, limit: Duration) -> Ended {
     let deadline = Instant::now() + limit;
-    while hall.open() > 0 || app.process.proxy_metrics.in_flight.get() > 0 {
+    while hall.open() > 0 || metrics.in_flight.get() > 0 {
         if Instant::now() >= deadline {
             return Ended::TimedOut;
         }
@@ -267,7 +292,7 @@ impl Reactors {
     fn start(count: usize) -> io::Result<Self> {
         let mut reactors = Self { handles: Vec::new(), threads: Vec::new(), stop: Vec::new() };
         for index in 0..count {
-            let (sender, handle) = mpsc::channel();
+            let (sender, handle) = std::sync::mpsc::channel();
             let stop = Arc::new(Notify::new());
             let stopped = Arc::clone(&stop);
             let thread = std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {

@@ -29,19 +29,21 @@ pub(super) fn run(file: &Path, connect: bool) -> Result<(), Failure> {
 async fn check(file: &Path, config: Config, log: Log, connect: bool) -> Result<(), Failure> {
     let app = App::build(config, log, SystemTime::now()).await.map_err(refused)?;
     app.findings().iter().for_each(say);
+    // `run` would start without these identities, and whoever checks wants to know.
+    let sound = if app.findings().iter().any(Finding::is_error) { Err(Failure::Checked) } else { Ok(()) };
     if !connect {
-        return Ok(());
+        return sound;
     }
     // All at once, because each may wait for its deadlines; told in the order of their names.
-    let probes = app.upstreams().iter().map(|(name, upstream)| (name, tokio::spawn(probe(Arc::clone(upstream)))));
-    let probes: Vec<_> = probes.collect();
+    let upstreams = app.upstreams().into_iter();
+    let probes: Vec<_> = upstreams.map(|(name, upstream)| (name, tokio::spawn(probe(upstream)))).collect();
     let mut unreached = false;
     for (name, probe) in probes {
-        let findings = connect::findings(file, name, &probe.await?, SystemTime::now());
+        let findings = connect::findings(file, &name, &probe.await?, SystemTime::now());
         unreached |= findings.iter().any(Finding::is_error);
         findings.iter().for_each(say);
     }
-    if unreached { Err(Failure::Unreached) } else { Ok(()) }
+    if unreached { sound.and(Err(Failure::Unreached)) } else { sound }
 }
 
 async fn probe(upstream: Arc<Upstream>) -> Report {

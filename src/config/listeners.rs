@@ -11,7 +11,8 @@ use crate::proxy::listener::{self, Address};
 
 pub(super) const LISTEN_KEYS: [&str; 4] = ["address", "open", "peers", "mode"];
 pub(super) const ADMIN_KEYS: [&str; 2] = ["address", "serve"];
-const PAGES: [(&str, Page); 3] = [("livez", Page::Livez), ("readyz", Page::Readyz), ("metrics", Page::Metrics)];
+const PAGES: [(&str, Page); 4] =
+    [("livez", Page::Livez), ("readyz", Page::Readyz), ("metrics", Page::Metrics), ("status", Page::Status)];
 
 /// Where local clients reach the proxy: at least one address, none twice.
 pub(super) fn listen(root: &Section<'_>) -> Vec<listener::Settings> {
@@ -145,6 +146,12 @@ fn admin_listener(item: &Value<'_>) -> Option<(SocketAddr, Option<Vec<Page>>)> {
                 .hint("write { address: …, serve: [livez, readyz, metrics] } with the pages that they need"),
         );
     }
+    if !is_loopback(&address) && serve.iter().flatten().any(|page| *page == Page::Status) {
+        place.refuse(
+            Fault::new("other machines could reach this address, and `status` is for this one alone")
+                .hint("take `status` from the list, and ask for it on 127.0.0.1"),
+        );
+    }
     Some((address, serve))
 }
 
@@ -159,7 +166,9 @@ fn pages(value: &Value<'_>) -> Vec<Page> {
         pages.push(page);
     }
     if items.is_empty() && value.is_list() {
-        value.refuse(Fault::new("names no page").hint("name one of livez, readyz, metrics, or take the listener away"));
+        value.refuse(
+            Fault::new("names no page").hint("name one of livez, readyz, metrics, status, or take the listener away"),
+        );
     }
     pages
 }

@@ -111,7 +111,7 @@ fn defaults_are_those_of_the_design() {
     let config = legal(&minimal());
     assert_eq!(config.listen, [Address::Tcp("127.0.0.1:8080".parse().expect("an address")).into()]);
     assert_eq!(config.admin[0].address, "127.0.0.1:9090".parse().expect("an address"));
-    assert_eq!(config.admin[0].serve.len(), 3);
+    assert_eq!(config.admin[0].serve.len(), 4);
     assert_eq!((config.threads, config.hosts.len()), (3, 0));
     assert_eq!((config.linger.as_secs(), config.drain.as_secs()), (5, 25));
     let limits = config.limits;
@@ -304,8 +304,12 @@ fn listeners_are_legal_and_distinct() {
     );
     expect(&with("admin: 'unix:/a'"), "error: admin: the admin pages are served on TCP addresses only");
     expect(
-        &with("admin: {address: '127.0.0.1:1', serve: [status]}"),
-        "error: admin.serve[0]: unknown page `status`. Known here: livez, readyz, metrics",
+        &with("admin: {address: '127.0.0.1:1', serve: [stats]}"),
+        "error: admin.serve[0]: unknown page `stats`; did you mean `status`?",
+    );
+    expect(
+        &with("admin: {address: '0.0.0.0:1', serve: [livez, status]}"),
+        "error: admin.address: other machines could reach this address, and `status` is for this one alone",
     );
     expect(&with("admin: {address: '127.0.0.1:1', serve: [livez, livez]}"), "error: admin.serve[1]: the same page");
     expect(&with("admin: {address: '127.0.0.1:1', serve: []}"), "error: admin.serve: names no page");

@@ -25,16 +25,18 @@ use super::relay::{Patience, RelayBody};
 use super::route::{Found, Route, Routes, Transport};
 use super::{Proxy, Shared};
 use crate::seal;
-use crate::upstream::{self, Answer, Lease, Outcome, SendError};
+use crate::upstream::{AcquireError, Answer, Lease, Outcome, ReactorId, SendError, Upstream};
 
 /// A request that is ready to be sealed: all that is left is a connection and a key.
 struct Prepared {
     shared: Arc<Shared>,
-    reactor: upstream::ReactorId,
+    reactor: ReactorId,
     /// For the whole exchange.
     deadline: Instant,
     /// Whether the caller could not tell a cut answer from a whole one of unknown length: HTTP/1.0 has no chunks.
     whole: bool,
+    /// The generation that it was prepared under.
+    routes: Arc<Routes>,
     route: Arc<Route>,
     head: Parts,
     body: Collected,
@@ -103,7 +105,7 @@ struct Body<'a> {
 
 async fn prepare(
     proxy: &Proxy,
-    routes: &Routes,
+    routes: &Arc<Routes>,
     mut head: Parts,
     body: Body<'_>,
     transport: Transport,
@@ -113,6 +115,7 @@ async fn prepare(
     let Found { route, target } = routes.find(&head, transport)?;
     exchange.routed(&route);
     route.admit(&head.method, &target)?;
+    route.upstream()?;
     headers::check(&head, &route, proxy.shared.limits.headers)?;
     // Shed before the body is read, and counted after it: who sends slowly keeps nobody else's place.
     drop(proxy.shared.admit()?);
@@ -127,7 +130,8 @@ async fn prepare(
     exchange.admitted(proxy.shared.admit()?);
     headers::outbound(&mut head, target, &route, exchange.id(), body.payload.len(), &proxy.shared.metrics)?;
     let shared = Arc::clone(&proxy.shared);
-    Ok(Prepared { shared, reactor: proxy.reactor, deadline, whole: false, route, head, body })
+    let routes = Arc::clone(routes);
+    Ok(Prepared { shared, reactor: proxy.reactor, deadline, whole: false, routes, route, head, body })
 }
 
 impl Prepared {
@@ -194,16 +198,43 @@ impl Prepared {
 
     async fn acquire_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
         let began = Instant::now();
-        let lease = self.route.upstream.acquire(self.reactor).await.map_err(Problem::Acquire)?;
+        let lease = self.lease(Upstream::acquire).await?;
         exchange.acquired(began.elapsed(), lease.is_reused());
         self.seal(exchange).await?;
         Ok(lease)
     }
 
+    /// A connection under the certificate that is in use now: a body may have taken minutes to come, and a place among
+    /// the bank's connections seconds.
+    async fn lease(
+        &mut self,
+        acquire: impl AsyncFn(&Upstream, ReactorId) -> Result<Lease, AcquireError>,
+    ) -> Result<Lease, Problem> {
+        self.renew();
+        loop {
+            match acquire(self.route.upstream()?, self.reactor).await {
+                Err(AcquireError::Replaced) if self.renew() => {}
+                result => return result.map_err(Problem::Acquire),
+            }
+        }
+    }
+
+    /// Goes over to the present generation, where it differs in certificates and keys alone. Nothing is sealed yet.
+    fn renew(&mut self) -> bool {
+        let present = self.shared.routes.load();
+        if Arc::ptr_eq(&present, &self.routes) {
+            return false;
+        }
+        let Some(route) = present.renewed(&self.routes, &self.route) else { return false };
+        self.route = Arc::clone(route);
+        self.routes = Arc::clone(&present);
+        true
+    }
+
     async fn dial_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
         exchange.unsent();
         let began = Instant::now();
-        let lease = self.route.upstream.acquire_new(self.reactor).await.map_err(Problem::Acquire)?;
+        let lease = self.lease(Upstream::acquire_new).await?;
         exchange.acquired(began.elapsed(), lease.is_reused());
         self.seal(exchange).await?;
         Ok(lease)

@@ -42,7 +42,7 @@ use relay::{Patience, RelayBody};
 use route::{Routes, Transport};
 
 /// What the proxy takes at most. Each holds for the whole process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one request's body.
     pub body: u64,
@@ -59,7 +59,7 @@ pub struct Limits {
 }
 
 /// How long the proxy waits for a local client, for a key, and for one exchange as a whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// From the first byte of a request, or from the accepted connection, to the end of its head.
     pub header: Duration,

@@ -97,6 +97,9 @@ pub enum Problem {
     /// Requests under way.
     #[error("the proxy has as many requests under way as it may")]
     Overloaded,
+    /// Certificates or keys of the route's identity are missing, broken or out of date.
+    #[error("the certificates of this route cannot be used at present; the log and /status of the proxy say why")]
+    IdentityUnusable,
     /// No connection to the bank.
     #[error("{0}")]
     Acquire(#[source] AcquireError),
@@ -186,6 +189,9 @@ impl Problem {
             Self::Overloaded => {
                 face(S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests", "connection_limit_reached")
             }
+            Self::IdentityUnusable => {
+                face(S::SERVICE_UNAVAILABLE, "identity-unusable", "No usable identity", "proxy_configuration_error")
+            }
             Self::Acquire(error) => of_acquire(error),
             Self::Seal(seal::Error::Busy(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-busy", "Too many seals", "proxy_internal_error")
@@ -274,7 +280,7 @@ impl Problem {
             | Self::Overloaded
             | Self::SealTimeout(_)
             | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_))
-            | Self::Acquire(AcquireError::Busy) => {
+            | Self::Acquire(AcquireError::Busy | AcquireError::Replaced) => {
                 insert_text(headers, RETRY_AFTER, "1");
             }
             _ => {}
@@ -309,6 +315,7 @@ fn of_acquire(error: &AcquireError) -> Face {
         E::QwacRefused(_) => (StatusCode::BAD_GATEWAY, "Our QWAC was refused", "tls_alert_received"),
         E::NoCommonProtocol(_) => (StatusCode::BAD_GATEWAY, "No common protocol", "tls_protocol_error"),
         E::Handshake(_) | E::Http(_) => (StatusCode::BAD_GATEWAY, "TLS handshake failed", "tls_protocol_error"),
+        E::Replaced => (StatusCode::SERVICE_UNAVAILABLE, "Identity replaced", "connection_limit_reached"),
         E::Busy => (StatusCode::SERVICE_UNAVAILABLE, "Upstream busy", "connection_limit_reached"),
     };
     face(status, error.kind(), title, rfc9209)

@@ -34,9 +34,11 @@ pub struct Settings {
 pub struct Route {
     /// As configured.
     pub settings: Settings,
-    /// The bank, as one identity reaches it.
-    pub upstream: Arc<Upstream>,
-    /// Seals, on a sealed route.
+    /// Where the bank is.
+    pub origin: Origin,
+    /// The bank, as one identity reaches it; `None`: the identity cannot be used at present.
+    pub upstream: Option<Arc<Upstream>>,
+    /// Seals, on a sealed route of an identity that can be used.
     pub sealer: Option<Arc<Sealer>>,
     /// What is true of the bank's API.
     pub api: &'static Api,
@@ -54,6 +56,11 @@ impl Route {
     /// The upstream's name in the configuration.
     pub fn upstream_name(&self) -> &str {
         &self.settings.upstream
+    }
+
+    /// The bank, or why nobody gets there.
+    pub(super) fn upstream(&self) -> Result<&Arc<Upstream>, Problem> {
+        self.upstream.as_ref().ok_or(Problem::IdentityUnusable)
     }
 
     /// Whether a request for this target may take this route.
@@ -74,6 +81,8 @@ impl Route {
 
 /// The routes of one generation. Loaded once per request.
 pub struct Routes {
+    edition: u64,
+    all: Vec<Arc<Route>>,
     own: Table,
     of_banks: HashMap<Origin, Table>,
     names: Vec<String>,
@@ -101,16 +110,24 @@ pub enum Transport {
 }
 
 impl Routes {
-    /// Builds the tables. `names` are further host names of the proxy itself.
-    pub fn new(routes: Vec<Route>, names: Vec<String>) -> Self {
+    /// Builds the tables. `names` are further host names of the proxy itself. Routes of the same `edition` come from the
+    /// same configuration, in the same order, and differ in certificates and keys at most.
+    pub fn new(edition: u64, routes: Vec<Route>, names: Vec<String>) -> Self {
         let words = Words::new(routes.iter().map(|route| route.api), routes.iter().map(|route| &*route.settings.path));
         let routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();
         let mut of_banks: HashMap<Origin, Table> = HashMap::new();
         for route in &routes {
-            of_banks.entry(route.upstream.origin().clone()).or_default().insert(route);
+            of_banks.entry(route.origin.clone()).or_default().insert(route);
         }
         let listing = routes.iter().map(describe).collect::<Vec<_>>().join(", ");
-        Self { own: Table::of_proxy(&routes), of_banks, names, words, listing }
+        Self { own: Table::of_proxy(&routes), all: routes, edition, of_banks, names, words, listing }
+    }
+
+    /// A route of an earlier generation, as it is in this one: the same request, another certificate or seal. `None`
+    /// where the configuration has changed, and a request that was prepared for the one may not fit the other.
+    pub fn renewed(&self, earlier: &Self, route: &Arc<Route>) -> Option<&Arc<Route>> {
+        let index = earlier.all.iter().position(|known| Arc::ptr_eq(known, route))?;
+        self.all.get(index).filter(|_| self.edition == earlier.edition)
     }
 
     /// How requests may be named in logs and problems.
@@ -166,7 +183,7 @@ impl Routes {
 
 fn describe(route: &Arc<Route>) -> String {
     let Settings { path, upstream, .. } = &route.settings;
-    format!("{} {path} ({upstream}, {})", route.allow(), if route.sealer.is_some() { "sealed" } else { "not sealed" })
+    format!("{} {path} ({upstream}, {})", route.allow(), if route.settings.seal { "sealed" } else { "not sealed" })
 }
 
 /// The pairs of paths that a request naming the proxy cannot reach: routes of different upstreams, one within the
@@ -221,7 +238,7 @@ impl Table {
                     && (contains(&other.settings.path, path) || contains(path, &other.settings.path))
             });
             if nests {
-                several.entry(path).or_default().push(route.upstream.origin().to_string());
+                several.entry(path).or_default().push(route.origin.to_string());
             } else {
                 table.insert(route);
             }

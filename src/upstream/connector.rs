@@ -21,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in, tls_error};
+use super::pool::Pool;
 use super::question::{Question, heard};
 use super::tls::Tls;
 use super::{AcquireError, Destination, Payload, Settings, Tunnel, ViaFault};
@@ -32,6 +33,8 @@ pub(super) struct Connector {
     tls: Tls,
     /// Through the company's proxy; `None`: directly.
     tunnel: Option<Tunnel>,
+    /// Where the connections wait between two requests.
+    pool: Arc<Pool>,
 }
 
 /// A connection that stands: TLS is done and HTTP/1.1 is ready.
@@ -48,8 +51,9 @@ impl Connector {
         name: ServerName<'static>,
         tls: Tls,
         tunnel: Option<Tunnel>,
+        pool: Arc<Pool>,
     ) -> Self {
-        Self { destination, name, tls, tunnel }
+        Self { destination, name, tls, tunnel, pool }
     }
 
     pub(super) fn tls(&self) -> &Tls {
@@ -140,9 +144,13 @@ impl Connector {
         let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(AcquireError::Http)?;
         let open = self.destination.metrics.connections.clone();
         open.inc();
+        let cut = self.pool.cut();
         tokio::spawn(async move {
-            // Its error reaches whoever waits for an answer on it, and an idle connection may end as it likes.
-            let _ = connection.await;
+            tokio::select! {
+                // Its error reaches whoever waits for an answer on it, and an idle connection may end as it likes.
+                _ = connection => {}
+                () = cut => {}
+            }
             open.dec();
             drop(permit);
         });

@@ -117,6 +117,9 @@ pub enum AcquireError {
     /// All requests or connections that the limits allow are under way.
     #[error("the upstream has as many requests under way as its limits allow")]
     Busy,
+    /// The identity or the trust has a successor, and its upstream is the one to ask. Never reaches a caller.
+    #[error("the upstream's identity has just been replaced")]
+    Replaced,
 }
 
 impl From<Unresolved> for AcquireError {
@@ -151,6 +154,7 @@ impl AcquireError {
             Self::QwacRefused(_) => "qwac-refused",
             Self::NoCommonProtocol(_) => "upstream-no-common-protocol",
             Self::Busy => "upstream-busy",
+            Self::Replaced => "upstream-replaced",
         }
     }
 
@@ -182,6 +186,7 @@ impl AcquireError {
                  so to a QWAC that they do not know"
             }
             Self::Handshake(_) | Self::Http(_) => "check that `url` names the bank's TLS port",
+            Self::Replaced => "ask again",
             Self::Busy => "raise `connections` and `in_flight` of this upstream, or ask less of it at a time",
         }
     }

@@ -2,9 +2,9 @@
 //! when its connection stands. Must not know seals or routes.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
@@ -34,7 +34,7 @@ use lease::UnderWay;
 pub use lease::{Answer, Lease};
 pub use metrics::Families;
 pub use payload::Payload;
-use pool::{Connection, Pool};
+use pool::{Connection, Pool, Retired};
 pub use probe::{Clocks, Connected, Failure, Report, Session};
 pub use question::Question;
 use resolver::Resolver;
@@ -44,7 +44,7 @@ use via::Tunnel;
 pub use via::{CredentialsError, Via, ViaFault};
 
 /// How one bank is reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Scheme `https`, host and port.
     pub origin: Origin,
@@ -67,7 +67,7 @@ pub struct Settings {
 }
 
 /// Deadlines of the steps of one exchange with a bank.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// Name resolution.
     pub resolve: Duration,
@@ -117,6 +117,17 @@ pub enum Trust {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReactorId(pub usize);
 
+impl Settings {
+    /// The files to watch.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let trust = match &self.trust {
+            Trust::System => None,
+            Trust::File(path) => Some(path.as_path()),
+        };
+        trust.into_iter().chain(self.via.as_ref().and_then(|via| via.credentials.as_deref()))
+    }
+}
+
 /// What outlives a change of identity: where the bank is, how much it is asked at a time, what was counted.
 pub struct Destination {
     settings: Settings,
@@ -128,6 +139,11 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// As it was made.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// A bank under its name in the configuration.
     pub fn new(name: &str, settings: Settings, families: &Families) -> Arc<Self> {
         let Origin { host, port } = &settings.origin;
@@ -158,11 +174,15 @@ impl Upstream {
         let tls = Tls::new(&settings.trust, resolver)?;
         let via = settings.via.as_ref();
         let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;
-        Ok(Self {
-            pool: Pool::new(settings.idle, settings.max_age),
-            connector: Connector::new(Arc::clone(&destination), name, tls, tunnel),
-            destination,
-        })
+        let pool = Pool::new(settings.idle, settings.max_age);
+        let connector = Connector::new(Arc::clone(&destination), name, tls, tunnel, Arc::clone(&pool));
+        Ok(Self { pool, connector, destination })
+    }
+
+    /// Ends the use of this identity or trust: idle connections close at once, leased ones have until `deadline`. Where
+    /// it has been `replaced`, nothing is dialled any more: whoever wants a connection is told to ask the successor.
+    pub fn retire(&self, deadline: Instant, replaced: bool) {
+        self.pool.retire(Retired { deadline, replaced });
     }
 
     /// Where requests go.
@@ -189,7 +209,11 @@ impl Upstream {
             Ok(under_way) => connection.await.map(|connection| Lease::new(connection, self, under_way)),
             Err(busy) => Err(busy),
         };
-        lease.inspect_err(|error| self.destination.metrics.fail(error.kind()))
+        lease.inspect_err(|error| {
+            if !matches!(error, AcquireError::Replaced) {
+                self.destination.metrics.fail(error.kind());
+            }
+        })
     }
 
     async fn any(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
@@ -220,6 +244,9 @@ impl Upstream {
     }
 
     async fn dial(&self, reactor: ReactorId, permit: OwnedSemaphorePermit) -> Result<Connection, AcquireError> {
+        if self.pool.is_replaced() {
+            return Err(AcquireError::Replaced);
+        }
         let established = self.connector.connect(permit).await?;
         Ok(Connection::new(established, reactor))
     }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::SendRequest;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 
 use super::connector::Established;
 use super::counted::Count;
@@ -16,8 +16,18 @@ use super::{Payload, ReactorId};
 pub(super) struct Pool {
     waiting: Mutex<Waiting>,
     returned: Notify,
+    retired: watch::Sender<Option<Retired>>,
     max_idle: Duration,
     max_age: Duration,
+}
+
+/// The end of a pool's use: its certificate or its trust has a successor.
+#[derive(Clone, Copy)]
+pub(super) struct Retired {
+    /// When the last connection is cut.
+    pub(super) deadline: Instant,
+    /// Whether the same request would find its way through another pool.
+    pub(super) replaced: bool,
 }
 
 /// A connection between two leases.
@@ -54,7 +64,45 @@ struct Idle {
 impl Pool {
     /// `max_idle` and `max_age` hold for each connection; a background task closes those past it.
     pub(super) fn new(max_idle: Duration, max_age: Duration) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::default(), returned: Notify::new(), max_idle, max_age })
+        Arc::new(Self {
+            waiting: Mutex::default(),
+            returned: Notify::new(),
+            retired: watch::Sender::new(None),
+            max_idle,
+            max_age,
+        })
+    }
+
+    /// Closes what waits, and keeps nothing from now on. What is leased has until the deadline.
+    pub(super) fn retire(&self, retired: Retired) {
+        // Set under the lock: whoever gives a connection back sees it, or is seen.
+        let idle = {
+            let mut waiting = self.lock();
+            self.retired.send_replace(Some(retired));
+            std::mem::take(&mut waiting.idle)
+        };
+        drop(idle);
+    }
+
+    /// Whether requests are to go through another pool.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.retired.borrow().is_some_and(|retired| retired.replaced)
+    }
+
+    /// Ends at the deadline of a pool that was retired, and never of another.
+    pub(super) fn cut(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut retired = self.retired.subscribe();
+        async move {
+            let deadline = match retired.wait_for(Option::is_some).await {
+                Ok(retired) => retired.map(|retired| retired.deadline),
+                Err(_) => None,
+            };
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                // The pool is gone, and nobody can retire it any more.
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// The newest live connection of this reactor, or else of any.
@@ -76,6 +124,9 @@ impl Pool {
         let idle = Idle { connection, since: Instant::now() };
         if idle.since - idle.connection.born < self.max_age {
             let mut waiting = self.lock();
+            if self.retired.borrow().is_some() {
+                return;
+            }
             waiting.idle.push(idle);
             if !std::mem::replace(&mut waiting.pruned, true) {
                 tokio::spawn(prune(Arc::downgrade(self), self.max_idle));

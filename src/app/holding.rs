@@ -1,0 +1,273 @@
+//! What is held of one identity: the last good set of certificates and keys, whatever lies on disk now. A bad set changes
+//! nothing. Must not know upstreams and routes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::marks::Marks;
+use crate::config::Finding;
+use crate::identity::certificate::{Certificate, Validity};
+use crate::identity::qcstatements::QcType;
+use crate::identity::{Credential, Error, Pair, Qwac, Settings};
+
+/// The certificates and keys of one identity that are in use or lie ready.
+#[derive(Clone)]
+pub(super) struct Holding {
+    pub(super) settings: Settings,
+    pub(super) qwac: Option<Arc<Qwac>>,
+    /// By name; one that could not be loaded is missing.
+    pub(super) seals: BTreeMap<String, Arc<Credential>>,
+    /// What was found in the files at the last look.
+    pub(super) findings: Vec<Finding>,
+    /// The files that the held certificates and keys were read from, by pair.
+    read: BTreeMap<String, Marks>,
+}
+
+/// Where findings stand, and as of when.
+pub(super) struct Place<'a> {
+    pub(super) file: &'a Path,
+    pub(super) identity: &'a str,
+    pub(super) now: SystemTime,
+}
+
+impl Holding {
+    /// Looks at the files, whose state is `marks`. What has not changed since `earlier` is kept as it is. Of a set with
+    /// an error nothing takes the place of what is held, and only what is missing is filled in.
+    pub(super) async fn look(place: &Place<'_>, settings: &Settings, earlier: Option<&Self>, marks: &Marks) -> Self {
+        let found = Set::read(place, settings, earlier, marks).await;
+        match earlier {
+            Some(earlier) if found.is_bad() => found.fill(earlier),
+            _ => found.into_holding(settings),
+        }
+    }
+
+    /// Whether the QWAC can be presented.
+    pub(super) fn presents(&self, now: SystemTime) -> bool {
+        self.qwac.as_ref().is_some_and(|qwac| qwac.certificate().validity_at(now) == Validity::Valid)
+    }
+
+    /// Each certificate that is held, under its name in metrics: `qwac`, `qsealc` or a seal's own.
+    pub(super) fn certificates(&self) -> impl Iterator<Item = (&str, &Certificate)> {
+        let qwac = self.qwac.iter().map(|qwac| ("qwac", qwac.certificate()));
+        qwac.chain(self.seals.iter().map(|(name, seal)| (name.as_str(), seal.certificate())))
+    }
+
+    pub(super) fn is_bad(&self) -> bool {
+        self.findings.iter().any(Finding::is_error)
+    }
+
+    fn qwac_like(&self, settings: &Settings, marks: &Marks) -> Option<Arc<Qwac>> {
+        self.qwac.clone().filter(|_| self.settings.qwac == settings.qwac && self.was_read(&settings.qwac, marks))
+    }
+
+    fn seal_like(&self, name: &str, pair: &Pair, marks: &Marks) -> Option<Arc<Credential>> {
+        let held = self.settings.seals.iter().find(|seal| seal.name == name)?;
+        self.seals.get(name).filter(|_| held.pair == *pair && self.was_read(pair, marks)).cloned()
+    }
+
+    fn was_read(&self, pair: &Pair, marks: &Marks) -> bool {
+        self.read.get(&pair.setting) == Some(&marks.only(pair.files()))
+    }
+}
+
+/// What the files hold, good or bad.
+struct Set {
+    qwac: Option<Arc<Qwac>>,
+    seals: BTreeMap<String, Arc<Credential>>,
+    findings: Vec<Finding>,
+    /// The pairs with an error; an empty name is the identity as a whole.
+    bad: Vec<String>,
+    read: BTreeMap<String, Marks>,
+}
+
+impl Set {
+    async fn read(place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>, marks: &Marks) -> Self {
+        let mut set = Self {
+            qwac: earlier.and_then(|earlier| earlier.qwac_like(settings, marks)),
+            seals: BTreeMap::new(),
+            findings: Vec::new(),
+            bad: Vec::new(),
+            read: settings.pairs().map(|pair| (pair.setting.clone(), marks.only(pair.files()))).collect(),
+        };
+        if set.qwac.is_none() {
+            set.qwac = set.loaded(place, &settings.qwac, Qwac::load(&settings.qwac).await);
+        }
+        for seal in &settings.seals {
+            let held = earlier.and_then(|earlier| earlier.seal_like(&seal.name, &seal.pair, marks));
+            let loaded = match held {
+                Some(held) => Some(held),
+                None => set.loaded(place, &seal.pair, Credential::load(&seal.pair).await),
+            };
+            set.seals.extend(loaded.map(|loaded| (seal.name.clone(), loaded)));
+        }
+        set.judge(place, settings);
+        set.judge_subject(place, settings, earlier);
+        set
+    }
+
+    fn loaded<T>(&mut self, place: &Place<'_>, pair: &Pair, loaded: Result<T, Vec<Error>>) -> Option<Arc<T>> {
+        match loaded {
+            Ok(it) => Some(Arc::new(it)),
+            Err(errors) => {
+                for error in errors {
+                    let key = format!("identities.{}.{}", place.identity, error.setting);
+                    let finding = Finding::error(place.file, key, error.to_string()).hint(error.reason.hint());
+                    self.add(&pair.setting, finding);
+                }
+                None
+            }
+        }
+    }
+
+    fn is_bad(&self) -> bool {
+        !self.bad.is_empty()
+    }
+
+    fn add(&mut self, setting: &str, finding: Finding) {
+        if finding.is_error() {
+            self.bad.push(setting.to_owned());
+        }
+        self.findings.push(finding);
+    }
+
+    /// As it is, without what has an error.
+    fn into_holding(self, settings: &Settings) -> Holding {
+        let is_good = |setting: &str| !self.bad.iter().any(|bad| bad == setting || bad.is_empty());
+        let seals = settings.seals.iter().filter(|seal| is_good(&seal.pair.setting));
+        let seals = seals.filter_map(|seal| Some((seal.name.clone(), self.seals.get(&seal.name)?.clone()))).collect();
+        Holding {
+            qwac: self.qwac.clone().filter(|_| is_good(&settings.qwac.setting)),
+            seals,
+            settings: settings.clone(),
+            findings: self.findings,
+            read: self.read,
+        }
+    }
+
+    /// What is held, and from this set what is missing there.
+    fn fill(self, earlier: &Holding) -> Holding {
+        let mut held = earlier.clone();
+        let new = self.into_holding(&earlier.settings);
+        for (pair, marks) in new.read {
+            let is_missing = if pair == held.settings.qwac.setting {
+                held.qwac.is_none()
+            } else {
+                held.settings.seals.iter().any(|seal| seal.pair.setting == pair && !held.seals.contains_key(&seal.name))
+            };
+            if is_missing {
+                held.read.insert(pair, marks);
+            }
+        }
+        held.qwac = held.qwac.or(new.qwac);
+        for (name, seal) in new.seals {
+            held.seals.entry(name).or_insert(seal);
+        }
+        held.findings = new.findings;
+        held
+    }
+
+    /// The bank knows its client by the QWAC's subject.
+    fn judge_subject(&mut self, place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>) {
+        let held = earlier.and_then(|earlier| earlier.qwac.clone());
+        let (Some(held), Some(new)) = (held, self.qwac.clone()) else { return };
+        let name = |qwac: &Qwac| {
+            let certificate = qwac.certificate();
+            (certificate.subject().to_owned(), certificate.organization_identifier().map(str::to_owned))
+        };
+        if settings.allow_subject_change || name(&held) == name(&new) {
+            return;
+        }
+        let reason = format!(
+            "{}: the new QWAC is for {}, the present one for {}",
+            settings.qwac.certificate.display(),
+            new.certificate().subject(),
+            held.certificate().subject()
+        );
+        let hint =
+            "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`";
+        let key = format!("identities.{}.qwac.certificate", place.identity);
+        self.add("qwac", Finding::error(place.file, key, reason).hint(hint));
+    }
+
+    /// What is true of certificates whose files are sound.
+    fn judge(&mut self, place: &Place<'_>, settings: &Settings) {
+        let qwac = self.qwac.clone();
+        if let Some(qwac) = &qwac {
+            self.judge_certificate(place, &settings.qwac, qwac.certificate(), &QcType::Web);
+        }
+        for seal in &settings.seals {
+            let Some(credential) = self.seals.get(&seal.name).cloned() else { continue };
+            self.judge_certificate(place, &seal.pair, credential.certificate(), &QcType::ESeal);
+            if let Some(qwac) = &qwac {
+                self.judge_organisation(place, qwac.certificate(), credential.certificate());
+            }
+        }
+    }
+
+    fn judge_certificate(&mut self, place: &Place<'_>, pair: &Pair, certificate: &Certificate, expected: &QcType) {
+        let key = format!("identities.{}.{}.certificate", place.identity, pair.setting);
+        let path = pair.certificate.display();
+        let validity = match certificate.validity_at(place.now) {
+            Validity::Expired => {
+                let reason = format!("{path}: the certificate expired on {}", day(certificate.not_after()));
+                Some(Finding::error(place.file, &*key, reason).hint("install its successor"))
+            }
+            Validity::NotYet => {
+                let from = day(certificate.not_before());
+                let reason = format!("{path}: the certificate is valid only from {from}");
+                Some(Finding::error(place.file, &*key, reason).hint("wait, or check this machine's clock"))
+            }
+            Validity::Valid if certificate.not_after() < place.now + EXPIRES_SOON => {
+                let reason = format!("{path}: the certificate expires on {}", day(certificate.not_after()));
+                Some(Finding::warning(place.file, &*key, reason).hint("order its successor now"))
+            }
+            Validity::Valid => None,
+        };
+        let kind = match certificate.qc_statements() {
+            Err(error) => {
+                let reason = format!("{path}: its qualified-certificate statements cannot be read: {error}");
+                Some(Finding::warning(place.file, &*key, reason).hint("give the certificate as it was issued"))
+            }
+            Ok(Some(statements)) if statements.qc_type.as_ref().is_some_and(|found| found != expected) => {
+                let found = statements.qc_type.as_ref().map_or("unknown", name_of);
+                let reason = format!("{path}: this is a certificate for {found}, not for {}", name_of(expected));
+                Some(Finding::warning(place.file, &*key, reason).hint("are qwac and qsealc swapped?"))
+            }
+            Ok(_) => None,
+        };
+        for finding in [validity, kind].into_iter().flatten() {
+            self.add(&pair.setting, finding);
+        }
+    }
+
+    fn judge_organisation(&mut self, place: &Place<'_>, qwac: &Certificate, seal: &Certificate) {
+        if let [Some(qwac), Some(qsealc)] = [qwac, seal].map(Certificate::organization_identifier)
+            && qwac != qsealc
+        {
+            let reason = format!("the QWAC names the organisation {qwac}, the QSealC {qsealc}");
+            let hint = "both certificates must name the organisation that the bank registered";
+            let finding = Finding::warning(place.file, format!("identities.{}", place.identity), reason).hint(hint);
+            self.add("", finding);
+        }
+    }
+}
+
+/// A trust service provider needs days to weeks to issue a certificate.
+const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A moment in words. httpdate writes only years from 1970 to 9999, and a certificate may name others.
+fn day(moment: SystemTime) -> String {
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    httpdate::fmt_http_date(moment.clamp(SystemTime::UNIX_EPOCH, last))
+}
+
+fn name_of(kind: &QcType) -> &str {
+    match kind {
+        QcType::Web => "website authentication (QWAC)",
+        QcType::ESeal => "electronic seals (QSealC)",
+        QcType::ESign => "electronic signatures of a person",
+        QcType::Other(oid) => oid,
+    }
+}

@@ -1,0 +1,86 @@
+//! What files hold, as digests: whether anything has changed, and whether what was read one after the other belongs
+//! together. Must not know what the files mean.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use zeroize::Zeroizing;
+
+/// The state of some files at one look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Marks(BTreeMap<PathBuf, Mark>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Mark {
+    Content([u8; SHA256_OUTPUT_LEN]),
+    Unreadable(io::ErrorKind),
+}
+
+impl Marks {
+    /// Reads the files, for as long as that takes.
+    pub(super) fn of<'a>(files: impl Iterator<Item = &'a Path>) -> Self {
+        Self(files.map(|file| (file.to_owned(), Mark::of(file))).collect())
+    }
+
+    /// Those of some of the files.
+    pub(super) fn only<'a>(&self, files: impl Iterator<Item = &'a Path>) -> Self {
+        Self(
+            files
+                .filter_map(|file| self.0.get_key_value(file))
+                .map(|(file, mark)| (file.clone(), mark.clone()))
+                .collect(),
+        )
+    }
+
+    /// The files.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.0.keys().map(PathBuf::as_path)
+    }
+}
+
+impl Mark {
+    fn of(file: &Path) -> Self {
+        // Of a key too: what was read must not stay in memory.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
+        let read = File::open(file).and_then(|file| file.take(MOST).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => {
+                let digest = digest(&SHA256, &bytes);
+                Self::Content(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+            }
+            Err(error) => Self::Unreadable(error.kind()),
+        }
+    }
+}
+
+/// More than any chain, so that a buffer with a key in it is never moved and left behind.
+const ROOM: usize = 64 * 1024;
+/// A path that leads to a disk is not read to its end.
+const MOST: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_follows_the_content_and_not_the_name() {
+        let folder = std::env::temp_dir().join(format!("sealproxy-marks-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let file = folder.join("a");
+        let look = || Marks::of(std::iter::once(file.as_path()));
+        let absent = look();
+        assert_eq!(absent, look());
+        std::fs::write(&file, "one").expect("written");
+        let one = look();
+        assert_ne!(one, absent);
+        std::fs::write(&file, "two").expect("written");
+        assert_ne!(look(), one);
+        std::fs::write(&file, "one").expect("written");
+        assert_eq!(look(), one);
+        assert_eq!(one.only(std::iter::once(Path::new("/elsewhere"))), Marks::default());
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+}

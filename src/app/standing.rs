@@ -1,0 +1,83 @@
+//! The metrics of who we are: certificates, seals, reloads.
+
+use std::time::SystemTime;
+
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::generation::Generation;
+
+/// The families, by identity and by upstream.
+pub(super) struct Standing {
+    expiry: GaugeVec,
+    usable: IntGaugeVec,
+    staged: IntGaugeVec,
+    generation: IntGauge,
+    refused: IntGauge,
+    pub(super) reloads: IntCounterVec,
+}
+
+impl Standing {
+    /// Registers the families. Fails only if one of the names is taken.
+    pub(super) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let expiry = GaugeVec::new(
+            Opts::new("sealproxy_certificate_expiry_timestamp_seconds", "When our certificates end, in Unix time."),
+            &["identity", "use"],
+        )?;
+        registry.register(Box::new(expiry.clone()))?;
+        let reloads = IntCounterVec::new(
+            Opts::new("sealproxy_reloads_total", "Changes of files or configuration that were applied or refused."),
+            &["result"],
+        )?;
+        registry.register(Box::new(reloads.clone()))?;
+        ["applied", "refused"].iter().for_each(|result| drop(reloads.with_label_values(&[result])));
+        Ok(Self {
+            expiry,
+            reloads,
+            usable: gauges(
+                "sealproxy_identity_usable",
+                "Whether an identity can be used; the routes of one that cannot answer 503.",
+                &["identity"],
+            )?,
+            staged: gauges(
+                "sealproxy_staged_seals",
+                "Seal certificates that lie ready and that the upstream does not know.",
+                &["upstream"],
+            )?,
+            generation: gauge("sealproxy_generation", "Counts the certificates and configurations put in place.")?,
+            refused: gauge(
+                "sealproxy_reload_refused",
+                "1 while the files or the configuration hold something that was refused, and older is in use.",
+            )?,
+        })
+    }
+
+    /// Shows a generation as of `now`.
+    pub(super) fn show(&self, generation: &Generation, number: u64, is_refused: bool, now: SystemTime) {
+        // Identities and upstreams may have gone.
+        self.expiry.reset();
+        self.usable.reset();
+        self.staged.reset();
+        for (identity, holding) in &generation.holdings {
+            self.usable.with_label_values(&[identity]).set(generation.is_usable(identity, now).into());
+            for (part, certificate) in holding.certificates() {
+                let end = certificate.not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                self.expiry.with_label_values(&[identity.as_str(), part]).set(end.as_secs_f64());
+            }
+        }
+        for (upstream, line) in &generation.lines {
+            self.staged.with_label_values(&[upstream]).set(i64::try_from(line.staged.len()).unwrap_or(i64::MAX));
+        }
+        self.generation.set(i64::try_from(number).unwrap_or(i64::MAX));
+        self.refused.set(is_refused.into());
+    }
+}

@@ -132,10 +132,8 @@ impl Reloader {
     fn loses(&self, next: &Generation) -> bool {
         let now = SystemTime::now();
         let worse = next.holdings.iter().any(|(name, holding)| {
-            let before = self.present.holdings.get(name);
-            let is_same = before.is_some_and(|before| before.settings == holding.settings);
-            let was_usable = before.is_some() && self.present.is_usable(name, now);
-            (holding.is_bad() && !is_same) || (was_usable && !next.is_usable(name, now))
+            let is_same = self.present.config.identities.get(name) == next.config.identities.get(name);
+            (holding.is_bad() && !is_same) || (self.present.is_usable(name, now) && !next.is_usable(name, now))
         });
         next.is_faulty || worse
     }

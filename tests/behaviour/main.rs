@@ -15,6 +15,7 @@ mod outside;
 mod pooled;
 mod relay;
 mod requests;
+mod rotation;
 mod rows;
 mod sealing;
 mod slow;

@@ -178,6 +178,11 @@ impl Rig {
         self.signal.send(Signal::Terminate).expect("it still serves");
     }
 
+    /// Asks it to read its configuration anew.
+    pub(crate) fn reload(&self) {
+        self.signal.send(Signal::Reload).expect("it still serves");
+    }
+
     /// Waits until it has ended.
     pub(crate) fn ended(mut self) -> Ended {
         self.serving.take().expect("only once").join().expect("no panic")

@@ -1,0 +1,610 @@
+//! Certificates, keys and configuration that change while requests run. The judge is what the bank sees: the client
+//! certificate of its TLS connections, and seals that verify with one certificate and no other.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use sealproxy::sandbox::authority::{Authority, Issued, KeyKind, Tpp};
+use serde_json::Value;
+
+use crate::sealing::{leaf, verify_by};
+use crate::support::{Act, Answer, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls};
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A secret's files as the kubelet keeps them: each is a link into `..data`, which is a link that is swapped.
+struct Secret {
+    folder: PathBuf,
+    versions: usize,
+}
+
+impl Secret {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let mut secret = Self { folder: folder("secret"), versions: 0 };
+        secret.swap(files);
+        for (name, _) in files {
+            symlink(Path::new("..data").join(name), secret.path(name)).expect("a link");
+        }
+        secret
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Kubernetes' AtomicWriter: a new folder, a new link, renamed over the old one; the old folder goes.
+    fn swap(&mut self, files: &[(&str, &str)]) {
+        let old = std::fs::read_link(self.path("..data")).ok();
+        self.versions += 1;
+        let version = format!("..version_{}", self.versions);
+        std::fs::create_dir(self.path(&version)).expect("a folder");
+        for (name, text) in files {
+            std::fs::write(self.path(&version).join(name), text).expect("written");
+        }
+        symlink(&version, self.path("..data_tmp")).expect("a link");
+        std::fs::rename(self.path("..data_tmp"), self.path("..data")).expect("renamed");
+        if let Some(old) = old {
+            std::fs::remove_dir_all(self.path(&old.display().to_string())).expect("removed");
+        }
+    }
+}
+
+/// One TPP's authority, and a bank that trusts it.
+struct World {
+    authority: Authority,
+    bank: FakeBank,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::answering(|_| Act::Answer(ok("{}")))
+    }
+
+    fn answering(act: impl Fn(&Received) -> Act + Send + Sync + 'static) -> Self {
+        let authority = Authority::new(SystemTime::now()).expect("an authority");
+        let roots = folder("roots").join("ca.pem");
+        std::fs::write(&roots, authority.certificate_pem()).expect("written");
+        let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &roots, rustls::ALL_VERSIONS);
+        let bank = FakeBank::with(Manner { tls, ..Manner::good() }, act);
+        Self { authority, bank }
+    }
+
+    fn qwac(&self) -> Issued {
+        self.authority.qwac(&Tpp::demo(), KeyKind::P256).expect("a QWAC")
+    }
+
+    fn seal(&self) -> Issued {
+        self.authority.qsealc(&Tpp::demo(), KeyKind::Rsa2048).expect("a QSealC")
+    }
+
+    fn config(&self, identity: &str, upstream: &str) -> String {
+        format!(
+            "listen: [\"127.0.0.1:0\"]\nadmin: [\"127.0.0.1:0\"]\nthreads: 2\nidentities:\n  main: {identity}\nupstreams:\n  \
+             bank: {{ url: \"https://localhost:{}\", environment: sandbox, identity: main, profile: becm, trust: {}, private: \
+             true{upstream} }}\nroutes:\n  - {{ path: /sandbox/becm/stet-psd2-api/, upstream: bank }}\n",
+            self.bank.address.port(),
+            kit().path("ca.pem").display(),
+        )
+    }
+}
+
+fn files<'a>(qwac: &'a Issued, seal: &'a Issued) -> [(&'static str, &'a str); 4] {
+    [
+        ("qwac.pem", &qwac.chain_pem),
+        ("qwac.key", &qwac.key_pem),
+        ("qsealc.pem", &seal.chain_pem),
+        ("qsealc.key", &seal.key_pem),
+    ]
+}
+
+fn pair(certificate: &Path, key: &Path) -> String {
+    format!("{{ certificate: {}, key: {} }}", certificate.display(), key.display())
+}
+
+fn identity(secret: &Secret) -> String {
+    format!(
+        "{{ qwac: {}, qsealc: {} }}",
+        pair(&secret.path("qwac.pem"), &secret.path("qwac.key")),
+        pair(&secret.path("qsealc.pem"), &secret.path("qsealc.key"))
+    )
+}
+
+fn page(rig: &Rig, path: &str) -> Answer {
+    send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
+}
+
+fn status(rig: &Rig) -> Value {
+    serde_json::from_str(&page(rig, "/status").body).expect("JSON")
+}
+
+fn until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn metric(rig: &Rig, line: &str) -> f64 {
+    let metrics = rig.metrics();
+    let value = metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("{line}: {metrics}"))
+}
+
+const REFUSED: &str = "sealproxy_reloads_total{result=\"refused\"}";
+
+/// A certificate's DER, of the first in a chain.
+fn der(issued: &Issued) -> Vec<u8> {
+    let file = folder("der").join("chain.pem");
+    std::fs::write(&file, &issued.chain_pem).expect("written");
+    leaf(&file).der().to_vec()
+}
+
+/// Threads that ask all the time, each on a connection of its own for every tenth request.
+struct Load {
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+    threads: Vec<std::thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn on(rig: &Rig) -> Self {
+        let (stop, asked, address) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), rig.address());
+        let threads = (0..4).map(|_| {
+            let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
+            std::thread::spawn(move || {
+                let mut failed = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let post = format!(
+                        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: a/b\r\n\
+                         Content-Length: 2\r\n\r\n{{}}"
+                    );
+                    let answer = send(address, post.as_bytes());
+                    if answer.status != 200 {
+                        failed.push(format!("{answer:?}"));
+                    }
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(18));
+                }
+                failed
+            })
+        });
+        Self { threads: threads.collect(), stop, asked }
+    }
+
+    /// How many were asked, and what failed of them.
+    fn end(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failed = self.threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect();
+        (self.asked.load(Ordering::Relaxed), failed)
+    }
+}
+
+/// One of the ways in which a set of files is bad.
+fn broken(world: &World, present: &Issued, seal: &Issued, way: usize) -> Vec<(&'static str, String)> {
+    let new = world.qwac();
+    let mut set: Vec<(&'static str, String)> =
+        files(&new, seal).into_iter().map(|(name, text)| (name, text.to_owned())).collect();
+    match way % 6 {
+        0 => set[1].1 = present.key_pem.clone(),
+        1 => set[0].1.truncate(300),
+        2 => drop(set.remove(1)),
+        3 => {
+            let other = Tpp { organization_identifier: "PSDFR-ACPR-11111".into(), ..Tpp::demo() };
+            let other = world.authority.qwac(&other, KeyKind::P256).expect("a QWAC");
+            (set[0].1, set[1].1) = (other.chain_pem, other.key_pem);
+        }
+        4 => set[2].1 = String::new(),
+        _ => set[3].1.truncate(100),
+    }
+    set
+}
+
+/// As it is judged: every new connection after a good rotation presents the new QWAC, a bad one changes nothing, no request
+/// fails, and a renewed seal that is not registered never seals.
+#[test]
+fn fifty_rotations_under_load_cost_no_request_and_each_is_what_the_bank_sees() {
+    let world = World::new();
+    let (mut qwac, seal) = (world.qwac(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let registered = leaf(&secret.path("qsealc.pem"));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    let load = Load::on(&rig);
+    for number in 0..50 {
+        if number % 5 == 4 {
+            let refused = metric(&rig, REFUSED);
+            let broken = broken(&world, &qwac, &seal, number / 5);
+            let broken: Vec<_> = broken.iter().map(|(name, text)| (*name, text.as_str())).collect();
+            secret.swap(&broken);
+            until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > refused);
+            assert_eq!(metric(&rig, "sealproxy_reload_refused"), 1.0);
+            let last = status(&rig)["last_reload"].clone();
+            assert_eq!((&last["result"], &last["trigger"]), (&"refused".into(), &"files".into()));
+            assert!(!last["findings"].as_array().expect("a list").is_empty());
+        } else {
+            qwac = world.qwac();
+            // Now and then the seal is renewed too: it must lie staged.
+            let renewed = if number % 10 == 3 { Some(world.seal()) } else { None };
+            secret.swap(&files(&qwac, renewed.as_ref().unwrap_or(&seal)));
+        }
+        let new = der(&qwac);
+        let fingerprint = leaf_of(&new).sha256_hex();
+        until("it is in place", Duration::from_secs(10), || {
+            status(&rig)["upstreams"]["bank"]["qwac_sha256"] == *fingerprint
+        });
+        // What was under way on the old connections ends in a moment.
+        std::thread::sleep(Duration::from_millis(60));
+        let begun = world.bank.received().len();
+        std::thread::sleep(Duration::from_millis(100));
+        let received = world.bank.received();
+        let since = &received[begun..];
+        assert!(since.iter().all(|request| request.client == new), "round {number}: an old certificate is presented");
+        assert!(!since.is_empty(), "round {number}: nothing was asked");
+    }
+    let (asked, failed) = load.end();
+    assert_eq!(failed, Vec::<String>::new(), "of {asked}");
+    assert!(asked > 500, "{asked}");
+    let received = world.bank.received();
+    assert_eq!(received.len(), asked, "nothing twice, nothing lost");
+    for request in &received {
+        verify_by(request, &registered, &registered.sha1_hex()).expect("sealed by the registered seal");
+    }
+    let certificates: std::collections::HashSet<_> = received.iter().map(|request| request.client.clone()).collect();
+    assert_eq!(certificates.len(), 41, "the first and forty good ones");
+}
+
+fn leaf_of(der: &[u8]) -> sealproxy::identity::certificate::Certificate {
+    sealproxy::identity::certificate::Certificate::from_der(der.to_vec().into()).expect("a certificate")
+}
+
+#[test]
+fn a_seal_goes_live_when_its_time_has_come_and_not_before() {
+    let world = World::new();
+    let (qwac, old, new) = (world.qwac(), world.seal(), world.seal());
+    let secret = Secret::new(&[
+        ("qwac.pem", &qwac.chain_pem),
+        ("qwac.key", &qwac.key_pem),
+        ("old.pem", &old.chain_pem),
+        ("old.key", &old.key_pem),
+        ("new.pem", &new.chain_pem),
+        ("new.key", &new.key_pem),
+    ]);
+    let named = |name: &str| {
+        let (certificate, key) = (secret.path(&format!("{name}.pem")), secret.path(&format!("{name}.key")));
+        format!("{{ name: {name}, certificate: {}, key: {} }}", certificate.display(), key.display())
+    };
+    let identity = format!(
+        "{{ qwac: {}, qsealc: [{}, {}] }}",
+        pair(&secret.path("qwac.pem"), &secret.path("qwac.key")),
+        named("old"),
+        named("new")
+    );
+    let soon = SystemTime::now() + Duration::from_secs(4);
+    let soon = sealproxy::log::timestamp(soon);
+    let keys = format!(
+        ", seal_keys: [{{ qsealc: old, key_id: the-old-one, registered: true }}, {{ qsealc: new, active_from: \"{soon}\" }}]"
+    );
+    let (old, new) = (leaf(&secret.path("old.pem")), leaf(&secret.path("new.pem")));
+    let rig = Rig::start(&world.config(&identity, &keys));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    verify_by(&world.bank.only(), &old, "the-old-one").expect("sealed by the old one");
+    assert_eq!(status(&rig)["upstreams"]["bank"]["seal"]["name"], "old");
+    until("the new one is active", Duration::from_secs(10), || {
+        status(&rig)["upstreams"]["bank"]["seal"]["name"] == "new"
+    });
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    let received = world.bank.received();
+    verify_by(&received[1], &new, &new.sha1_hex()).expect("sealed by the new one");
+    assert_eq!(world.bank.connections(), 1, "the connection does not depend on the seal");
+}
+
+#[test]
+fn a_seal_that_is_not_listed_is_staged_and_shown_and_never_used() {
+    let world = World::new();
+    let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let registered = leaf(&secret.path("qsealc.pem"));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    secret.swap(&files(&qwac, &renewed));
+    until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
+    let staged = status(&rig)["upstreams"]["bank"]["staged"][0].clone();
+    assert_eq!(staged["sha1"], leaf(&secret.path("qsealc.pem")).sha1_hex());
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    verify_by(&world.bank.only(), &registered, &registered.sha1_hex()).expect("sealed by the registered one");
+}
+
+/// The operator has written the new key's name into the configuration before the file is swapped.
+#[test]
+fn a_seal_whose_key_id_is_configured_goes_live_by_file() {
+    let world = World::new();
+    let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let new = leaf_of(&der(&renewed));
+    let rig = Rig::start(&world.config(&identity(&secret), &format!(", key_id: {}", new.sha1_hex())));
+    secret.swap(&files(&qwac, &renewed));
+    until("it is in use", Duration::from_secs(10), || {
+        status(&rig)["upstreams"]["bank"]["seal"]["sha256"] == new.sha256_hex()
+    });
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    verify_by(&world.bank.only(), &new, &new.sha1_hex()).expect("sealed by the new one");
+}
+
+/// Certificate and key are written one after the other, slowly and in place.
+#[test]
+fn a_set_that_is_written_file_by_file_is_taken_once_it_is_whole() {
+    let world = World::new();
+    let (qwac, seal, next) = (world.qwac(), world.seal(), world.qwac());
+    let place = folder("plain");
+    let path = |name: &str| place.join(name);
+    for (name, text) in files(&qwac, &seal) {
+        std::fs::write(path(name), text).expect("written");
+    }
+    let identity = format!(
+        "{{ qwac: {}, qsealc: {} }}",
+        pair(&path("qwac.pem"), &path("qwac.key")),
+        pair(&path("qsealc.pem"), &path("qsealc.key"))
+    );
+    let rig = Rig::start(&world.config(&identity, ""));
+    std::fs::write(path("qwac.pem"), &next.chain_pem).expect("written");
+    std::thread::sleep(Duration::from_millis(200));
+    std::fs::write(path("qwac.key"), &next.key_pem).expect("written");
+    let fingerprint = leaf(&path("qwac.pem")).sha256_hex();
+    until("it is in place", Duration::from_secs(10), || {
+        status(&rig)["upstreams"]["bank"]["qwac_sha256"] == *fingerprint
+    });
+    assert_eq!(metric(&rig, REFUSED), 0.0, "it was only half written");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    assert_eq!(world.bank.only().client, leaf(&path("qwac.pem")).der());
+}
+
+/// T-pool, T-rot4: leased connections have the drain time and no longer.
+#[test]
+fn what_is_under_way_with_the_old_certificate_ends_or_is_cut_at_the_drain_deadline() {
+    let world = World::answering(|request| match request.request_line().contains("slow") {
+        true => Act::Wait(Duration::from_secs(1), ok("slow")),
+        false if request.request_line().contains("stuck") => Act::Wait(Duration::from_secs(20), ok("stuck")),
+        false => Act::Answer(ok("{}")),
+    });
+    let (qwac, seal, next) = (world.qwac(), world.seal(), world.qwac());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let rig = Rig::start(&(world.config(&identity(&secret), "") + "timeouts: { drain: 3s }\n"));
+    let (old, new) = (der(&qwac), der(&next));
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| rig.get(&format!("{ACCOUNTS}?slow")));
+        let stuck = scope.spawn(|| {
+            (rig.request("POST", &format!("{ACCOUNTS}?stuck"), "Content-Type: a/b\r\n", "{}"), Instant::now())
+        });
+        until("both are under way", Duration::from_secs(5), || world.bank.received().len() == 2);
+        secret.swap(&files(&next, &seal));
+        let fingerprint = leaf_of(&new).sha256_hex();
+        until("it is in place", Duration::from_secs(5), || {
+            status(&rig)["upstreams"]["bank"]["qwac_sha256"] == *fingerprint
+        });
+        let swapped = Instant::now();
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        let slow = slow.join().expect("no panic");
+        assert_eq!((slow.status, &*slow.body), (200, "slow"));
+        let (stuck, ended) = stuck.join().expect("no panic");
+        assert_eq!((stuck.status, &*stuck.outcome()), (502, "unknown"));
+        assert!((2..5).contains(&(ended - swapped).as_secs()), "{:?}", ended - swapped);
+    });
+    let received = world.bank.received();
+    let presented = |word: &str| {
+        received.iter().find(|request| request.request_line().contains(word)).expect("received").client.clone()
+    };
+    assert_eq!((presented("slow"), presented("stuck")), (old.clone(), old));
+    assert_eq!(received.last().expect("one").client, new);
+    until("the old connections are gone", Duration::from_secs(5), || {
+        metric(&rig, "sealproxy_upstream_connections{upstream=\"bank\"}") == 1.0
+    });
+}
+
+/// A request that came before the rotation and asks for its connection after it.
+#[test]
+fn a_body_that_took_its_time_is_sent_under_the_new_certificate() {
+    use std::io::{Read as _, Write as _};
+    let world = World::new();
+    let (qwac, seal, next) = (world.qwac(), world.seal(), world.qwac());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    let mut stream = std::net::TcpStream::connect(rig.address()).expect("connected");
+    let head = format!(
+        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{",
+        rig.address()
+    );
+    stream.write_all(head.as_bytes()).expect("written");
+    std::thread::sleep(Duration::from_millis(100));
+    secret.swap(&files(&next, &seal));
+    let new = der(&next);
+    let fingerprint = leaf_of(&new).sha256_hex();
+    until("it is in place", Duration::from_secs(5), || {
+        status(&rig)["upstreams"]["bank"]["qwac_sha256"] == *fingerprint
+    });
+    stream.write_all(b"}").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(world.bank.only().client, new);
+}
+
+#[test]
+fn an_upstream_whose_inputs_did_not_change_keeps_its_connections() {
+    let world = World::new();
+    let (qwac, seal, other) = (world.qwac(), world.seal(), world.qwac());
+    let (secret, mut second) = (Secret::new(&files(&qwac, &seal)), Secret::new(&files(&other, &seal)));
+    let two = world
+        .config(&identity(&secret), "")
+        .replace("upstreams:\n", &format!("  second: {}\nupstreams:\n", identity(&second)))
+        .replace("routes:\n", &format!(
+            "  other: {{ url: \"https://localhost:{}\", environment: sandbox, identity: second, profile: becm, trust: {}, \
+             private: true }}\nroutes:\n  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other }}\n",
+            world.bank.address.port(),
+            kit().path("ca.pem").display()
+        ));
+    let rig = Rig::start(&two);
+    let of_other = "/sandbox/cic/stet-psd2-api/v2.1/accounts";
+    // Both have the same host: the proxy's own name is used, and the paths tell them apart.
+    assert_eq!((rig.get(ACCOUNTS).status, rig.get(of_other).status), (200, 200));
+    let next = world.qwac();
+    second.swap(&files(&next, &seal));
+    let fingerprint = leaf_of(&der(&next)).sha256_hex();
+    until("it is in place", Duration::from_secs(5), || {
+        status(&rig)["upstreams"]["other"]["qwac_sha256"] == *fingerprint
+    });
+    assert_eq!((rig.get(ACCOUNTS).status, rig.get(of_other).status), (200, 200));
+    let clients: Vec<_> = world.bank.received().into_iter().map(|request| request.client).collect();
+    assert_eq!(clients, [der(&qwac), der(&other), der(&qwac), der(&next)]);
+    assert_eq!(world.bank.connections(), 3, "the first upstream's is still the same");
+}
+
+#[test]
+fn a_qwac_with_another_subject_needs_leave() {
+    let world = World::new();
+    let (qwac, seal) = (world.qwac(), world.seal());
+    let renamed = Tpp { common_name: "other.example.invalid".into(), ..Tpp::demo() };
+    let renamed = world.authority.qwac(&renamed, KeyKind::P256).expect("a QWAC");
+    for allowed in [false, true] {
+        let mut secret = Secret::new(&files(&qwac, &seal));
+        let leave = if allowed { ", allow_subject_change: true }" } else { " }" };
+        let identity = identity(&secret);
+        let rig = Rig::start(&world.config(&format!("{}{leave}", identity.strip_suffix(" }").expect("a map")), ""));
+        secret.swap(&files(&renamed, &seal));
+        until("it is judged", Duration::from_secs(10), || status(&rig)["last_reload"] != Value::Null);
+        let last = status(&rig)["last_reload"].clone();
+        assert_eq!(last["result"], if allowed { "applied" } else { "refused" }, "{last}");
+        assert_eq!(last.to_string().contains("allow_subject_change: true"), !allowed, "{last}");
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        let presented = world.bank.received().pop().expect("received").client;
+        assert_eq!(presented, der(if allowed { &renamed } else { &qwac }));
+    }
+}
+
+#[test]
+fn an_identity_that_cannot_be_used_stops_its_own_routes_alone() {
+    let world = World::new();
+    let (qwac, seal) = (world.qwac(), world.seal());
+    let (secret, mut second) = (Secret::new(&files(&qwac, &seal)), Secret::new(&files(&world.qwac(), &seal)));
+    // The second identity's key is another's.
+    second.swap(&files(&Issued { key_pem: world.qwac().key_pem, ..world.qwac() }, &seal));
+    let config = world
+        .config(&identity(&secret), "")
+        .replace("upstreams:\n", &format!("  second: {}\nupstreams:\n", identity(&second)))
+        .replace("routes:\n", &format!(
+            "  other: {{ url: \"https://localhost:{}\", environment: sandbox, identity: second, profile: becm, trust: {}, \
+             private: true }}\nroutes:\n  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other }}\n",
+            world.bank.address.port(),
+            kit().path("ca.pem").display()
+        ));
+    let rig = Rig::start(&config);
+    let of_other = "/sandbox/cic/stet-psd2-api/v2.1/accounts";
+    let refused = rig.get(of_other);
+    assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "identity-unusable", "not_sent"));
+    assert_eq!(refused.header("retry-after"), None, "waiting a second mends nothing");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    assert_eq!(world.bank.received().len(), 1);
+    assert_eq!(page(&rig, "/readyz").status, 200);
+    assert_eq!(page(&rig, "/readyz?upstream=bank").status, 200);
+    assert_eq!(page(&rig, "/readyz?upstream=other").status, 503);
+    assert_eq!(page(&rig, "/readyz?upstream=nobody").status, 404);
+    assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"second\"}"), 0.0);
+    assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"main\"}"), 1.0);
+    let log = rig.log.wait(2);
+    assert!(log.iter().any(|line| line["problem"] == "identity-unusable"), "{log:?}");
+    // Mended, it serves without a restart.
+    second.swap(&files(&world.qwac(), &seal));
+    until("it is mended", Duration::from_secs(10), || page(&rig, "/readyz?upstream=other").status == 200);
+    assert_eq!(rig.get(of_other).status, 200);
+}
+
+#[test]
+fn readiness_falls_with_the_last_identity_whose_certificates_expire_and_comes_back() {
+    let world = World::new();
+    let now = SystemTime::now();
+    let short = Authority::new(now).expect("an authority").with_validity(now - DAY..now + Duration::from_secs(4));
+    let (qwac, seal) = (short.qwac(&Tpp::demo(), KeyKind::P256), short.qsealc(&Tpp::demo(), KeyKind::Rsa2048));
+    let (qwac, seal) = (qwac.expect("a QWAC"), seal.expect("a QSealC"));
+    let mut secret = Secret::new(&files(&world.qwac(), &seal));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    assert_eq!(page(&rig, "/readyz").status, 200);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    until("the seal expires", Duration::from_secs(10), || page(&rig, "/readyz").status == 503);
+    let refused = rig.get(ACCOUNTS);
+    assert_eq!((refused.status, &*refused.problem()), (503, "identity-unusable"));
+    assert_eq!(world.bank.received().len(), 1, "an expired seal seals nothing");
+    // A set that has expired as well is no better.
+    secret.swap(&files(&qwac, &seal));
+    until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > 0.0);
+    assert_eq!(page(&rig, "/readyz").status, 503);
+    assert_eq!(page(&rig, "/livez").status, 200);
+}
+
+#[test]
+fn sighup_takes_a_configuration_whole_or_not_at_all() {
+    let world = World::new();
+    let (qwac, seal) = (world.qwac(), world.seal());
+    let secret = Secret::new(&files(&qwac, &seal));
+    let file = folder("config").join("sealproxy.yaml");
+    let good = world.config(&identity(&secret), "");
+    std::fs::write(&file, &good).expect("written");
+    let rig = Rig::start_file(&file);
+    let token = "/sandbox/becm/oauth2/token";
+    assert_eq!(rig.request("POST", token, "", "").status, 404);
+    let reload = |text: &str, result: &str| {
+        let before = status(&rig)["last_reload"].clone();
+        std::fs::write(&file, text).expect("written");
+        rig.reload();
+        until("it is read", Duration::from_secs(10), || status(&rig)["last_reload"] != before);
+        let last = status(&rig)["last_reload"].clone();
+        assert_eq!((&last["result"], &last["trigger"]), (&result.into(), &"configuration".into()), "{last}");
+        last.to_string()
+    };
+    let more = format!("{good}  - {{ path: {token}, upstream: bank, methods: [POST], seal: false }}\n");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    reload(&more, "applied");
+    assert_eq!(rig.request("POST", token, "", "").status, 200);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    assert_eq!(world.bank.connections(), 1, "nothing about the bank has changed");
+    assert!(reload(&format!("{good}nonsense: 1\n"), "refused").contains("nonsense"));
+    assert!(reload(&good.replace("threads: 2", "threads: 3"), "refused").contains("only a restart"));
+    assert!(reload(&good.replace("qwac.pem", "gone.pem"), "refused").contains("gone.pem"));
+    assert!(reload(&good.replace("trust: ", "trust: /gone"), "refused").contains("/gone"));
+    assert_eq!(rig.request("POST", token, "", "").status, 200, "the one before still holds");
+    reload(&good, "applied");
+    assert_eq!(rig.request("POST", token, "", "").status, 404);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+}
+
+/// T-res, over both versions of TLS: tickets and sessions of the old certificate are not used again.
+#[test]
+fn resumption_never_carries_an_old_certificate_on() {
+    for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13][..]] {
+        let authority = Authority::new(SystemTime::now()).expect("an authority");
+        let roots = folder("roots").join("ca.pem");
+        std::fs::write(&roots, authority.certificate_pem()).expect("written");
+        let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &roots, versions);
+        let manner = Manner { tls, ..Manner::good() };
+        let bank = FakeBank::with(manner, |_| Act::AnswerAndClose(ok("{}")));
+        let world = World { authority, bank };
+        let (mut qwac, seal) = (world.qwac(), world.seal());
+        let mut secret = Secret::new(&files(&qwac, &seal));
+        let rig = Rig::start(&world.config(&identity(&secret), ""));
+        for round in 0..6 {
+            let new = der(&qwac);
+            let fingerprint = leaf_of(&new).sha256_hex();
+            until("it is in place", Duration::from_secs(10), || {
+                status(&rig)["upstreams"]["bank"]["qwac_sha256"] == *fingerprint
+            });
+            for _ in 0..3 {
+                assert_eq!(rig.get(ACCOUNTS).status, 200);
+                assert_eq!(world.bank.received().pop().expect("received").client, new, "round {round}");
+            }
+            qwac = world.qwac();
+            secret.swap(&files(&qwac, &seal));
+        }
+        assert!(world.bank.connections() >= 18);
+    }
+}

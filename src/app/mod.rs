@@ -18,6 +18,7 @@ mod generation;
 mod holding;
 mod line;
 mod marks;
+mod mounts;
 mod reload;
 mod standing;
 mod status;
@@ -80,7 +81,8 @@ impl App {
         let process = Process::new(&log).expect("each metric has a name of its own");
         let config = Arc::new(config);
         let marks = Marks::of(generation::files(&config));
-        let generation = generation::build(&config, &process, None, &marks, now).await;
+        let mut generation = generation::build(&config, &process, None, &marks, now).await;
+        generation.warn_of_mounts();
         let is_refused = generation.is_faulty || !generation.is_any_usable(now);
         if is_refused || (config.strict && generation.errors().next().is_some()) {
             return Err(generation.findings);

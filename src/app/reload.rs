@@ -33,6 +33,8 @@ pub(super) struct Reloader {
     seen: Marks,
     judged: Instant,
     last: Option<Reload>,
+    /// Whether the configuration that was read last was refused.
+    rejected: bool,
     folders: Folders,
 }
 
@@ -48,8 +50,20 @@ impl Reloader {
     ) -> Self {
         let (since, judged) = (SystemTime::now(), Instant::now());
         let folders = Folders::new();
-        let mut reloader =
-            Self { process, shared, pages, log, present, number: 1, since, seen, judged, last: None, folders };
+        let mut reloader = Self {
+            process,
+            shared,
+            pages,
+            log,
+            present,
+            number: 1,
+            since,
+            seen,
+            judged,
+            last: None,
+            rejected: false,
+            folders,
+        };
         reloader.follow();
         reloader.report();
         reloader
@@ -110,18 +124,19 @@ impl Reloader {
         let loaded = spawn_blocking(move || Config::load(&file)).await;
         let (config, findings) = match loaded.expect("reading a configuration does not panic") {
             Ok((config, findings)) => (Arc::new(config), findings),
-            Err(findings) => return self.refuse("configuration", &findings),
+            Err(findings) => return self.refuse(&findings),
         };
         let fixed = fixed(&self.present.config, &config);
         if !fixed.is_empty() {
-            return self.refuse("configuration", &fixed);
+            return self.refuse(&fixed);
         }
         let marks = self.marks(&config).await;
         let mut next = self.build(&config, &marks).await;
         if self.loses(&next) {
-            return self.refuse("configuration", &next.findings);
+            return self.refuse(&next.findings);
         }
         next.findings.extend(findings);
+        self.rejected = false;
         self.seen = marks;
         self.judged = Instant::now();
         self.put(next, "configuration", false);
@@ -163,19 +178,23 @@ impl Reloader {
             self.tell(trigger, "applied", self.present.findings.clone());
         } else if refused && self.present.errors().next().is_some() {
             self.tell(trigger, "refused", self.present.errors().cloned().collect());
+        } else if earlier.errors().next().is_some() && self.present.errors().next().is_none() {
+            self.tell(trigger, "restored", self.present.findings.clone());
         }
         self.follow();
     }
 
-    fn refuse(&mut self, trigger: &'static str, findings: &[Finding]) {
+    /// Says why nothing of a configuration was taken over.
+    fn refuse(&mut self, findings: &[Finding]) {
+        self.rejected = true;
         let errors = findings.iter().filter(|finding| finding.is_error()).cloned().collect();
-        self.tell(trigger, "refused", errors);
+        self.tell("configuration", "refused", errors);
     }
 
     fn tell(&mut self, trigger: &'static str, result: &'static str, findings: Vec<Finding>) {
         let findings = findings.iter().map(Finding::to_string).collect();
-        let reload = Reload { at: timestamp(SystemTime::now()), trigger, result, findings };
-        let line = serde_json::to_string(&Line { event: "reload", generation: self.number, reload: &reload });
+        let reload = Reload { time: timestamp(SystemTime::now()), event: "reload", trigger, result, findings };
+        let line = serde_json::to_string(&Line { reload: &reload, generation: self.number });
         self.log.line(line.expect("plain strings"), Importance::Keep);
         self.process.standing.reloads.with_label_values(&[result]).inc();
         self.last = Some(reload);
@@ -188,8 +207,7 @@ impl Reloader {
     /// Shows the present state on the pages and in the metrics.
     fn report(&self) {
         let now = SystemTime::now();
-        let is_refused =
-            self.present.errors().next().is_some() || self.last.as_ref().is_some_and(|last| last.result == "refused");
+        let is_refused = self.rejected || self.present.errors().next().is_some();
         self.process.standing.show(&self.present, self.number, is_refused, now);
         let status = Status::new(&self.present, self.number, self.since, self.last.as_ref(), now);
         self.pages.set_standing(admin::Standing {
@@ -222,10 +240,10 @@ fn fixed(present: &Config, next: &Config) -> Vec<Finding> {
 /// The log line of a reload.
 #[derive(Serialize)]
 struct Line<'a> {
-    event: &'static str,
-    generation: u64,
     #[serde(flatten)]
     reload: &'a Reload,
+    /// What is in place after it.
+    generation: u64,
 }
 
 /// How often the files are looked at without an event: some file systems have none.

@@ -35,11 +35,11 @@ impl Standing {
         )?;
         registry.register(Box::new(expiry.clone()))?;
         let reloads = IntCounterVec::new(
-            Opts::new("sealproxy_reloads_total", "Changes of files or configuration that were applied or refused."),
+            Opts::new("sealproxy_reloads_total", "Changes of files or configuration, by what became of them."),
             &["result"],
         )?;
         registry.register(Box::new(reloads.clone()))?;
-        ["applied", "refused"].iter().for_each(|result| drop(reloads.with_label_values(&[result])));
+        ["applied", "refused", "restored"].iter().for_each(|result| drop(reloads.with_label_values(&[result])));
         Ok(Self {
             expiry,
             reloads,

@@ -28,10 +28,11 @@ pub(super) struct Status<'a> {
 /// The last look at the files, or at the configuration, that found something new.
 #[derive(Clone, Serialize)]
 pub(super) struct Reload {
-    pub(super) at: String,
+    pub(super) time: String,
+    pub(super) event: &'static str,
     /// `files`, `configuration` or `time`.
     pub(super) trigger: &'static str,
-    /// `applied` or `refused`.
+    /// `applied`, `refused`, or `restored`: the files hold again what is in use.
     pub(super) result: &'static str,
     pub(super) findings: Vec<String>,
 }

@@ -361,6 +361,22 @@ fn a_set_that_is_written_file_by_file_is_taken_once_it_is_whole() {
     assert_eq!(world.bank.only().client, leaf(&path("qwac.pem")).der());
 }
 
+#[test]
+fn files_that_are_put_back_are_no_rotation() {
+    let world = World::new();
+    let (qwac, seal) = (world.qwac(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    secret.swap(&files(&Issued { key_pem: world.qwac().key_pem, ..qwac.clone() }, &seal));
+    until("it is refused", Duration::from_secs(10), || metric(&rig, "sealproxy_reload_refused") == 1.0);
+    secret.swap(&files(&qwac, &seal));
+    until("it is well again", Duration::from_secs(10), || metric(&rig, "sealproxy_reload_refused") == 0.0);
+    assert_eq!(status(&rig)["last_reload"]["result"], "restored");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    assert_eq!((world.bank.connections(), metric(&rig, "sealproxy_generation")), (1, 1.0));
+}
+
 /// T-pool, T-rot4: leased connections have the drain time and no longer.
 #[test]
 fn what_is_under_way_with_the_old_certificate_ends_or_is_cut_at_the_drain_deadline() {

@@ -15,6 +15,7 @@ use super::line::Line;
 use super::marks::Marks;
 use crate::config::{Config, Finding};
 use crate::identity::certificate::Certificate;
+use crate::identity::qcstatements::Role;
 use crate::identity::{Pair, Settings};
 use crate::proxy::route::{self, Route, Routes};
 use crate::upstream::Upstream;
@@ -46,7 +47,7 @@ pub(super) async fn build(
     let mut holdings = BTreeMap::new();
     let mut findings = Vec::new();
     for (name, settings) in &config.identities {
-        let place = Place { file: &config.file, identity: name, now };
+        let place = Place { file: &config.file, identity: name, needed: needed(config, name), now };
         let held = earlier.and_then(|earlier| earlier.holdings.get(name));
         let holding = Holding::look(&place, settings, held, marks).await;
         findings.extend(holding.findings.iter().cloned());
@@ -62,6 +63,17 @@ pub(super) async fn build(
     generation.draw_lines(process, earlier, marks, now);
     generation.note_nested();
     generation
+}
+
+/// The roles that the routes of an identity need, as far as their paths say so.
+fn needed(config: &Config, identity: &str) -> Vec<(Role, String)> {
+    let routes = config.routes.iter().filter_map(|route| Some((route, config.upstreams.get(&route.upstream)?)));
+    let own = routes.filter(|(_, upstream)| upstream.identity == identity);
+    let roles = own.flat_map(|(route, upstream)| {
+        let words = upstream.api.roles.iter().filter(|(word, _)| route.path.split('/').any(|segment| segment == *word));
+        words.filter_map(|(_, role)| Some((Role::named(role)?, route.path.clone())))
+    });
+    roles.collect()
 }
 
 /// The files of a configuration that are watched.

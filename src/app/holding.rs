@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::marks::Marks;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Validity};
-use crate::identity::qcstatements::QcType;
+use crate::identity::preflight::{self, Expectations, Issue, Level, Purpose, Subject};
+use crate::identity::qcstatements::Role;
 use crate::identity::{Credential, Error, Pair, Qwac, Settings};
 
 /// The certificates and keys of one identity that are in use or lie ready.
@@ -29,6 +30,8 @@ pub(super) struct Holding {
 pub(super) struct Place<'a> {
     pub(super) file: &'a Path,
     pub(super) identity: &'a str,
+    /// The roles that its routes need, with their paths.
+    pub(super) needed: Vec<(Role, String)>,
     pub(super) now: SystemTime,
 }
 
@@ -188,86 +191,52 @@ impl Set {
         let hint =
             "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`";
         let key = format!("identities.{}.qwac.certificate", place.identity);
-        self.add("qwac", Finding::error(place.file, key, reason).hint(hint));
+        self.add("qwac", Finding::error(place.file, key, reason).hint(hint).code("other-subject"));
     }
 
     /// What is true of certificates whose files are sound.
     fn judge(&mut self, place: &Place<'_>, settings: &Settings) {
+        let expectations = Expectations { needed: place.needed.clone(), ..settings.expectations.clone() };
         let qwac = self.qwac.clone();
         if let Some(qwac) = &qwac {
-            self.judge_certificate(place, &settings.qwac, qwac.certificate(), &QcType::Web);
+            let (certificate, chain) = (qwac.certificate(), qwac.chain());
+            let subject = Subject { certificate, chain, purpose: Purpose::Presenting };
+            self.judge_certificate(place, &settings.qwac, &subject, &expectations);
         }
         for seal in &settings.seals {
             let Some(credential) = self.seals.get(&seal.name).cloned() else { continue };
-            self.judge_certificate(place, &seal.pair, credential.certificate(), &QcType::ESeal);
-            if let Some(qwac) = &qwac {
-                self.judge_organisation(place, qwac.certificate(), credential.certificate());
+            let (certificate, chain) = (credential.certificate(), credential.chain());
+            let subject = Subject { certificate, chain, purpose: Purpose::Sealing };
+            self.judge_certificate(place, &seal.pair, &subject, &expectations);
+            let together = qwac.as_ref().and_then(|qwac| preflight::judge_together(qwac.certificate(), certificate));
+            if let Some(issue) = together {
+                self.add("", finding(place.file, format!("identities.{}", place.identity), "", issue));
             }
         }
     }
 
-    fn judge_certificate(&mut self, place: &Place<'_>, pair: &Pair, certificate: &Certificate, expected: &QcType) {
+    fn judge_certificate(
+        &mut self,
+        place: &Place<'_>,
+        pair: &Pair,
+        subject: &Subject<'_>,
+        expectations: &Expectations,
+    ) {
         let key = format!("identities.{}.{}.certificate", place.identity, pair.setting);
-        let path = pair.certificate.display();
-        let validity = match certificate.validity_at(place.now) {
-            Validity::Expired => {
-                let reason = format!("{path}: the certificate expired on {}", day(certificate.not_after()));
-                Some(Finding::error(place.file, &*key, reason).hint("install its successor"))
-            }
-            Validity::NotYet => {
-                let from = day(certificate.not_before());
-                let reason = format!("{path}: the certificate is valid only from {from}");
-                Some(Finding::error(place.file, &*key, reason).hint("wait, or check this machine's clock"))
-            }
-            Validity::Valid if certificate.not_after() < place.now + EXPIRES_SOON => {
-                let reason = format!("{path}: the certificate expires on {}", day(certificate.not_after()));
-                Some(Finding::warning(place.file, &*key, reason).hint("order its successor now"))
-            }
-            Validity::Valid => None,
-        };
-        let kind = match certificate.qc_statements() {
-            Err(error) => {
-                let reason = format!("{path}: its qualified-certificate statements cannot be read: {error}");
-                Some(Finding::warning(place.file, &*key, reason).hint("give the certificate as it was issued"))
-            }
-            Ok(Some(statements)) if statements.qc_type.as_ref().is_some_and(|found| found != expected) => {
-                let found = statements.qc_type.as_ref().map_or("unknown", name_of);
-                let reason = format!("{path}: this is a certificate for {found}, not for {}", name_of(expected));
-                Some(Finding::warning(place.file, &*key, reason).hint("are qwac and qsealc swapped?"))
-            }
-            Ok(_) => None,
-        };
-        for finding in [validity, kind].into_iter().flatten() {
-            self.add(&pair.setting, finding);
-        }
-    }
-
-    fn judge_organisation(&mut self, place: &Place<'_>, qwac: &Certificate, seal: &Certificate) {
-        if let [Some(qwac), Some(qsealc)] = [qwac, seal].map(Certificate::organization_identifier)
-            && qwac != qsealc
-        {
-            let reason = format!("the QWAC names the organisation {qwac}, the QSealC {qsealc}");
-            let hint = "both certificates must name the organisation that the bank registered";
-            let finding = Finding::warning(place.file, format!("identities.{}", place.identity), reason).hint(hint);
-            self.add("", finding);
+        let path = format!("{}: ", pair.certificate.display());
+        for issue in preflight::judge(subject, expectations, place.now) {
+            self.add(&pair.setting, finding(place.file, key.clone(), &path, issue));
         }
     }
 }
 
-/// A trust service provider needs days to weeks to issue a certificate.
-const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// A moment in words. httpdate writes only years from 1970 to 9999, and a certificate may name others.
-fn day(moment: SystemTime) -> String {
-    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    httpdate::fmt_http_date(moment.clamp(SystemTime::UNIX_EPOCH, last))
-}
-
-fn name_of(kind: &QcType) -> &str {
-    match kind {
-        QcType::Web => "website authentication (QWAC)",
-        QcType::ESeal => "electronic seals (QSealC)",
-        QcType::ESign => "electronic signatures of a person",
-        QcType::Other(oid) => oid,
-    }
+/// An issue at its place in the configuration.
+pub(super) fn finding(file: &Path, key: String, path: &str, issue: Issue) -> Finding {
+    let reason = format!("{path}{}", issue.reason);
+    let finding = match issue.level {
+        Level::Error => Finding::error(file, key, reason),
+        Level::Warning => Finding::warning(file, key, reason),
+        Level::Note => Finding::note(file, key, reason),
+    };
+    finding.hint(issue.hint).code(issue.code)
 }

@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::Process;
-use super::holding::Holding;
+use super::holding::{Holding, finding};
 use super::marks::Marks;
+use super::{KnownSeal, Process};
 use crate::config::{Finding, Registration, Upstream as Config};
 use crate::identity::certificate::Validity;
-use crate::identity::{Credential, Qwac};
+use crate::identity::{Credential, Qwac, preflight};
+use crate::proxy::api::Environment;
 use crate::seal::{Profile, Sealer, SetupError as SealError};
 use crate::upstream::{Destination, SetupError, Upstream};
 
@@ -94,6 +95,7 @@ impl Line {
         if seals {
             drawn.adopt(file, &key, config, holding, earlier);
         }
+        drawn.judge_environment(file, &key, config);
         drawn.line.active = drawn.line.choose(config, now);
         drawn.line.is_usable = drawn.line.leads(config, now);
         drawn
@@ -103,6 +105,16 @@ impl Line {
     pub(super) fn sealer(&self) -> Option<Arc<Sealer>> {
         let known = self.known.get(self.active.as_ref()?)?;
         Some(Arc::clone(&known.sealer))
+    }
+
+    /// The seals that the bank knows.
+    pub(super) fn seals(&self) -> Vec<KnownSeal> {
+        let seal = |(name, known): (&String, &Known)| KnownSeal {
+            name: name.clone(),
+            key_id: known.sealer.key_id().to_owned(),
+            certificate: known.credential.certificate().der().to_vec(),
+        };
+        self.known.iter().map(seal).collect()
     }
 
     /// Whether requests would not notice a change from `earlier`.
@@ -199,6 +211,7 @@ impl Drawn {
             let profile = Profile { key_id: registration.key_id.clone(), ..config.profile.clone() };
             match Sealer::new(&profile, used) {
                 Ok(sealer) => {
+                    self.judge_key_id(file, key, registration, used);
                     let (credential, sealer) = (Arc::clone(used), Arc::new(sealer));
                     let known = Known { registration: registration.clone(), credential, sealer };
                     self.line.known.insert(name.clone(), known);
@@ -206,6 +219,21 @@ impl Drawn {
                 Err(error) => self.refuse_sealer(file, key, config, &error),
             }
         }
+    }
+
+    fn judge_key_id(&mut self, file: &Path, key: &impl Fn(&str) -> String, known: &Registration, used: &Credential) {
+        let key_id = known.key_id.as_ref();
+        let issue = key_id.and_then(|key_id| preflight::judge_key_id(key_id, used.certificate()));
+        self.findings.extend(issue.map(|issue| finding(file, key("key_id"), "", issue)));
+    }
+
+    /// The QWAC or, if that is beyond suspicion, a seal.
+    fn judge_environment(&mut self, file: &Path, key: &impl Fn(&str) -> String, config: &Config) {
+        let is_production = config.environment == Environment::Production;
+        let qwac = self.line.qwac.iter().map(|qwac| qwac.certificate());
+        let mut used = qwac.chain(self.line.known.values().map(|known| known.credential.certificate()));
+        let issue = used.find_map(|certificate| preflight::judge_environment(certificate, is_production));
+        self.findings.extend(issue.map(|issue| finding(file, key("environment"), "", issue)));
     }
 
     fn refuse_sealer(&mut self, file: &Path, key: &impl Fn(&str) -> String, config: &Config, error: &SealError) {

@@ -24,6 +24,7 @@ mod standing;
 mod status;
 
 use generation::Generation;
+use line::Line;
 use marks::Marks;
 use reload::Reloader;
 use standing::Standing;
@@ -42,6 +43,17 @@ pub struct App {
     generation: Generation,
     marks: Marks,
     log: Log,
+}
+
+/// A seal as an upstream knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownSeal {
+    /// Its name among the identity's seals.
+    pub name: String,
+    /// Its name at the bank.
+    pub key_id: String,
+    /// The DER of its certificate.
+    pub certificate: Vec<u8>,
 }
 
 /// What lives as long as the process, whatever generation serves.
@@ -101,6 +113,16 @@ impl App {
     /// The upstreams by name, for whoever wants to look at a bank without a route.
     pub fn upstreams(&self) -> BTreeMap<String, Arc<upstream::Upstream>> {
         self.generation.upstreams()
+    }
+
+    /// How an upstream is reached.
+    pub fn settings_of(&self, upstream: &str) -> Option<&upstream::Settings> {
+        self.config().upstreams.get(upstream).map(|config| &config.settings)
+    }
+
+    /// The seals that an upstream knows.
+    pub fn seals_of(&self, upstream: &str) -> Vec<KnownSeal> {
+        self.generation.lines.get(upstream).map(Line::seals).unwrap_or_default()
     }
 
     fn config(&self) -> &Config {

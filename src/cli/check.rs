@@ -1,56 +1,139 @@
-//! `sealproxy check`: everything that `run` does short of binding, one line per finding. With `--connect` also what one
-//! connection to each bank shows.
+//! `sealproxy check`: everything that `run` does short of binding. With `--connect` also what one connection to each bank
+//! shows, and what an `x5u` serves. One line per finding, or one JSON document.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Failure, connect, control_runtime, say};
+use serde::Serialize;
+
+use super::{Failure, connect, control_runtime, say, x5u};
 use crate::app::App;
-use crate::config::{Config, Finding};
+use crate::config::{Config, Finding, Level};
 use crate::log::Log;
 use crate::upstream::{Report, Upstream};
 
-pub(super) fn run(file: &Path, connect: bool) -> Result<(), Failure> {
-    let (config, findings) = Config::load(file).map_err(refused)?;
-    findings.iter().for_each(say);
-    // Nothing is served, so nothing is logged.
-    let (log, writer) = Log::start(std::io::sink(), 1)?;
-    let runtime = control_runtime()?;
-    let checked = runtime.block_on(check(file, config, log, connect));
-    // A name that is still being looked up must not hold up the end.
-    runtime.shutdown_background();
-    writer.close();
-    checked?;
-    say(format_args!("ok: {}", file.display()));
-    Ok(())
+pub(super) fn run(file: &Path, connect: bool, json: bool) -> Result<(), Failure> {
+    let mut told = Told { file, json, findings: Vec::new(), connect: BTreeMap::new() };
+    let ended = told.check(connect);
+    if json {
+        say(told.document(ended.is_ok()));
+    } else if ended.is_ok() {
+        say(format_args!("ok: {}", file.display()));
+    }
+    ended
 }
 
-async fn check(file: &Path, config: Config, log: Log, connect: bool) -> Result<(), Failure> {
-    let app = App::build(config, log, SystemTime::now()).await.map_err(refused)?;
-    app.findings().iter().for_each(say);
-    // `run` would start without these identities, and whoever checks wants to know.
-    let sound = if app.findings().iter().any(Finding::is_error) { Err(Failure::Checked) } else { Ok(()) };
-    if !connect {
-        return sound;
+/// What has been found so far. For people it is said as soon as it is known.
+struct Told<'a> {
+    file: &'a Path,
+    json: bool,
+    findings: Vec<Finding>,
+    /// By upstream.
+    connect: BTreeMap<String, Vec<Finding>>,
+}
+
+impl Told<'_> {
+    fn check(&mut self, connect: bool) -> Result<(), Failure> {
+        let (config, findings) = Config::load(self.file).map_err(|findings| self.refused(findings))?;
+        self.tell(findings);
+        // Nothing is served, so nothing is logged.
+        let (log, writer) = Log::start(std::io::sink(), 1)?;
+        let runtime = control_runtime()?;
+        let checked = runtime.block_on(self.build(config, log, connect));
+        // A name that is still being looked up must not hold up the end.
+        runtime.shutdown_background();
+        writer.close();
+        checked
     }
-    // All at once, because each may wait for its deadlines; told in the order of their names.
-    let upstreams = app.upstreams().into_iter();
-    let probes: Vec<_> = upstreams.map(|(name, upstream)| (name, tokio::spawn(probe(upstream)))).collect();
-    let mut unreached = false;
-    for (name, probe) in probes {
-        let findings = connect::findings(file, &name, &probe.await?, SystemTime::now());
-        unreached |= findings.iter().any(Finding::is_error);
-        findings.iter().for_each(say);
+
+    async fn build(&mut self, config: Config, log: Log, connect: bool) -> Result<(), Failure> {
+        let app = App::build(config, log, SystemTime::now()).await.map_err(|findings| self.refused(findings))?;
+        // `run` would start without these identities, and whoever checks wants to know.
+        let sound = !app.findings().iter().any(Finding::is_error);
+        self.tell(app.findings().to_vec());
+        let reached = !connect || self.connect(&app).await?;
+        match (sound, reached) {
+            (false, _) => Err(Failure::Checked),
+            (true, false) => Err(Failure::Unreached),
+            (true, true) => Ok(()),
+        }
     }
-    if unreached { sound.and(Err(Failure::Unreached)) } else { sound }
+
+    /// Whether every bank was reached.
+    async fn connect(&mut self, app: &App) -> Result<bool, Failure> {
+        // All at once, because each may wait for its deadlines; told in the order of their names.
+        let upstreams = app.upstreams().into_iter();
+        let probes: Vec<_> = upstreams.map(|(name, upstream)| (name, tokio::spawn(probe(upstream)))).collect();
+        let mut reached = true;
+        for (name, probe) in probes {
+            let mut findings = connect::findings(self.file, &name, &probe.await?, SystemTime::now());
+            reached &= !findings.iter().any(Finding::is_error);
+            findings.extend(x5u::findings(self.file, &name, app).await);
+            self.say(&findings);
+            self.connect.insert(name, findings);
+        }
+        Ok(reached)
+    }
+
+    fn refused(&mut self, findings: Vec<Finding>) -> Failure {
+        self.tell(findings);
+        Failure::Checked
+    }
+
+    fn tell(&mut self, findings: Vec<Finding>) {
+        self.say(&findings);
+        self.findings.extend(findings);
+    }
+
+    fn say(&self, findings: &[Finding]) {
+        if !self.json {
+            findings.iter().for_each(say);
+        }
+    }
+
+    fn document(&self, ok: bool) -> String {
+        let lines = |findings: &[Finding]| findings.iter().map(Line::of).collect::<Vec<_>>();
+        let connect = self.connect.iter().map(|(name, findings)| (name.clone(), lines(findings))).collect();
+        let file = self.file.display().to_string();
+        let document = Document { file, ok, findings: lines(&self.findings), connect };
+        serde_json::to_string_pretty(&document).expect("plain strings")
+    }
+}
+
+/// The whole result.
+#[derive(Serialize)]
+struct Document {
+    file: String,
+    ok: bool,
+    findings: Vec<Line>,
+    /// By upstream; empty without `--connect`.
+    connect: BTreeMap<String, Vec<Line>>,
+}
+
+/// One finding.
+#[derive(Serialize)]
+struct Line {
+    level: &'static str,
+    key: String,
+    code: Option<&'static str>,
+    reason: String,
+    hint: Option<String>,
+}
+
+impl Line {
+    fn of(finding: &Finding) -> Self {
+        let Finding { level, key, code, reason, hint, .. } = finding.clone();
+        let level = match level {
+            Level::Error => "error",
+            Level::Warning => "warning",
+            Level::Note => "note",
+        };
+        Self { level, key, code, reason, hint }
+    }
 }
 
 async fn probe(upstream: Arc<Upstream>) -> Report {
     upstream.probe(SystemTime::now).await
-}
-
-fn refused(findings: Vec<Finding>) -> Failure {
-    findings.iter().for_each(say);
-    Failure::Checked
 }

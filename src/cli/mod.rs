@@ -20,6 +20,7 @@ mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
 mod signals;
+mod x5u;
 
 use crate::config::Finding;
 #[cfg(feature = "sandbox")]
@@ -71,6 +72,9 @@ pub enum Command {
         /// Also connect to every upstream and report on it; sends each one `HEAD /`, without a seal, token or body
         #[arg(long)]
         connect: bool,
+        /// Print one JSON document, for machines
+        #[arg(long)]
+        json: bool,
     },
     /// Ask a running proxy whether it is ready; for probes in images without a shell
     Health {
@@ -133,7 +137,7 @@ impl Command {
             #[cfg(feature = "sandbox")]
             Self::Dev { dir, port, faults } => dev::run(dir, port, faults.unwrap_or_default()),
             Self::Init { profile: Profile::Becm, sandbox } => init::run(sandbox),
-            Self::Check { config, connect } => check::run(&config, connect),
+            Self::Check { config, connect, json } => check::run(&config, connect, json),
             Self::Health { admin, live } => health::run(&admin, live),
             #[cfg(feature = "sandbox")]
             Self::Sandbox { listen, dir, unsealed, faults } => {

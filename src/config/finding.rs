@@ -15,6 +15,8 @@ pub struct Finding {
     pub file: PathBuf,
     /// The setting, such as `upstreams.becm.trust` or `routes[1].path`; empty: the file as a whole.
     pub key: String,
+    /// One stable word for machines, where the kind of finding has one.
+    pub code: Option<&'static str>,
     /// What is wrong.
     pub reason: String,
     /// What to do about it.
@@ -43,13 +45,18 @@ impl Finding {
         self
     }
 
+    /// Adds its word for machines.
+    pub fn code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
     /// Whether it keeps the proxy from starting.
     pub fn is_error(&self) -> bool {
         self.level == Level::Error
     }
 
     fn new(level: Level, file: PathBuf, key: String, reason: String) -> Self {
-        Self { level, file, key, reason, hint: None }
+        Self { level, file, key, code: None, reason, hint: None }
     }
 }
 
@@ -144,7 +151,7 @@ impl Report {
 
     fn add(&self, level: Level, key: &str, fault: Fault) {
         let Fault { reason, hint, .. } = fault;
-        let finding = Finding { level, file: self.file.clone(), key: key.to_owned(), reason, hint };
+        let finding = Finding { level, file: self.file.clone(), key: key.to_owned(), code: None, reason, hint };
         self.findings.borrow_mut().push(finding);
     }
 }

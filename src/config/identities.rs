@@ -6,11 +6,19 @@ use std::path::{Path, PathBuf};
 use super::finding::Fault;
 use super::quantity::{boolean, whole};
 use super::section::{Section, Value};
+use crate::identity::preflight::Expectations;
+use crate::identity::qcstatements::Role;
 use crate::identity::{KeySource, Pair, SealSettings, Settings};
 use crate::key::TokenSettings;
 use crate::key::uri::{self, TokenUri};
 
-pub(super) const KEYS: [&str; 3] = ["qwac", "qsealc", "allow_subject_change"];
+pub(super) const KEYS: [&str; 5] = ["qwac", "qsealc", "authorisation", "roles", "allow_subject_change"];
+const ROLES: [(&str, Role); 4] = [
+    ("AISP", Role::AccountInformation),
+    ("PISP", Role::PaymentInitiation),
+    ("CBPII", Role::CardIssuing),
+    ("ASPSP", Role::AccountServicing),
+];
 pub(super) const PAIR_KEYS: [&str; 2] = ["certificate", "key"];
 pub(super) const SEAL_KEYS: [&str; 4] = ["name", "certificate", "key", "sessions"];
 
@@ -54,8 +62,37 @@ fn identity(value: &Value<'_>, folder: &Path, waiting: usize) -> Option<Settings
     let section = value.section(&KEYS)?;
     let qwac = qwac(&section, folder);
     let seals = seals(&section, folder, waiting);
+    let expectations = Expectations {
+        authorisation: section.value("authorisation").and_then(|value| value.text(authorisation)),
+        roles: section.value("roles").map(|value| roles(&value)).unwrap_or_default(),
+        needed: Vec::new(),
+    };
     let allow_subject_change = section.quantity("allow_subject_change", false, boolean);
-    Some(Settings { qwac: qwac?, seals: seals?, allow_subject_change })
+    Some(Settings { qwac: qwac?, seals: seals?, expectations, allow_subject_change })
+}
+
+/// An organizationIdentifier (EN 319 412-1 section 5.1.4), such as `PSDFR-ACPR-12345`.
+fn authorisation(text: &str) -> Result<String, Fault> {
+    let (head, rest) = text.split_once('-').unwrap_or_default();
+    let legal = head.len() == 5 && head.bytes().all(|byte| byte.is_ascii_uppercase()) && !rest.is_empty();
+    if legal {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new("is not an organizationIdentifier")
+            .hint("write it as in the certificates, such as PSDFR-ACPR-12345"))
+    }
+}
+
+fn roles(value: &Value<'_>) -> Vec<Role> {
+    let mut roles = Vec::new();
+    for item in value.items() {
+        let Some(role) = item.choice("role", &ROLES) else { continue };
+        if roles.contains(&role) {
+            item.refuse(Fault::new("the same role is listed twice"));
+        }
+        roles.push(role);
+    }
+    roles
 }
 
 fn qwac(section: &Section<'_>, folder: &Path) -> Option<Pair> {

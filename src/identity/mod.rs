@@ -13,11 +13,14 @@ use thiserror::Error;
 use crate::key::{self, Key, TokenSettings};
 
 pub mod certificate;
+mod chain;
 pub mod pem;
+pub mod preflight;
 pub mod qcstatements;
 mod tls;
 
 use certificate::{Certificate, PublicKey};
+use preflight::Expectations;
 
 /// Where an identity's certificates and keys are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct Settings {
     pub qwac: Pair,
     /// The Qualified Sealing Certificates: whose seals stand on the requests. At least one; each name once.
     pub seals: Vec<SealSettings>,
+    /// What its certificates must say.
+    pub expectations: Expectations,
     /// Whether a QWAC may take the place of one with another subject: the bank knows its client by it.
     pub allow_subject_change: bool,
 }

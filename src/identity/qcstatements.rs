@@ -181,6 +181,12 @@ impl Role {
         }
     }
 
+    /// The role of a name that TS 119 495 gives.
+    pub fn named(name: &str) -> Option<Self> {
+        let known = [Self::AccountServicing, Self::PaymentInitiation, Self::AccountInformation, Self::CardIssuing];
+        known.into_iter().find(|role| role.name() == name)
+    }
+
     fn identifier(&self) -> ObjectIdentifier {
         ObjectIdentifier::from_slice(match self {
             Self::AccountServicing => ACCOUNT_SERVICING,

@@ -10,6 +10,8 @@ pub struct Api {
     pub headers: &'static [Pattern],
     /// Path segments that may stand in logs. Every other segment is written `{id}`.
     pub words: &'static [&'static str],
+    /// Path segments that only providers of a role may use, with the role's name in TS 119 495.
+    pub roles: &'static [(&'static str, &'static str)],
     /// What the paths of the sandbox begin with, and those of production do not.
     pub sandbox_prefix: &'static str,
 }
@@ -96,6 +98,13 @@ pub const BECM: Api = Api {
         "v1.1",
         "v2.0",
         "v2.1",
+    ],
+    roles: &[
+        ("accounts", "PSP_AI"),
+        ("end-user-identity", "PSP_AI"),
+        ("funds-confirmations", "PSP_IC"),
+        ("payment-requests", "PSP_PI"),
+        ("trusted-beneficiaries", "PSP_AI"),
     ],
     sandbox_prefix: "/sandbox/",
 };

@@ -13,6 +13,7 @@ mod load;
 mod never_twice;
 mod outside;
 mod pooled;
+mod preflight;
 mod relay;
 mod requests;
 mod rotation;

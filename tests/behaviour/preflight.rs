@@ -1,0 +1,463 @@
+//! What `check` says of certificates, as OpenSSL issues them with one thing wrong at a time, and of those of a real
+//! provider's form.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::outside::present;
+use crate::support::{FakeBank, folder, kit};
+
+/// One certificate, good unless something is changed.
+#[derive(Clone)]
+struct Wanted {
+    subject: &'static str,
+    organization_identifier: &'static str,
+    key_usage: &'static str,
+    extended: Option<&'static str>,
+    qc_type: Option<&'static str>,
+    compliance: bool,
+    roles: &'static [(&'static str, &'static str)],
+    nca_id: &'static str,
+    ca: bool,
+    days: u32,
+}
+
+const AI: (&str, &str) = ("0.4.0.19495.1.3", "PSP_AI");
+const PI: (&str, &str) = ("0.4.0.19495.1.2", "PSP_PI");
+
+impl Wanted {
+    fn qwac() -> Self {
+        Self {
+            subject: "Paiements SAS",
+            organization_identifier: "PSDFR-ACPR-12345",
+            key_usage: "critical,digitalSignature",
+            extended: Some("clientAuth,serverAuth"),
+            qc_type: Some("0.4.0.1862.1.6.3"),
+            compliance: true,
+            roles: &[AI, PI],
+            nca_id: "FR-ACPR",
+            ca: false,
+            days: 365,
+        }
+    }
+
+    /// As a real one: nonRepudiation alone, no extended key usage.
+    fn seal() -> Self {
+        Self { key_usage: "critical,nonRepudiation", extended: None, qc_type: Some("0.4.0.1862.1.6.2"), ..Self::qwac() }
+    }
+
+    fn extensions(&self) -> String {
+        let mut text = format!(
+            "[leaf]\nbasicConstraints=critical,CA:{}\nkeyUsage={}\nsubjectAltName=DNS:tpp.paiements.fr\n",
+            if self.ca { "TRUE" } else { "FALSE" },
+            self.key_usage
+        );
+        if let Some(extended) = self.extended {
+            text.push_str(&format!("extendedKeyUsage={extended}\n"));
+        }
+        text.push_str("1.3.6.1.5.5.7.1.3=ASN1:SEQUENCE:qc\n[qc]\n");
+        let mut sections = String::new();
+        if self.compliance {
+            text.push_str("a=SEQUENCE:compliance\n");
+            sections.push_str("[compliance]\no=OID:0.4.0.1862.1.1\n");
+        }
+        if let Some(kind) = self.qc_type {
+            text.push_str("b=SEQUENCE:type\n");
+            sections.push_str(&format!("[type]\no=OID:0.4.0.1862.1.6\nv=SEQUENCE:types\n[types]\nt=OID:{kind}\n"));
+        }
+        if !self.roles.is_empty() {
+            text.push_str("c=SEQUENCE:psd2\n");
+            sections.push_str("[psd2]\no=OID:0.4.0.19495.2\nv=SEQUENCE:psd2v\n[psd2v]\nr=SEQUENCE:roles\n");
+            sections.push_str(&format!("n=UTF8:Autorite de controle prudentiel\ni=UTF8:{}\n[roles]\n", self.nca_id));
+            for (index, (oid, name)) in self.roles.iter().enumerate() {
+                sections.push_str(&format!("r{index}=SEQUENCE:role{index}\n"));
+                text.insert_str(0, &format!("[role{index}]\no=OID:{oid}\nn=UTF8:{name}\n"));
+            }
+        }
+        text + &sections
+    }
+}
+
+/// A folder with an authority of OpenSSL's.
+struct Office {
+    folder: PathBuf,
+    issued: usize,
+}
+
+impl Office {
+    fn new() -> Self {
+        let office = Self { folder: folder("office"), issued: 0 };
+        let root = "[req]\ndistinguished_name=d\n[d]\n[ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n";
+        std::fs::write(office.path("root.cnf"), root).expect("written");
+        for name in ["root", "twin"] {
+            let new = format!(
+                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -config root.cnf -extensions ca \
+                 -subj /C=FR/O=Confiance/CN=Racine -keyout {name}.key -out {name}.pem"
+            );
+            office.openssl(&new.split(' ').collect::<Vec<_>>());
+        }
+        office
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn openssl(&self, arguments: &[&str]) {
+        let output = Command::new("openssl").args(arguments).current_dir(&self.folder).output().expect("openssl");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Issues, and returns the paths of the certificate alone and of its key.
+    fn issue(&mut self, wanted: &Wanted, key: &[&str]) -> (PathBuf, PathBuf) {
+        self.issued += 1;
+        let (pem, secret) = (format!("{}.pem", self.issued), format!("{}.key", self.issued));
+        let config = format!("[req]\ndistinguished_name=d\n[d]\n{}", wanted.extensions());
+        std::fs::write(self.path("leaf.cnf"), config).expect("written");
+        let subject = format!(
+            "/C=FR/O={}/organizationIdentifier={}/CN=tpp.paiements.fr",
+            wanted.subject, wanted.organization_identifier
+        );
+        let request =
+            ["req", "-new", "-nodes", "-config", "leaf.cnf", "-subj", &subject, "-keyout", &secret, "-out", "csr"];
+        self.openssl(&[&request[..], key].concat());
+        let days = wanted.days.to_string();
+        self.openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            "csr",
+            "-CA",
+            "root.pem",
+            "-CAkey",
+            "root.key",
+            "-CAcreateserial",
+            "-days",
+            &days,
+            "-extfile",
+            "leaf.cnf",
+            "-extensions",
+            "leaf",
+            "-out",
+            &pem,
+        ]);
+        (self.path(&pem), self.path(&secret))
+    }
+
+    fn join(&self, name: &str, parts: &[&Path]) -> PathBuf {
+        let text: String = parts.iter().map(|part| std::fs::read_to_string(part).expect("PEM")).collect();
+        std::fs::write(self.path(name), text).expect("written");
+        self.path(name)
+    }
+}
+
+const RSA: [&str; 2] = ["-newkey", "rsa:2048"];
+
+/// `check --json` over one identity with these files.
+struct Checked {
+    code: Option<i32>,
+    document: Value,
+}
+
+impl Checked {
+    fn of(qwac: &(PathBuf, PathBuf), seal: &(PathBuf, PathBuf), identity: &str, upstream: &str, routes: &str) -> Self {
+        let pair = |(certificate, key): &(PathBuf, PathBuf)| {
+            format!("{{ certificate: {}, key: {} }}", certificate.display(), key.display())
+        };
+        let environment = if upstream.contains("environment") { "" } else { ", environment: production" };
+        let yaml = format!(
+            "identities: {{ main: {{ qwac: {}, qsealc: {}{identity} }} }}\nupstreams: {{ bank: {{ url: https://bank.example, \
+             profile: becm, trust: {}{environment}{upstream} }} }}\nroutes: [{routes}]\n",
+            pair(qwac),
+            pair(seal),
+            kit().path("ca.pem").display()
+        );
+        Self::yaml(&yaml, &[])
+    }
+
+    fn yaml(yaml: &str, more: &[&str]) -> Self {
+        let file = folder("preflight").join("sealproxy.yaml");
+        std::fs::write(&file, yaml).expect("written");
+        let output = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
+            .args(["check", "--json", "--config"])
+            .arg(&file)
+            .args(more)
+            .output()
+            .expect("it starts");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        let document: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+        assert_eq!(document["ok"], output.status.success(), "{document}");
+        Self { code: output.status.code(), document }
+    }
+
+    /// Level, key and code of each finding that has a code.
+    fn found(&self) -> Vec<(String, String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let findings = self.document["findings"].as_array().expect("a list").iter();
+        let coded = findings.filter(|finding| !finding["code"].is_null());
+        coded.map(|finding| (text(&finding["level"]), text(&finding["key"]), text(&finding["code"]))).collect()
+    }
+
+    #[track_caller]
+    fn finds(&self, expected: &[(&str, &str, &str)]) {
+        let found = self.found();
+        let found: Vec<_> =
+            found.iter().map(|(level, key, code)| (level.as_str(), key.as_str(), code.as_str())).collect();
+        assert_eq!(found, expected, "{:#}", self.document);
+        let errors = expected.iter().any(|(level, ..)| *level == "error");
+        assert_eq!(self.code, Some(if errors { 78 } else { 0 }));
+    }
+}
+
+const ROUTE: &str = "{ path: /becm/stet-psd2-api/, upstream: bank }";
+const QWAC: &str = "identities.main.qwac.certificate";
+const SEAL: &str = "identities.main.qsealc.certificate";
+
+#[test]
+fn certificates_of_a_real_form_are_beyond_reproach() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let root = office.path("root.pem");
+    let (qwac, seal) = (office.issue(&Wanted::qwac(), &RSA), office.issue(&Wanted::seal(), &RSA));
+    let whole = |(pem, key): &(PathBuf, PathBuf)| {
+        (office.join(&format!("{}.chain", pem.display()), &[pem, &root]), key.clone())
+    };
+    let demands = ", authorisation: PSDFR-ACPR-12345, roles: [AISP, PISP]";
+    let routes = format!("{ROUTE}, {{ path: /becm/stet-psd2-api/v2.1/payment-requests, upstream: bank }}");
+    Checked::of(&whole(&qwac), &whole(&seal), demands, "", &routes).finds(&[]);
+}
+
+#[test]
+fn one_thing_wrong_at_a_time_is_found_where_it_is() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let root = office.path("root.pem");
+    let cases: [(_, _, &[_]); 12] = [
+        (
+            Wanted { extended: Some("serverAuth"), ..Wanted::qwac() },
+            Wanted::seal(),
+            &[("warning", QWAC, "qwac-without-client-auth")],
+        ),
+        (
+            Wanted { key_usage: "critical,keyEncipherment", ..Wanted::qwac() },
+            Wanted::seal(),
+            &[("warning", QWAC, "qwac-may-not-sign")],
+        ),
+        (
+            Wanted::qwac(),
+            Wanted { key_usage: "critical,keyAgreement", ..Wanted::seal() },
+            &[("error", SEAL, "seal-may-not-sign")],
+        ),
+        (Wanted { compliance: false, ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "no-qc-compliance")]),
+        (Wanted::qwac(), Wanted { qc_type: None, ..Wanted::seal() }, &[("warning", SEAL, "no-qc-type")]),
+        (Wanted::seal(), Wanted::seal(), &[("warning", QWAC, "other-type")]),
+        (Wanted::qwac(), Wanted { roles: &[], ..Wanted::seal() }, &[("warning", SEAL, "no-psd2-statement")]),
+        (Wanted { nca_id: "ACPR", ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "malformed-nca-id")]),
+        (Wanted { nca_id: "DE-BAFIN", ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "two-authorities")]),
+        (
+            Wanted::qwac(),
+            Wanted { organization_identifier: "PSDFR-ACPR-99999", ..Wanted::seal() },
+            &[("warning", "identities.main", "two-organisations")],
+        ),
+        (Wanted { ca: true, ..Wanted::qwac() }, Wanted::seal(), &[("error", QWAC, "authority-as-leaf")]),
+        (Wanted::qwac(), Wanted { days: 5, ..Wanted::seal() }, &[("warning", SEAL, "expires-soon")]),
+    ];
+    for (qwac, seal, expected) in cases {
+        let (qwac, seal) = (office.issue(&qwac, &RSA), office.issue(&seal, &RSA));
+        let whole = |name: &str, (pem, key): &(PathBuf, PathBuf)| (office.join(name, &[pem, &root]), key.clone());
+        Checked::of(&whole("qwac.chain", &qwac), &whole("seal.chain", &seal), "", "", ROUTE).finds(expected);
+    }
+}
+
+#[test]
+fn what_the_configuration_states_must_stand_in_both_certificates() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let root = office.path("root.pem");
+    let informing = office.issue(&Wanted { roles: &[AI], ..Wanted::qwac() }, &RSA);
+    let seal = office.issue(&Wanted::seal(), &RSA);
+    let whole = |name: &str, (pem, key): &(PathBuf, PathBuf)| (office.join(name, &[pem, &root]), key.clone());
+    let (informing, seal) = (whole("qwac.chain", &informing), whole("seal.chain", &seal));
+    let check =
+        |identity: &str, upstream: &str, routes: &str| Checked::of(&informing, &seal, identity, upstream, routes);
+    check(", roles: [AISP]", "", ROUTE).finds(&[]);
+    check(", roles: [AISP, PISP]", "", ROUTE).finds(&[("error", QWAC, "role-missing")]);
+    let payments = "{ path: /becm/stet-psd2-api/v2.1/payment-requests/, upstream: bank }";
+    check("", "", payments).finds(&[("warning", QWAC, "role-missing-for-route")]);
+    check(", authorisation: PSDFR-ACPR-54321", "", ROUTE)
+        .finds(&[("error", QWAC, "other-authorisation"), ("error", SEAL, "other-authorisation")]);
+    let key_id = "dac579ef4ca6231e517fcc81af4a834a832a34df";
+    check("", &format!(", key_id: {key_id}"), ROUTE).finds(&[(
+        "warning",
+        "upstreams.bank.key_id",
+        "key-id-of-another-certificate",
+    )]);
+    let sandbox = ROUTE.replace("/becm", "/sandbox/becm");
+    check("", ", environment: sandbox", &sandbox).finds(&[(
+        "warning",
+        "upstreams.bank.environment",
+        "qualified-certificate-in-sandbox",
+    )]);
+    let refused = Checked::yaml("identities: 1\n", &[]);
+    assert_eq!(refused.code, Some(78));
+    assert_eq!(refused.document["findings"][0]["level"], "error");
+}
+
+#[test]
+fn certificates_for_tests_are_noticed_in_production() {
+    let kit_pair = |name: &str| (kit().path(&format!("{name}.pem")), kit().path(&format!("{name}.key")));
+    Checked::of(&kit_pair("qwac"), &kit_pair("qsealc"), "", "", ROUTE).finds(&[(
+        "warning",
+        "upstreams.bank.environment",
+        "test-certificate-in-production",
+    )]);
+}
+
+#[test]
+fn chains_are_judged_link_by_link() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let (root, twin) = (office.path("root.pem"), office.path("twin.pem"));
+    let (qwac, seal) = (office.issue(&Wanted::qwac(), &RSA), office.issue(&Wanted::seal(), &RSA));
+    let sealing = (office.join("seal.chain", &[&seal.0, &root]), seal.1.clone());
+    let check =
+        |parts: &[&Path]| Checked::of(&(office.join("qwac.chain", parts), qwac.1.clone()), &sealing, "", "", ROUTE);
+    check(&[&qwac.0, &root]).finds(&[]);
+    check(&[&qwac.0]).finds(&[("warning", QWAC, "chain-incomplete")]);
+    // The same name, another key.
+    check(&[&qwac.0, &twin]).finds(&[("error", QWAC, "chain-broken")]);
+    let disorder = check(&[&qwac.0, &seal.0, &root]);
+    disorder.finds(&[("warning", QWAC, "chain-order")]);
+    let reason = disorder.document["findings"][0]["reason"].as_str().expect("text");
+    assert!(
+        reason.contains("in order: certificate 1 (") && reason.contains("not of this chain: certificate 2 ("),
+        "{reason}"
+    );
+}
+
+/// T-alg: what ring does not verify is said in words, and is no error: the bank's TLS stack may.
+#[test]
+fn signatures_that_cannot_be_verified_here_have_words() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    for (key, digest, words) in [
+        ("ec_paramgen_curve:P-384", "-sha512", "ECDSA with SHA-512"),
+        ("ec_paramgen_curve:P-521", "-sha256", "ECDSA on another curve than P-256 and P-384"),
+        ("ec_paramgen_curve:brainpoolP256r1", "-sha256", "ECDSA on another curve than P-256 and P-384"),
+    ] {
+        let mut office = Office::new();
+        let renewed = format!(
+            "req -x509 -newkey ec -pkeyopt {key} {digest} -nodes -days 3650 -config root.cnf -extensions ca -subj \
+             /C=FR/O=Confiance/CN=Racine -keyout root.key -out root.pem"
+        );
+        office.openssl(&renewed.split(' ').collect::<Vec<_>>());
+        let root = office.path("root.pem");
+        let mut issue = |wanted: &Wanted| {
+            let (pem, secret) = office.issue(wanted, &RSA);
+            if digest == "-sha512" {
+                let file = pem.file_name().expect("a name").to_str().expect("text").to_owned();
+                office.openssl(&[
+                    "x509",
+                    "-req",
+                    "-in",
+                    "csr",
+                    "-CA",
+                    "root.pem",
+                    "-CAkey",
+                    "root.key",
+                    "-days",
+                    "365",
+                    "-extfile",
+                    "leaf.cnf",
+                    "-extensions",
+                    "leaf",
+                    digest,
+                    "-out",
+                    &file,
+                ]);
+            }
+            (office.join(&format!("{}.chain", pem.display()), &[&pem, &root]), secret)
+        };
+        let (qwac, seal) = (issue(&Wanted::qwac()), issue(&Wanted::seal()));
+        let checked = Checked::of(&qwac, &seal, "", "", ROUTE);
+        checked.finds(&[("note", QWAC, "unverifiable-signature"), ("note", SEAL, "unverifiable-signature")]);
+        let reason = checked.document["findings"][0]["reason"].as_str().expect("text");
+        assert!(reason.contains(words), "{reason}");
+    }
+}
+
+/// The bank verifies seals with what the URL serves.
+#[test]
+fn an_x5u_must_serve_the_certificate_that_seals() {
+    let bank = FakeBank::good();
+    let seal = std::fs::read(kit().path("qsealc.pem")).expect("PEM");
+    let other = std::fs::read(kit().path("qwac.pem")).expect("PEM");
+    for (served, code) in [(seal, None), (other, Some("x5u-serves-another")), (b"x".to_vec(), Some("x5u-unreachable"))]
+    {
+        let web = Web::serving(served);
+        let yaml = crate::support::config(
+            bank.address,
+            &format!("    key_id: \"https://localhost:{}/chain.pem\"\n", web.0),
+            "",
+        );
+        let file = folder("x5u").join("sealproxy.yaml");
+        std::fs::write(&file, yaml).expect("written");
+        let output = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
+            .args(["check", "--json", "--connect", "--config"])
+            .arg(&file)
+            .env("SSL_CERT_FILE", kit().path("ca.pem"))
+            .output()
+            .expect("it starts");
+        let document: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+        let last = document["connect"]["bank"].as_array().expect("a list").last().expect("a finding").clone();
+        assert_eq!(last["code"].as_str(), code, "{last}");
+        assert_eq!(last["key"], "upstreams.bank.key_id");
+    }
+}
+
+/// A web server that asks for no certificate. Holds its port.
+struct Web(u16);
+
+impl Web {
+    fn serving(body: Vec<u8>) -> Self {
+        use std::io::{Read as _, Write as _};
+        use std::sync::Arc;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pem = sealproxy::identity::pem::read_chain(&kit().path("bank.pem")).expect("a chain");
+        let key = sealproxy::identity::pem::read_key(&kit().path("bank.key")).expect("a key");
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(rustls::ALL_VERSIONS)
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(pem, key)
+            .expect("a pair");
+        let tls = Arc::new(tls);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let session = rustls::ServerConnection::new(Arc::clone(&tls)).expect("a session");
+                let mut stream = rustls::StreamOwned::new(session, stream.expect("accepted"));
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).expect("a request");
+                assert!(head[..read].starts_with(b"GET /chain.pem HTTP/1.1\r\n"));
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                stream.write_all(&[answer.as_bytes(), &body].concat()).expect("written");
+                stream.conn.send_close_notify();
+                stream.flush().expect("written");
+            }
+        });
+        Self(port)
+    }
+}

@@ -52,13 +52,16 @@ impl Authority {
         &self.certificate
     }
 
-    /// Issues a QWAC: QCP-w, with a PSD2 statement (TS 119 495 section 5, EN 319 412-4).
+    /// Issues a QWAC: QCP-w for PSD2 (TS 119 495 section 5, EN 319 412-4), with what the CA/Browser Forum's rules for
+    /// extended validation add to the subject and demand beside it.
     pub fn qwac(&self, tpp: &Tpp, key: KeyKind) -> Result<Issued, Error> {
-        let mut params = self.leaf(tpp.distinguished_name()?)?;
+        let mut params = self.leaf(tpp.website_name()?)?;
+        params.is_ca = IsCa::NoCa;
         params.subject_alt_names = vec![SanType::DnsName(tpp.common_name.as_str().try_into()?)];
-        params.key_usages = key.tls_usages();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        params.custom_extensions.extend([policy(QCP_W), statements(QcType::Web)]);
+        let policies = policies(&[EXTENDED_VALIDATION, QCP_W]);
+        params.custom_extensions.extend([policies, tpp.organization()?, statements(QcType::Web)]);
         self.issue(&params, key)
     }
 
@@ -66,7 +69,7 @@ impl Authority {
     pub fn qsealc(&self, tpp: &Tpp, key: KeyKind) -> Result<Issued, Error> {
         let mut params = self.leaf(tpp.distinguished_name()?)?;
         params.key_usages = vec![KeyUsagePurpose::ContentCommitment];
-        params.custom_extensions.extend([policy(QCP_L), statements(QcType::ESeal)]);
+        params.custom_extensions.extend([policies(&[QCP_L]), statements(QcType::ESeal)]);
         self.issue(&params, key)
     }
 
@@ -139,17 +142,50 @@ impl Tpp {
             organization: "Démo Paiements SAS".into(),
             organization_identifier: "PSDFR-ACPR-99999".into(),
             country: "FR".into(),
-            common_name: "tpp.sandbox.invalid".into(),
+            common_name: "tpp.sandbox.example.com".into(),
         }
     }
 
     fn distinguished_name(&self) -> Result<DistinguishedName, Error> {
         let mut name = DistinguishedName::new();
         name.push(DnType::CountryName, printable(&self.country)?);
-        name.push(DnType::OrganizationName, self.organization.as_str());
-        name.push(DnType::CustomDnType(ORGANIZATION_IDENTIFIER.to_vec()), self.organization_identifier.as_str());
+        self.name_organization(&mut name);
         name.push(DnType::CommonName, self.common_name.as_str());
         Ok(name)
+    }
+
+    /// A website's owner (EV Guidelines section 7.1.4.2); the website itself stands in the subjectAltName.
+    fn website_name(&self) -> Result<DistinguishedName, Error> {
+        let mut name = DistinguishedName::new();
+        name.push(DnType::CountryName, printable(&self.country)?);
+        name.push(DnType::LocalityName, "Paris");
+        self.name_organization(&mut name);
+        name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), printable("000 000 000")?);
+        name.push(DnType::CustomDnType(BUSINESS_CATEGORY.to_vec()), "Private Organization");
+        name.push(DnType::CustomDnType(JURISDICTION_COUNTRY.to_vec()), printable(&self.country)?);
+        Ok(name)
+    }
+
+    fn name_organization(&self, name: &mut DistinguishedName) {
+        name.push(DnType::OrganizationName, self.organization.as_str());
+        name.push(DnType::CustomDnType(ORGANIZATION_IDENTIFIER.to_vec()), self.organization_identifier.as_str());
+    }
+
+    /// cabfOrganizationIdentifier (EV Guidelines section 7.1.2.2): the organizationIdentifier in its parts.
+    fn organization(&self) -> Result<CustomExtension, Error> {
+        let split = || {
+            let (head, reference) = self.organization_identifier.split_once('-')?;
+            Some((head.get(..3)?, head.get(3..)?, reference))
+        };
+        let (scheme, country, reference) = split().ok_or(Error::OrganizationIdentifier)?;
+        let content = yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                writer.next().write_printable_string(scheme);
+                writer.next().write_printable_string(country);
+                writer.next().write_utf8_string(reference);
+            });
+        });
+        Ok(CustomExtension::from_oid_content(CABF_ORGANIZATION_IDENTIFIER, content))
     }
 }
 
@@ -189,6 +225,9 @@ pub enum Error {
     /// A server certificate for nobody.
     #[error("a server certificate needs a name")]
     NoName,
+    /// An organizationIdentifier that is not SCHEME and COUNTRY, a hyphen and a reference.
+    #[error("the organization identifier has not the form PSDFR-ACPR-12345")]
+    OrganizationIdentifier,
     /// The operating system gave no randomness.
     #[error("there is no randomness for a serial number")]
     Random,
@@ -228,20 +267,23 @@ fn statements(qc_type: QcType) -> CustomExtension {
         sscd: false,
         psd2: Some(Psd2 {
             roles: vec![Role::AccountInformation, Role::PaymentInitiation],
-            nca_name: "Autorité de contrôle prudentiel et de résolution".into(),
+            // Plain Latin letters (TS 119 495, GEN-5.2.3-1).
+            nca_name: "Autorite de controle prudentiel et de resolution".into(),
             nca_id: "FR-ACPR".into(),
         }),
-        pds: vec![("https://pki.sandbox.invalid/pds_en.pdf".into(), "en".into())],
+        pds: vec![("https://pki.sandbox.example.com/pds_en.pdf".into(), "en".into())],
         others: Vec::new(),
     };
     CustomExtension::from_oid_content(qcstatements::EXTENSION, statements.encode())
 }
 
-/// certificatePolicies with one policy (RFC 5280 section 4.2.1.4).
-fn policy(oid: &[u64]) -> CustomExtension {
+/// certificatePolicies (RFC 5280 section 4.2.1.4).
+fn policies(oids: &[&[u64]]) -> CustomExtension {
     let content = yasna::construct_der(|writer| {
         writer.write_sequence(|writer| {
-            writer.next().write_sequence(|writer| writer.next().write_oid(&ObjectIdentifier::from_slice(oid)));
+            for oid in oids {
+                writer.next().write_sequence(|writer| writer.next().write_oid(&ObjectIdentifier::from_slice(oid)));
+            }
         });
     });
     CustomExtension::from_oid_content(&[2, 5, 29, 32], content)
@@ -266,13 +308,19 @@ fn authority_information() -> CustomExtension {
 }
 
 const NAME: &str = "sealproxy sandbox QTSP";
-/// `.invalid` never resolves (RFC 6761 section 6.4), and so nobody is asked.
-const SITE: &str = "http://pki.sandbox.invalid/";
+/// Nobody is there: example.com is set aside (RFC 2606 section 3), and linters take it for a name of the internet.
+const SITE: &str = "http://pki.sandbox.example.com/";
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
+const BUSINESS_CATEGORY: [u64; 4] = [2, 5, 4, 15];
+const JURISDICTION_COUNTRY: [u64; 11] = [1, 3, 6, 1, 4, 1, 311, 60, 2, 1, 3];
+const CABF_ORGANIZATION_IDENTIFIER: &[u64] = &[2, 23, 140, 3, 1];
 const ORGANIZATION_IDENTIFIER: [u64; 4] = [2, 5, 4, 97];
 /// Qualified certificates for legal persons (EN 319 411-2 section 5.3).
 const QCP_L: &[u64] = &[0, 4, 0, 194112, 1, 1];
 /// Qualified website certificates (EN 319 411-2 section 5.3).
 const QCP_W: &[u64] = &[0, 4, 0, 194112, 1, 4];
+/// Extended validation (EV Guidelines section 7.1.6.1).
+const EXTENDED_VALIDATION: &[u64] = &[2, 23, 140, 1, 1];
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -305,10 +353,7 @@ mod tests {
             assert!(statements.compliance);
             assert_eq!(statements.qc_type, Some(qc_type));
             assert_eq!(statements.psd2.as_ref().unwrap().nca_id, "FR-ACPR");
-            assert_eq!(
-                certificate.subject(),
-                "CN=tpp.sandbox.invalid,organizationIdentifier=PSDFR-ACPR-99999,O=Démo Paiements SAS,C=FR"
-            );
+            assert!(certificate.subject().contains("organizationIdentifier=PSDFR-ACPR-99999,O=Démo Paiements SAS,"));
             assert_eq!(certificate.issuer(), "CN=sealproxy sandbox QTSP,O=sealproxy sandbox QTSP,C=FR");
             assert_eq!(certificate.serial_hex().len(), 32);
             assert_eq!(certificate.validity_at(now()), Validity::Valid);
@@ -326,7 +371,7 @@ mod tests {
         assert_eq!(expired.not_before(), now() - 2 * DAY);
         assert_eq!(expired.validity_at(now()), Validity::Expired);
         let authority = authority.with_validity(now() + DAY..now() + 2 * DAY);
-        let early = leaf(&authority.server(&["bank.sandbox.invalid"], KeyKind::P256).unwrap());
+        let early = leaf(&authority.server(&["bank.sandbox.example.com"], KeyKind::P256).unwrap());
         assert_eq!(early.validity_at(now()), Validity::NotYet);
     }
 

@@ -461,3 +461,61 @@ impl Web {
         Self(port)
     }
 }
+
+/// Linters of the trust service providers take the sandbox's certificates for what they are to be.
+#[test]
+fn pkilint_takes_the_sandbox_certificates_for_those_of_psd2() {
+    if !present(&["lint_etsi_cert"]) {
+        return;
+    }
+    let lint = |file: &str, kind: &str| {
+        // It reads one certificate alone.
+        let chain = std::fs::read_to_string(kit().path(file)).expect("PEM");
+        let leaf = folder("lint").join("leaf.pem");
+        let (first, _) = chain.split_once("-----END CERTIFICATE-----").expect("a certificate");
+        std::fs::write(&leaf, format!("{first}-----END CERTIFICATE-----\n")).expect("written");
+        let mut command = Command::new("lint_etsi_cert");
+        let output = command.args(["lint", "-t", kind, "-s", "WARNING", "-f", "CSV"]).arg(leaf).output();
+        let output = output.expect("it starts");
+        assert!(output.stdout.starts_with(b"node_path,") || output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let found = lint("qwac.pem", "QEVCP-W-PSD2-EIDAS-NON-BROWSER-FINAL-CERTIFICATE");
+    let found: Vec<&str> = found.lines().skip(1).filter(|line| !line.is_empty()).collect();
+    // The rules for browsers know neither the statements of a qualified certificate nor the extension of its subject's
+    // organizationIdentifier, and other rules of the same linter demand both.
+    let known = ["1.3.6.1.5.5.7.1.3", "2.23.140.3.1"];
+    let is_known =
+        |line: &&str| line.contains("unknown_extension_present") && known.iter().any(|oid| line.contains(oid));
+    assert_eq!((found.len(), found.iter().all(is_known)), (2, true), "{found:#?}");
+    let found = lint("qsealc.pem", "NCP-LEGAL-PERSON-CERTIFICATE");
+    assert_eq!(found.lines().skip(1).filter(|line| !line.is_empty()).count(), 0, "{found}");
+}
+
+#[test]
+fn openssl_reads_the_statements_of_the_sandbox_certificates() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    for (file, kind) in [("qwac.pem", "0.4.0.1862.1.6.3"), ("qsealc.pem", "0.4.0.1862.1.6.2")] {
+        let file = kit().path(file);
+        let parse = |more: &[&str]| {
+            let output =
+                Command::new("openssl").args(["asn1parse", "-in"]).arg(&file).args(more).output().expect("openssl");
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).expect("text")
+        };
+        let whole = parse(&[]);
+        let (_, behind) = whole.split_once(":qcStatements").expect("the extension");
+        let offset =
+            behind.lines().nth(1).and_then(|line| line.trim().split(':').next()).expect("an offset").to_owned();
+        let statements = parse(&["-strparse", &offset]);
+        let role = |oid: &str, name: &str| {
+            statements.contains(&format!(":{oid}\n")) && statements.contains(&format!("UTF8STRING        :{name}\n"))
+        };
+        assert!(statements.contains(&format!(":{kind}\n")), "{statements}");
+        assert!(statements.contains(":0.4.0.19495.2\n"), "{statements}");
+        assert!(role("0.4.0.19495.1.3", "PSP_AI") && role("0.4.0.19495.1.2", "PSP_PI"), "{statements}");
+        assert!(statements.contains("UTF8STRING        :FR-ACPR\n"), "{statements}");
+    }
+}

@@ -481,7 +481,7 @@ fn an_upstream_whose_inputs_did_not_change_keeps_its_connections() {
 fn a_qwac_with_another_subject_needs_leave() {
     let world = World::new();
     let (qwac, seal) = (world.qwac(), world.seal());
-    let renamed = Tpp { common_name: "other.example.invalid".into(), ..Tpp::demo() };
+    let renamed = Tpp { organization: "Démo Paiements SA".into(), ..Tpp::demo() };
     let renamed = world.authority.qwac(&renamed, KeyKind::P256).expect("a QWAC");
     for allowed in [false, true] {
         let mut secret = Secret::new(&files(&qwac, &seal));

@@ -305,7 +305,7 @@ fn bits(integer: &[u8]) -> usize {
     magnitude.first().map_or(0, |first| magnitude.len() * 8 - first.leading_zeros() as usize)
 }
 
-fn system_time(time: ASN1Time) -> SystemTime {
+pub(super) fn system_time(time: ASN1Time) -> SystemTime {
     let seconds = time.timestamp();
     let distance = Duration::from_secs(seconds.unsigned_abs());
     if seconds < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance }

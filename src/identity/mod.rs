@@ -17,6 +17,7 @@ mod chain;
 pub mod pem;
 pub mod preflight;
 pub mod qcstatements;
+pub mod revocation;
 mod tls;
 
 use certificate::{Certificate, PublicKey};

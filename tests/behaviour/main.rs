@@ -16,6 +16,7 @@ mod pooled;
 mod preflight;
 mod relay;
 mod requests;
+mod revocation;
 mod rotation;
 mod rows;
 mod sealing;

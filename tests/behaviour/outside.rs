@@ -43,7 +43,7 @@ pub(crate) fn wait_for(address: SocketAddr) {
 }
 
 /// Runs a command to its end; returns its standard output.
-fn output(command: &mut Command) -> Vec<u8> {
+pub(crate) fn output(command: &mut Command) -> Vec<u8> {
     let output = command.output().expect("it starts");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout

@@ -12,7 +12,7 @@ use crate::identity::{KeySource, Pair, SealSettings, Settings};
 use crate::key::TokenSettings;
 use crate::key::uri::{self, TokenUri};
 
-pub(super) const KEYS: [&str; 5] = ["qwac", "qsealc", "authorisation", "roles", "allow_subject_change"];
+pub(super) const KEYS: [&str; 6] = ["qwac", "qsealc", "authorisation", "roles", "allow_subject_change", "revocation"];
 const ROLES: [(&str, Role); 4] = [
     ("AISP", Role::AccountInformation),
     ("PISP", Role::PaymentInitiation),

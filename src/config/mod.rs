@@ -23,6 +23,7 @@ mod limits;
 mod listeners;
 mod machine;
 mod quantity;
+mod revocation;
 mod routes;
 mod section;
 mod upstreams;
@@ -32,6 +33,7 @@ use finding::{Fault, Report};
 pub use finding::{Finding, Level};
 use machine::Machine;
 pub(crate) use quantity::show_size;
+pub use revocation::{Ocsp, Revocation};
 use section::{Section, Value};
 
 /// All settings of one proxy. A value of this type has passed every check that needs no other file.
@@ -51,6 +53,8 @@ pub struct Config {
     pub strict: bool,
     /// Who we are, by name; at least one.
     pub identities: BTreeMap<String, identity::Settings>,
+    /// How the certificates of an identity are checked for revocation, by its name. Absent: not at all.
+    pub revocation: BTreeMap<String, Revocation>,
     /// The banks, by name; at least one. The identity of each exists.
     pub upstreams: BTreeMap<String, Upstream>,
     /// Which paths go where; at least one. The upstream of each exists.
@@ -147,6 +151,7 @@ impl Config {
         let strict = root.value("start").and_then(|value| value.choice("start", &STARTS)).unwrap_or(false);
         let limits = limits::limits(root, machine);
         let (identities, identity_names) = identities::identities(root, folder, limits.waiting_seals);
+        let revocation = revocation::revocations(root, folder);
         let context = upstreams::Context {
             folder,
             names: &identity_names,
@@ -164,6 +169,7 @@ impl Config {
             threads,
             strict,
             identities,
+            revocation,
             upstreams,
             routes,
             limits: limits.proxy,

@@ -53,6 +53,11 @@ fn with_upstream(more: &str) -> String {
     minimal().replace("profile: becm", &format!("profile: becm, {more}"))
 }
 
+/// The legal minimum whose identity is checked for revocation.
+fn with_revocation(settings: &str) -> String {
+    minimal().replace("{main: {", &format!("{{main: {{revocation: {settings}, "))
+}
+
 /// The legal minimum with other routes.
 fn with_routes(routes: &str) -> String {
     format!("{IDENTITIES}{UPSTREAMS}routes: {routes}\n")
@@ -101,7 +106,7 @@ fn the_reference_names_every_key() {
         .chain(&upstreams::PROFILE_KEYS)
         .chain(&upstreams::SEAL_KEY_KEYS);
     let keys = keys.chain(&routes::KEYS).chain(&listeners::LISTEN_KEYS).chain(&listeners::ADMIN_KEYS);
-    for key in keys.chain(&identities::KEYS).chain(&identities::PAIR_KEYS) {
+    for key in keys.chain(&identities::KEYS).chain(&identities::PAIR_KEYS).chain(&revocation::KEYS) {
         assert!(REFERENCE.contains(&format!("{key}:")), "{key}");
     }
 }
@@ -172,6 +177,9 @@ fn a_variable_s_value_never_shows_and_never_becomes_yaml() {
         with_upstream("pass: ['${SECRET}']"),
         with_upstream("trust: '${PEM}'"),
         with_upstream("via: '${SECRET}'"),
+        with_revocation("{ocsp: '${SECRET}'}"),
+        with_revocation("{ocsp: 'http://u:${SECRET}@ocsp.example/'}"),
+        with_revocation("{crl: '${PEM}'}"),
         with_upstream("via: 'http://u:${SECRET}@egress:3128'"),
         with_upstream("via: {url: 'http://egress:3128', credentials: 'u:${SECRET}'}"),
         with_routes("[{path: '${SECRET}', upstream: becm}]"),
@@ -323,6 +331,43 @@ fn names_of_the_proxy_are_lower_case_and_distinct() {
     assert_eq!(legal(&with("hosts: [Proxy.Internal, seal]")).hosts, ["proxy.internal", "seal"]);
     expect(&with("hosts: [a, A]"), "error: hosts[1]: the same name is listed twice");
     expect(&with("hosts: ['a:80']"), "error: hosts[0]: `a:80` has a port");
+}
+
+#[test]
+fn revocation_is_looked_for_where_a_source_is_named() {
+    let only = |settings: &str| legal(&with_revocation(settings)).revocation.remove("main");
+    for nothing in ["{}", "{crl: [], ocsp: false, every: 2h, via: 'http://egress:3128'}"] {
+        assert_eq!(only(nothing), None, "{nothing}");
+    }
+    assert!(legal(&minimal()).revocation.is_empty());
+    let lists = only("{crl: [a.crl, /run/b.pem]}").expect("checked");
+    assert_eq!(lists.crl, [Path::new("/etc/sealproxy/a.crl"), Path::new("/run/b.pem")]);
+    assert_eq!((lists.ocsp, lists.every.as_secs(), lists.via, lists.stops), (Ocsp::Off, 3600, None, false));
+    assert_eq!(only("{crl: a.crl}").expect("checked").crl.len(), 1);
+    let asked = only("{ocsp: true, every: 10m, stops: true, via: {url: 'http://egress:3128', credentials: c}}");
+    let asked = asked.expect("checked");
+    assert_eq!((asked.ocsp, asked.every.as_secs(), asked.stops), (Ocsp::Named, 600, true));
+    let via = Via { host: "egress".into(), port: 3128, credentials: Some("/etc/sealproxy/c".into()) };
+    assert_eq!(asked.via, Some(via));
+    let at = only("{ocsp: 'http://ocsp.example:8080/a'}").expect("checked").ocsp;
+    assert_eq!(at, Ocsp::At("http://ocsp.example:8080/a".parse().expect("a URL")));
+}
+
+#[test]
+fn settings_of_revocation_that_cannot_be_meant_are_refused() {
+    let refused = |settings: &str, beginning: &str| {
+        expect(&with_revocation(settings), &format!("error: identities.main.revocation{beginning}"));
+    };
+    refused("true", ": is a boolean where a map is expected");
+    refused("{oscp: true}", ".oscp: unknown key `oscp`; did you mean `ocsp`?");
+    refused("{ocsp: 'https://ocsp.example/'}", ".ocsp: `https://ocsp.example/` asks for TLS, which OCSP does not need");
+    refused("{ocsp: ocsp.example}", ".ocsp: `ocsp.example` is not an http URL. Write true for the responder");
+    refused("{ocsp: 'http://u:hunter2@ocsp.example/'}", ".ocsp: the value has a user name or a password");
+    refused("{ocsp: nonsense, stops: true}", ".ocsp: `nonsense` is not an http URL");
+    refused("{crl: [7]}", ".crl[0]: is a number where text is expected");
+    refused("{ocsp: true, every: 59s}", ".every: `59s` is shorter than a minute");
+    refused("{ocsp: true, via: 'https://egress:3128'}", ".via: `https://egress:3128` asks for TLS to the proxy");
+    refused("{stops: true}", ".stops: has nothing to go by: no revocation is looked for. Name CRL files in `crl`");
 }
 
 #[test]

@@ -180,7 +180,7 @@ fn trust(text: &str, folder: &Path) -> Result<Trust, Fault> {
 }
 
 /// A company's proxy: its URL, or a map with the URL and the file of credentials.
-fn via(value: &Value<'_>, folder: &Path) -> Option<Via> {
+pub(super) fn via(value: &Value<'_>, folder: &Path) -> Option<Via> {
     let details = if value.is_map() { Some(value.section(&VIA_KEYS)?) } else { None };
     let url = match &details {
         Some(details) => details.required("url", "write the proxy's scheme, host and port: http://HOST:PORT")?,

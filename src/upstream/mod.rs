@@ -18,6 +18,7 @@ mod error;
 mod hosts;
 mod lease;
 mod metrics;
+mod passage;
 mod payload;
 mod pool;
 mod probe;
@@ -33,6 +34,7 @@ pub use error::{AcquireError, AnswerError, Cause, Outcome, SendError, SetupError
 use lease::UnderWay;
 pub use lease::{Answer, Lease};
 pub use metrics::Families;
+pub use passage::{PassageError, passage};
 pub use payload::Payload;
 use pool::{Connection, Pool, Retired};
 pub use probe::{Clocks, Connected, Failure, Report, Session};

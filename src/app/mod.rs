@@ -20,6 +20,7 @@ mod line;
 mod marks;
 mod mounts;
 mod reload;
+pub mod revocation;
 mod standing;
 mod status;
 

@@ -1,15 +1,24 @@
 //! Revocation of our own certificates, with OpenSSL as the authority that issues, revokes and answers.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use prometheus::{Encoder as _, Registry, TextEncoder};
 use rustls::pki_types::CertificateDer;
+use sealproxy::app::revocation::{self, Name, Record, Records, Revocation, Watched};
+use sealproxy::config::{self, Ocsp};
 use sealproxy::identity::pem;
 use sealproxy::identity::revocation::{ChainError, CrlError, Issued, OcspError, Verdict, crls};
+use sealproxy::log::{Log, Writer};
+use sealproxy::upstream::Via;
+use tokio::sync::watch;
 
-use crate::outside::{output, present};
-use crate::support::folder;
+use crate::outside::{free_port, output, present};
+use crate::support::{Lines, Running, folder};
+use crate::way::{ESTABLISHED, Egress};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -92,6 +101,35 @@ impl Authority {
         let files = ["ocsp", "-index", "index.txt", "-CA", "ca.pem", "-reqin", "request.der", "-respout", "answer.der"];
         self.openssl(&[&files, &["-rsigner", &certificate, "-rkey", &key, "-ndays", "1"], more]);
         std::fs::read(self.file("answer.der")).expect("an answer")
+    }
+
+    /// OpenSSL as the responder, until the value is dropped.
+    fn responder(&self, address: SocketAddr) -> Running {
+        let mut process = Command::new("openssl")
+            .current_dir(&self.folder)
+            .args([
+                "ocsp",
+                "-index",
+                "index.txt",
+                "-CA",
+                "ca.pem",
+                "-rsigner",
+                "ca.pem",
+                "-rkey",
+                "ca.key",
+                "-ndays",
+                "1",
+            ])
+            .args(["-port", &address.port().to_string()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl starts");
+        // A connection to see whether it listens would hold it up for good.
+        let mut line = [0; "ACCEPT".len()];
+        process.stdout.as_mut().expect("piped").read_exact(&mut line).expect("it says where it listens");
+        assert_eq!(&line, b"ACCEPT");
+        Running(process)
     }
 }
 
@@ -324,4 +362,218 @@ fn damaged_lists_and_answers_never_panic_and_are_never_good() {
         assert!(ours.read_crl(&list[..at.min(list.len() - 1)], now).is_err(), "{at}");
         assert!(ours.read_ocsp(&answer[..at.min(answer.len() - 1)], now).is_err(), "{at}");
     }
+}
+
+/// The background task with log and metrics of its own.
+struct Watching {
+    revocation: Revocation,
+    verdicts: watch::Receiver<Records>,
+    registry: Registry,
+    log: Lines,
+    _writer: Writer,
+}
+
+impl Watching {
+    fn start() -> Self {
+        let (registry, lines) = (Registry::new(), Lines::default());
+        let (log, writer) = Log::start(lines.clone(), 1000).expect("a thread");
+        let revocation = revocation::start(&registry, log).expect("each metric has a name of its own");
+        Self { verdicts: revocation.verdicts(), revocation, registry, log: lines, _writer: writer }
+    }
+
+    /// Waits for a record of the one certificate that is watched.
+    async fn until(&mut self, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
+        let wanted = |records: &Records| records.get(&name()).is_some_and(&wanted);
+        let found = tokio::time::timeout(Duration::from_secs(30), self.verdicts.wait_for(wanted)).await;
+        let found = found.map(|records| records.expect("the task lives").get(&name()).expect("watched").clone());
+        found.unwrap_or_else(|_| panic!("{what} is waited for\n{}", self.log.text()))
+    }
+
+    fn metric(&self, name: &str) -> Option<f64> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("text");
+        let text = String::from_utf8(text).expect("text");
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{identity=\"main\",use=\"qwac\"}} ")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+    }
+}
+
+fn name() -> Name {
+    Name { identity: "main".into(), part: "qwac".into() }
+}
+
+fn watched(authority: &Authority, crl: &[&Path], ocsp: Ocsp) -> Watched {
+    let crl = crl.iter().map(|file| (*file).to_owned()).collect();
+    // The configuration would not allow so short a rhythm.
+    let every = Duration::from_millis(200);
+    Watched {
+        name: name(),
+        chain: authority.chain("ours"),
+        settings: config::Revocation { crl, ocsp, every, via: None, stops: true },
+    }
+}
+
+fn at(address: SocketAddr) -> Ocsp {
+    Ocsp::At(format!("http://{address}/").parse().expect("a URL"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_is_noticed_by_ocsp_and_outlives_the_responder() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let authority = Authority::new(&P256.join(" "));
+    authority.issue("ours", "leaf", &[]);
+    let address = free_port();
+    let responder = authority.responder(address);
+    let mut watching = Watching::start();
+    watching.revocation.update(vec![watched(&authority, &[], at(address))]);
+    watching.until("good", |record| record.word() == "good").await;
+    assert_eq!(watching.metric("sealproxy_certificate_revoked"), Some(0.0));
+    drop(responder);
+    authority.revoke("ours", "keyCompromise");
+    let responder = authority.responder(address);
+    watching.until("revoked", Record::is_revoked).await;
+    assert_eq!(watching.verdicts.borrow().stopped("main").collect::<Vec<_>>(), [&name()]);
+    assert_eq!(watching.metric("sealproxy_certificate_revoked"), Some(1.0));
+    drop(responder);
+    let record = watching.until("silence", |record| record.failure.is_some()).await;
+    assert!(record.is_revoked() && record.failure.as_ref().is_some_and(|text| text.contains("refused")), "{record:?}");
+    let checked = watching.metric("sealproxy_revocation_checked_timestamp_seconds").expect("checked");
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("now").as_secs_f64() - checked;
+    assert!((0.0..60.0).contains(&age), "{age}");
+    assert!(watching.metric("sealproxy_revocation_failures_total") >= Some(1.0));
+    let lines = watching.log.wait(3);
+    let revoked = lines.iter().find(|line| line["verdict"] == "revoked").expect("a line");
+    assert_eq!(
+        (&revoked["event"], &revoked["use"], &revoked["reason"]),
+        (&"revocation".into(), &"qwac".into(), &"keyCompromise".into())
+    );
+    // Another certificate takes its place: nothing of the old one is true of it.
+    authority.issue("ours", "leaf", &[]);
+    watching.revocation.update(vec![watched(&authority, &[], Ocsp::Off)]);
+    watching.until("a new record", |record| record.verdict.is_none()).await;
+    assert_eq!(watching.metric("sealproxy_certificate_revoked"), None);
+    watching.revocation.update(Vec::new());
+    assert_eq!(watching.verdicts.borrow_and_update().iter().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_read_anew_each_time_and_one_of_another_issuer_is_no_failure() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let (authority, stranger) =
+        (Authority::new(&P256.join(" ")), Authority::named("Stranger", &P256.join(" "), "keyCertSign,cRLSign"));
+    authority.issue("ours", "leaf", &[]);
+    authority.crl(&[]);
+    stranger.crl(&[]);
+    let mut watching = Watching::start();
+    let files = [authority.file("list.pem"), stranger.file("list.pem")];
+    watching.revocation.update(vec![watched(&authority, &[&files[0], &files[1]], Ocsp::Off)]);
+    let record = watching.until("good", |record| record.word() == "good").await;
+    assert_eq!((record.failure, watching.metric("sealproxy_revocation_failures_total")), (None, Some(0.0)));
+    authority.revoke("ours", "cessationOfOperation");
+    authority.crl(&["-out", "next.pem"]);
+    std::fs::rename(authority.file("next.pem"), &files[0]).expect("replaced");
+    watching.until("revoked", Record::is_revoked).await;
+    watching.revocation.update(vec![watched(&authority, &[&files[1]], Ocsp::Off)]);
+    let record = watching.until("a failure", |record| record.failure.is_some()).await;
+    assert!(record.is_revoked(), "{record:?}");
+    assert!(record.failure.expect("words").starts_with("nothing tells of this certificate"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_responder_is_reached_through_the_company_s_proxy() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let authority = Authority::new(&P256.join(" "));
+    authority.issue("ours", "leaf", &[]);
+    let address = free_port();
+    let _responder = authority.responder(address);
+    let egress = Egress::saying(ESTABLISHED);
+    let mut watching = Watching::start();
+    let mut through = watched(&authority, &[], at(address));
+    let via = |egress: &Egress| {
+        let address = egress.address;
+        Some(Via { host: address.ip().to_string(), port: address.port(), credentials: None })
+    };
+    through.settings.via = via(&egress);
+    watching.revocation.update(vec![through.clone()]);
+    watching.until("good", |record| record.word() == "good").await;
+    assert!(egress.asked()[0].starts_with(&format!("CONNECT {address} HTTP/1.1\r\n")));
+    let forbidding = Egress::saying("HTTP/1.1 403 Forbidden\r\n\r\n");
+    through.settings.via = via(&forbidding);
+    watching.revocation.update(vec![through]);
+    let failure = watching.until("a failure", |record| record.failure.is_some()).await.failure.expect("words");
+    assert!(failure.contains("no way through the company's proxy: the proxy of the setting `via`"), "{failure}");
+}
+
+/// Answers one connection with these bytes, once the request is there whole.
+fn responder_that_says(answer: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut request = vec![0; 1024];
+            let read = stream.read(&mut request).expect("a request");
+            let head = String::from_utf8_lossy(&request[..read]).to_ascii_lowercase();
+            assert!(head.starts_with("post /here?x http/1.1\r\nhost: 127.0.0.1:"), "{head}");
+            assert!(head.contains("\r\ncontent-type: application/ocsp-request\r\n"), "{head}");
+            // Who has heard enough hangs up.
+            let _ = stream.write_all(&answer);
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_responder_that_answers_nonsense_is_a_failure_in_words() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let authority = Authority::new(&P256.join(" "));
+    authority.issue("ours", "leaf", &[]);
+    let with_length = |length: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+    for (answer, words) in [
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n".to_vec(), "answered with the status 503"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\n\r\n".to_vec(), "answered with the status 302"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), "gave no answer in HTTP"),
+        (Vec::new(), "gave no answer in HTTP"),
+        ([with_length(9), b"<html>404".to_vec()].concat(), "the answer is not an OCSP response"),
+        ([with_length(9), b"<html>".to_vec()].concat(), "was cut, or is larger than 64KiB"),
+        ([with_length(70_000), vec![b'0'; 70_000]].concat(), "was cut, or is larger than 64KiB"),
+        ([with_length(5), vec![0x30, 3, 0x0a, 1, 6]].concat(), "refused to answer: unauthorized"),
+    ] {
+        let url = format!("http://{}/here?x", responder_that_says(answer));
+        let mut watching = Watching::start();
+        watching.revocation.update(vec![watched(&authority, &[], Ocsp::At(url.parse().expect("a URL")))]);
+        let record = watching.until(words, |record| record.failure.is_some()).await;
+        let failure = record.failure.expect("words");
+        assert!(failure.starts_with(&format!("{url}: ")) && failure.contains(words), "{failure}");
+        assert_eq!((record.verdict, record.checked), (None, None));
+        assert_eq!(watching.metric("sealproxy_certificate_revoked"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_said() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let authority = Authority::new(&P256.join(" "));
+    authority.issue("ours", "leaf", &[]);
+    let no_file = authority.file("none.crl");
+    let mut watching = Watching::start();
+    watching.revocation.update(vec![watched(&authority, &[&no_file], Ocsp::Off)]);
+    let failure = watching.until("no file", |record| record.failure.is_some()).await.failure.expect("words");
+    assert!(failure.starts_with(&format!("{}: the file cannot be read", no_file.display())), "{failure}");
+    let mut alone = watched(&authority, &[], Ocsp::Named);
+    alone.chain.truncate(1);
+    watching.revocation.update(vec![alone]);
+    let words = "the issuer's certificate does not follow";
+    let said = |record: &Record| record.failure.as_ref().is_some_and(|failure| failure.starts_with(words));
+    watching.until("no issuer", said).await;
 }

@@ -117,7 +117,7 @@ impl Egress {
     }
 
     /// The heads of all requests so far.
-    fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         self.asked.lock().expect("no panic").clone()
     }
 

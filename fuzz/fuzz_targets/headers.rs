@@ -179,7 +179,7 @@ fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
         },
     };
     let destination = Destination::new(bank.host, settings, families);
-    Arc::new(Upstream::new(destination, Arc::new(Nobody)).expect("a trust anchor"))
+    Arc::new(Upstream::new(destination, Arc::new(Nobody), None).expect("a trust anchor"))
 }
 
 /// Nothing is ever sent from here.

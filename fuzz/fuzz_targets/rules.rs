@@ -238,7 +238,7 @@ fn upstream(families: &Families) -> Arc<Upstream> {
             response_frame: second,
         },
     };
-    Arc::new(Upstream::new(Destination::new(BANK, settings, families), Arc::new(Nobody)).expect("a trust anchor"))
+    Arc::new(Upstream::new(Destination::new(BANK, settings, families), Arc::new(Nobody), None).expect("a trust anchor"))
 }
 
 /// Nothing is ever sent from here.

@@ -163,13 +163,14 @@ impl Drawn {
             line.upstream = Some(upstream);
             return;
         }
-        match Upstream::new(Arc::clone(&line.destination), qwac.resolver()) {
+        match Upstream::new(Arc::clone(&line.destination), qwac.resolver(), qwac.at_token()) {
             Ok(upstream) => line.upstream = Some(Arc::new(upstream)),
             Err(error) => {
                 let (setting, hint) = match &error {
                     SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
                     SetupError::Trust(error) => ("trust", error.hint()),
                     SetupError::Credentials(error) => ("via.credentials", error.hint()),
+                    SetupError::Thread(_) => ("identity", "let this process have more threads"),
                 };
                 self.findings.push(Finding::error(file, key(setting), error.to_string()).hint(hint));
                 self.is_faulty = true;

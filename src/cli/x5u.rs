@@ -57,7 +57,7 @@ fn host(app: &App, upstream: &str, url: &Uri) -> Result<Upstream, String> {
     let settings = Settings { origin, trust: Trust::System, ..settings.clone() };
     let families = Families::register(&Registry::new()).map_err(|error| error.to_string())?;
     let destination = Destination::new("x5u", settings, &families);
-    Upstream::new(destination, Arc::new(NoCertificate)).map_err(|error| super::chain(&error))
+    Upstream::new(destination, Arc::new(NoCertificate), None).map_err(|error| super::chain(&error))
 }
 
 /// Who fetches a chain need not say who it is.

@@ -19,10 +19,10 @@ const ROLES: [(&str, Role); 4] = [
     ("CBPII", Role::CardIssuing),
     ("ASPSP", Role::AccountServicing),
 ];
-pub(super) const PAIR_KEYS: [&str; 2] = ["certificate", "key"];
+pub(super) const PAIR_KEYS: [&str; 3] = ["certificate", "key", "sessions"];
 pub(super) const SEAL_KEYS: [&str; 4] = ["name", "certificate", "key", "sessions"];
 
-/// The identities that are legal, and the names of all. `waiting` seals may wait for a key on a token.
+/// The identities that are legal, and the names of all. `waiting` signatures may wait for a key on a token.
 pub(super) fn identities<'a>(
     root: &Section<'a>,
     folder: &Path,
@@ -60,7 +60,7 @@ const NAME_HINT: &str = "write 1 to 64 of the characters a-z, A-Z, 0-9, `_` and 
 
 fn identity(value: &Value<'_>, folder: &Path, waiting: usize) -> Option<Settings> {
     let section = value.section(&KEYS)?;
-    let qwac = qwac(&section, folder);
+    let qwac = qwac(&section, folder, waiting);
     let seals = seals(&section, folder, waiting);
     let expectations = Expectations {
         authorisation: section.value("authorisation").and_then(|value| value.text(authorisation)),
@@ -95,12 +95,12 @@ fn roles(value: &Value<'_>) -> Vec<Role> {
     roles
 }
 
-fn qwac(section: &Section<'_>, folder: &Path) -> Option<Pair> {
+fn qwac(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<Pair> {
     let hint = "name the certificate and the key that are presented on the TLS connection";
     let section = section.required("qwac", hint)?.section(&PAIR_KEYS)?;
     let certificate = certificate(&section, folder);
-    let key = section.required("key", KEY_HINT)?.text(|text| key_file(text, folder));
-    Some(Pair { setting: "qwac".into(), certificate: certificate?, key: KeySource::File(key?) })
+    let key = key(&section, folder, waiting);
+    Some(Pair { setting: "qwac".into(), certificate: certificate?, key: key? })
 }
 
 /// One seal, or a list of them, each under a name of its own.
@@ -137,6 +137,12 @@ fn seal(value: &Value<'_>, setting: String, folder: &Path, waiting: usize) -> Op
             .text(seal_name),
     };
     let certificate = certificate(&section, folder);
+    let key = key(&section, folder, waiting);
+    Some(SealSettings { name: name?, pair: Pair { setting, certificate: certificate?, key: key? } })
+}
+
+/// A key's file, or where it is on a token.
+fn key(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<KeySource> {
     let sessions = section.quantity("sessions", DEFAULT_SESSIONS, |text| whole(text, 1..=MAX_SESSIONS));
     let key = section.required("key", KEY_HINT)?.text(|text| {
         if !text.starts_with(uri::SCHEME) {
@@ -149,7 +155,7 @@ fn seal(value: &Value<'_>, setting: String, folder: &Path, waiting: usize) -> Op
     if let (Some(value), Some(KeySource::File(_))) = (section.value("sessions"), &key) {
         value.refuse(Fault::new("concerns keys on a token alone: a key in memory signs at once"));
     }
-    Some(SealSettings { name: name?, pair: Pair { setting, certificate: certificate?, key: key? } })
+    key
 }
 
 /// The name of a seal that is the only one.
@@ -166,15 +172,6 @@ const KEY_HINT: &str = "name the file with the certificate's private key";
 fn certificate(section: &Section<'_>, folder: &Path) -> Option<PathBuf> {
     let hint = "name the file with the certificate, followed by its chain";
     section.required("certificate", hint)?.text(|text| path(text, folder))
-}
-
-fn key_file(text: &str, folder: &Path) -> Result<PathBuf, Fault> {
-    if text.starts_with(uri::SCHEME) {
-        return Err(
-            Fault::new("names a key on a token, which this version uses for the QSealC alone").hint("name a key file")
-        );
-    }
-    path(text, folder)
 }
 
 /// A file's path; one that is not absolute begins at the configuration's folder.

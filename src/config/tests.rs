@@ -385,10 +385,6 @@ fn identities_are_named_and_used() {
         "error: upstreams.becm.identity: unknown identity `mian`; did you mean `main`?",
     );
     expect(&minimal().replace("{main:", "{m.n:"), "error: identities.m.n: is not a name");
-    expect(
-        &minimal().replace("w.key", "'pkcs11:token=x'"),
-        "error: identities.main.qwac.key: `pkcs11:token=x` names a key on a token",
-    );
 }
 
 #[test]
@@ -683,6 +679,19 @@ fn a_unix_socket_has_peers_and_permissions_and_nothing_else_has() {
         "error: listen[0].peers: concerns Unix sockets alone",
     );
     expect(&with("listen: [{address: '127.0.0.1:1', mode: '0600'}]"), "error: listen[0].mode: concerns Unix sockets");
+}
+
+#[test]
+fn the_key_of_the_qwac_may_be_on_a_token() {
+    const URI: &str = "pkcs11:token=a;object=b?module-path=/m.so&pin-source=/pin";
+    let text = |key: &str| with("limits: {waiting_seals: 9}").replacen("key: w.key", key, 1);
+    let config = legal(&text(&format!("key: '{URI}', sessions: 2")));
+    let KeySource::Token(settings) = &config.identities["main"].qwac.key else { panic!("a token") };
+    assert_eq!((settings.uri.to_string().as_str(), settings.sessions), ("pkcs11:token=a;object=b", 2));
+    assert_eq!(settings.waiting, 9);
+    let place = "error: identities.main.qwac";
+    expect(&text("key: w.key, sessions: 2"), &format!("{place}.sessions: concerns keys on a token alone"));
+    expect(&text("key: 'pkcs11:token=x'"), &format!("{place}.key: the value names no key."));
 }
 
 #[test]

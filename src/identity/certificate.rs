@@ -5,7 +5,11 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use ring::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
-use ring::signature::{ECDSA_P256_SHA256_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512,
+    RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use x509_parser::asn1_rs::{Any, Tag, ToDer};
@@ -140,6 +144,11 @@ impl Certificate {
     pub fn verify(&self, message: &[u8], signature: &[u8], scheme: Scheme) -> Result<(), BadSignature> {
         let (algorithm, key): (&dyn VerificationAlgorithm, _) = match (&self.public_key, scheme) {
             (PublicKey::Rsa { pkcs1, .. }, Scheme::RsaPkcs1Sha256) => (&RSA_PKCS1_2048_8192_SHA256, pkcs1),
+            (PublicKey::Rsa { pkcs1, .. }, Scheme::RsaPkcs1Sha384) => (&RSA_PKCS1_2048_8192_SHA384, pkcs1),
+            (PublicKey::Rsa { pkcs1, .. }, Scheme::RsaPkcs1Sha512) => (&RSA_PKCS1_2048_8192_SHA512, pkcs1),
+            (PublicKey::Rsa { pkcs1, .. }, Scheme::RsaPssSha256) => (&RSA_PSS_2048_8192_SHA256, pkcs1),
+            (PublicKey::Rsa { pkcs1, .. }, Scheme::RsaPssSha384) => (&RSA_PSS_2048_8192_SHA384, pkcs1),
+            (PublicKey::Rsa { pkcs1, .. }, Scheme::RsaPssSha512) => (&RSA_PSS_2048_8192_SHA512, pkcs1),
             (PublicKey::Ec { curve: Curve::P256, point }, Scheme::EcdsaP256Sha256) => (&ECDSA_P256_SHA256_ASN1, point),
             _ => return Err(BadSignature),
         };

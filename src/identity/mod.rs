@@ -4,13 +4,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
-use crate::key::{self, Key, TokenSettings};
+use crate::key::{self, Key, Scheme, TokenSettings};
 
 pub mod certificate;
 mod chain;
@@ -19,6 +19,8 @@ pub mod preflight;
 pub mod qcstatements;
 pub mod revocation;
 mod tls;
+
+pub use tls::failed_key;
 
 use certificate::{Certificate, PublicKey};
 use preflight::Expectations;
@@ -115,17 +117,28 @@ pub struct Qwac {
     certificate: Certificate,
     chain: Vec<CertificateDer<'static>>,
     resolver: Arc<tls::ClientIdentity>,
+    at_token: Option<usize>,
 }
 
 impl Qwac {
     /// Reads certificate and key and checks that they belong together. Reports every fault, not only the first.
     pub async fn load(pair: &Pair) -> Result<Self, Vec<Error>> {
-        let chain = pair.read_chain();
-        let (chain, key) = both(chain, read_key(pair))?;
-        let certificate = pair.read_leaf(&chain).map_err(|error| vec![error])?;
-        let resolver = tls::ClientIdentity::new(chain.clone(), key);
+        let (resolver, certificate, chain, at_token) = match &pair.key {
+            KeySource::File(path) => {
+                let (chain, key) = both(pair.read_chain(), read_key(pair, path))?;
+                let certificate = pair.read_leaf(&chain).map_err(|error| vec![error])?;
+                (tls::ClientIdentity::new(chain.clone(), key), certificate, chain, None)
+            }
+            KeySource::Token(settings) => {
+                let leaf = |chain: Vec<_>| Ok((pair.read_leaf(&chain)?, chain));
+                let ((certificate, chain), key) = both(pair.read_chain().and_then(leaf), open_key(pair).await)?;
+                let fitting = fitting(&key, &certificate).await;
+                let resolver = fitting.map(|schemes| tls::ClientIdentity::at_token(chain.clone(), key, schemes));
+                (resolver, certificate, chain, Some(settings.sessions + settings.waiting))
+            }
+        };
         let resolver = resolver.map_err(|reason| vec![pair.key_fault(reason)])?;
-        Ok(Self { certificate, chain, resolver: Arc::new(resolver) })
+        Ok(Self { certificate, chain, resolver: Arc::new(resolver), at_token })
     }
 
     /// The leaf.
@@ -136,6 +149,12 @@ impl Qwac {
     /// What is presented, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
+    }
+
+    /// Where the key is on a token: how many handshakes may be on their way to it, those that it signs for included. Such a
+    /// handshake stands still while the token signs, and belongs in [`signing_until`].
+    pub fn at_token(&self) -> Option<usize> {
+        self.at_token
     }
 
     /// What answers a bank that asks for a client certificate.
@@ -165,13 +184,9 @@ impl Credential {
     ///
     /// aws-lc gathers entropy for tens of milliseconds at its first signature: it happens here, before anyone waits.
     pub async fn new(certificate: Certificate, key: Key) -> Result<Self, Reason> {
-        const MESSAGE: &[u8] = b"sealproxy: does this key fit this certificate?";
-        let signature = key.turn().await?.sign(MESSAGE).await?;
+        fits(&key, key.scheme(), &certificate).await?;
         let chain = vec![CertificateDer::from(certificate.der().to_vec())];
-        match certificate.verify(MESSAGE, &signature, key.scheme()) {
-            Ok(()) => Ok(Self { certificate, chain, key }),
-            Err(_) => Err(Reason::Mismatch),
-        }
+        Ok(Self { certificate, chain, key })
     }
 
     /// The seal certificate.
@@ -190,16 +205,37 @@ impl Credential {
     }
 }
 
-fn read_key(pair: &Pair) -> Result<PrivateKeyDer<'static>, Error> {
-    match &pair.key {
-        KeySource::File(path) => pem::read_key(path).map_err(|error| pair.key_fault(error.reason.into())),
-        KeySource::Token(_) => Err(pair.key_fault(key::Error::NotBuilt.into())),
+/// Runs `work`, within which a key on a token may be waited for until `deadline`.
+pub fn signing_until<T>(deadline: Instant, work: impl FnOnce() -> T) -> T {
+    key::waiting_until(deadline, work)
+}
+
+/// A key's schemes that it is seen to sign with so that the certificate's public key verifies it: a token may have a
+/// mechanism, and the key no leave to use it. The reason of the first, if there is none.
+async fn fitting(key: &Key, certificate: &Certificate) -> Result<Vec<Scheme>, Reason> {
+    let (mut fitting, mut first) = (Vec::new(), None);
+    for scheme in key.schemes() {
+        match fits(key, scheme, certificate).await {
+            Ok(()) => fitting.push(scheme),
+            Err(reason) => first = first.or(Some(reason)),
+        }
     }
+    if fitting.is_empty() { Err(first.unwrap_or(Reason::Mismatch)) } else { Ok(fitting) }
+}
+
+async fn fits(key: &Key, scheme: Scheme, certificate: &Certificate) -> Result<(), Reason> {
+    const MESSAGE: &[u8] = b"sealproxy: does this key fit this certificate?";
+    let signature = key.turn().await?.sign_as(scheme, MESSAGE).await?;
+    certificate.verify(MESSAGE, &signature, scheme).map_err(|_| Reason::Mismatch)
+}
+
+fn read_key(pair: &Pair, path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    pem::read_key(path).map_err(|error| pair.key_fault(error.reason.into()))
 }
 
 async fn open_key(pair: &Pair) -> Result<Key, Error> {
     let opened = match &pair.key {
-        KeySource::File(_) => Key::from_der(&read_key(pair)?),
+        KeySource::File(path) => Key::from_der(&read_key(pair, path)?),
         KeySource::Token(settings) => {
             let settings = settings.clone();
             // A token may take its time, and its module may block.

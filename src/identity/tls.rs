@@ -1,14 +1,16 @@
 //! The rustls client-certificate resolver of one identity. A new identity means a new resolver: rustls keys its
 //! resumption on the resolver's address, so a swapped certificate in an old resolver would live on in tickets.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
-use rustls::{InconsistentKeys, SignatureScheme};
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
+use rustls::{InconsistentKeys, OtherError, SignatureAlgorithm, SignatureScheme};
 
 use super::Reason;
+use crate::key::{self, Key, Scheme};
 
 /// Presents one QWAC to whoever asks.
 #[derive(Debug)]
@@ -22,6 +24,11 @@ impl ClientIdentity {
             Err(error) => Err(Reason::Tls(error)),
         }
     }
+
+    /// With a key that is shown to fit the chain's leaf in these schemes, of which there is one at least.
+    pub(super) fn at_token(chain: Vec<CertificateDer<'static>>, key: Key, schemes: Vec<Scheme>) -> Self {
+        Self(Arc::new(CertifiedKey::new(chain, Arc::new(TokenKey { key, schemes }))))
+    }
 }
 
 impl ResolvesClientCert for ClientIdentity {
@@ -33,5 +40,66 @@ impl ResolvesClientCert for ClientIdentity {
 
     fn has_certs(&self) -> bool {
         true
+    }
+}
+
+/// A key on a token, as rustls asks for signatures. The thread of the handshake waits meanwhile.
+#[derive(Debug)]
+struct TokenKey {
+    key: Key,
+    schemes: Vec<Scheme>,
+}
+
+impl SigningKey for TokenKey {
+    /// PSS before PKCS #1 v1.5, which only TLS 1.2 takes.
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let pss_first =
+            BY_PREFERENCE.iter().find(|(scheme, name)| self.schemes.contains(scheme) && offered.contains(name));
+        let (scheme, name) = *pss_first?;
+        Some(Box::new(TokenSigner { key: self.key.clone(), scheme, name }))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        match self.schemes[0] {
+            Scheme::EcdsaP256Sha256 => SignatureAlgorithm::ECDSA,
+            _ => SignatureAlgorithm::RSA,
+        }
+    }
+}
+
+/// Our schemes and their names in TLS (RFC 8446 section 4.2.3).
+const BY_PREFERENCE: [(Scheme, SignatureScheme); 7] = [
+    (Scheme::EcdsaP256Sha256, SignatureScheme::ECDSA_NISTP256_SHA256),
+    (Scheme::RsaPssSha256, SignatureScheme::RSA_PSS_SHA256),
+    (Scheme::RsaPssSha384, SignatureScheme::RSA_PSS_SHA384),
+    (Scheme::RsaPssSha512, SignatureScheme::RSA_PSS_SHA512),
+    (Scheme::RsaPkcs1Sha256, SignatureScheme::RSA_PKCS1_SHA256),
+    (Scheme::RsaPkcs1Sha384, SignatureScheme::RSA_PKCS1_SHA384),
+    (Scheme::RsaPkcs1Sha512, SignatureScheme::RSA_PKCS1_SHA512),
+];
+
+#[derive(Debug)]
+struct TokenSigner {
+    key: Key,
+    scheme: Scheme,
+    name: SignatureScheme,
+}
+
+impl Signer for TokenSigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        let signature = self.key.sign_here(self.scheme, message);
+        signature.map_err(|error| OtherError(Arc::new(error)).into())
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.name
+    }
+}
+
+/// What the QWAC's key said in place of a signature, where a handshake failed for that.
+pub fn failed_key(error: &rustls::Error) -> Option<Arc<dyn Error + Send + Sync>> {
+    match error {
+        rustls::Error::Other(OtherError(error)) if error.is::<key::Error>() => Some(Arc::clone(error)),
+        _ => None,
     }
 }

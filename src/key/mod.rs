@@ -11,13 +11,16 @@ use std::sync::Arc;
 #[cfg(feature = "pkcs11")]
 use std::task::ready;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::PrivateKeyDer;
 use thiserror::Error;
 
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
+#[cfg(feature = "pkcs11")]
+mod mechanism;
+mod patience;
 mod ring;
 #[cfg(feature = "pkcs11")]
 mod token;
@@ -49,7 +52,7 @@ pub struct TokenSettings {
     pub uri: TokenUri,
     /// Signatures at a time, each on a session and a thread of its own; at least one.
     pub sessions: usize,
-    /// Seals that may wait for a session. One more is refused at once.
+    /// Signatures that may wait for a session. One more is refused at once.
     pub waiting: usize,
 }
 
@@ -83,7 +86,7 @@ impl Key {
         Err(Error::NotBuilt)
     }
 
-    /// The one scheme that this key signs with.
+    /// The scheme that this key signs with unless told otherwise.
     pub fn scheme(&self) -> Scheme {
         match &self.backend {
             Backend::Ring(key) => key.scheme(),
@@ -91,6 +94,16 @@ impl Key {
             Backend::AwsLc(_) => Scheme::RsaPkcs1Sha256,
             #[cfg(feature = "pkcs11")]
             Backend::Token(key) => key.scheme(),
+        }
+    }
+
+    /// All schemes that this key signs with, that of [`scheme`](Self::scheme) first. Of a key on a token what the token
+    /// has mechanisms for; of a key in memory that one alone, because TLS signs with such keys by itself.
+    pub fn schemes(&self) -> Vec<Scheme> {
+        match &self.backend {
+            #[cfg(feature = "pkcs11")]
+            Backend::Token(key) => key.schemes(),
+            _ => vec![self.scheme()],
         }
     }
 
@@ -116,12 +129,24 @@ impl Key {
             Backend::Token(key) => Granted::Token(key.turn().await?),
         }))
     }
+
+    /// Signs while this thread waits, for interfaces that leave no other way: TLS signs in the middle of a handshake.
+    /// Waits for as long as [`waiting_until`] allows this thread, and where nobody has called that not at all.
+    pub fn sign_here(&self, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let signed = async { self.turn().await?.sign_as(scheme, message).await };
+        patience::wait(signed).unwrap_or(Err(Error::Late))
+    }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Key").field("backend", &self.backend()).field("scheme", &self.scheme()).finish_non_exhaustive()
     }
+}
+
+/// Runs `work`, within which [`Key::sign_here`] may wait until `deadline`.
+pub fn waiting_until<T>(deadline: Instant, work: impl FnOnce() -> T) -> T {
+    patience::until(deadline, work)
 }
 
 /// The right to sign once. The clock is read while it is held, so that waiting for a key never ages a `Date`.
@@ -143,8 +168,20 @@ impl Turn {
             #[cfg(feature = "aws-lc")]
             Granted::AwsLc(key) => UnderWay::Done(Some(key.sign(message))),
             #[cfg(feature = "pkcs11")]
-            Granted::Token(turn) => UnderWay::AtToken(turn.sign(message)),
+            Granted::Token(turn) => UnderWay::AtToken(turn.sign(None, message)),
         })
+    }
+
+    /// The same with another scheme, one of [`Key::schemes`].
+    pub fn sign_as(self, scheme: Scheme, message: &[u8]) -> Signing {
+        match self.0 {
+            #[cfg(feature = "pkcs11")]
+            Granted::Token(turn) => Signing(UnderWay::AtToken(turn.sign(Some(scheme), message))),
+            Granted::Ring(ref key) if key.scheme() == scheme => self.sign(message),
+            #[cfg(feature = "aws-lc")]
+            Granted::AwsLc(_) if scheme == Scheme::RsaPkcs1Sha256 => self.sign(message),
+            _ => Signing(UnderWay::Done(Some(Err(Error::Scheme(scheme))))),
+        }
     }
 }
 
@@ -180,6 +217,16 @@ impl Future for Signing {
 pub enum Scheme {
     /// RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017 section 8.2).
     RsaPkcs1Sha256,
+    /// The same with SHA-384.
+    RsaPkcs1Sha384,
+    /// The same with SHA-512.
+    RsaPkcs1Sha512,
+    /// RSASSA-PSS with SHA-256, MGF1 with SHA-256 and 32 bytes of salt (RFC 8446 section 4.2.3).
+    RsaPssSha256,
+    /// The same with SHA-384 and 48 bytes of salt.
+    RsaPssSha384,
+    /// The same with SHA-512 and 64 bytes of salt.
+    RsaPssSha512,
     /// ECDSA on P-256 with SHA-256, ASN.1 DER encoded (RFC 3279 section 2.2.3).
     EcdsaP256Sha256,
 }
@@ -188,6 +235,11 @@ impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::RsaPkcs1Sha256 => "RSA with SHA-256",
+            Self::RsaPkcs1Sha384 => "RSA with SHA-384",
+            Self::RsaPkcs1Sha512 => "RSA with SHA-512",
+            Self::RsaPssSha256 => "RSA-PSS with SHA-256",
+            Self::RsaPssSha384 => "RSA-PSS with SHA-384",
+            Self::RsaPssSha512 => "RSA-PSS with SHA-512",
             Self::EcdsaP256Sha256 => "EC on P-256 with SHA-256",
         })
     }
@@ -199,9 +251,15 @@ pub enum Error {
     /// The bytes are a key of a kind or size that no backend signs with, or no key at all.
     #[error("the key cannot be used: {0}")]
     Rejected(String),
-    /// As many seals wait for the key as may.
-    #[error("{0} seals wait for this key already")]
+    /// As many signatures wait for the key as may.
+    #[error("{0} signatures wait for this key already")]
     Busy(usize),
+    /// No signature within the time that its thread may wait.
+    #[error("the key did not sign in time")]
+    Late,
+    /// A scheme that is none of the key's.
+    #[error("the key does not sign as {0}")]
+    Scheme(Scheme),
     /// A key on a token, in a build without the way there.
     #[error("this build does not use keys behind PKCS#11")]
     NotBuilt,

@@ -13,20 +13,21 @@ use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as Pkcs11Error, RvError};
-use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
 use secrecy::ExposeSecret as _;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::mechanism::Way;
 use super::uri::TokenUri;
 use super::{Error, Scheme, TokenSettings};
 
 pub(super) struct Key {
-    scheme: Scheme,
+    /// At least one.
+    schemes: Vec<Scheme>,
     sessions: Arc<Semaphore>,
     waiting: AtomicUsize,
     limit: usize,
@@ -36,6 +37,7 @@ pub(super) struct Key {
 /// One message to sign. The permit goes back when the token is done with it, not when its caller has given up: a token
 /// that hangs must not gather work.
 struct Job {
+    scheme: Scheme,
     message: Vec<u8>,
     answer: oneshot::Sender<Result<Vec<u8>, Error>>,
     _permit: OwnedSemaphorePermit,
@@ -56,12 +58,12 @@ impl Key {
         let (ready, opened) = channel();
         let first = Station::new(&door);
         start(first, Arc::clone(&queue), Some(ready))?;
-        let scheme = opened.recv_timeout(patience).map_err(|_| Error::Token(Fault::Silent(patience)))??;
+        let schemes = opened.recv_timeout(patience).map_err(|_| Error::Token(Fault::Silent(patience)))??;
         for _ in 1..settings.sessions {
             start(Station::new(&door), Arc::clone(&queue), None)?;
         }
         Ok(Self {
-            scheme,
+            schemes,
             sessions: Arc::new(Semaphore::new(settings.sessions)),
             waiting: AtomicUsize::new(0),
             limit: settings.waiting,
@@ -70,7 +72,11 @@ impl Key {
     }
 
     pub(super) fn scheme(&self) -> Scheme {
-        self.scheme
+        self.schemes[0]
+    }
+
+    pub(super) fn schemes(&self) -> Vec<Scheme> {
+        self.schemes.clone()
     }
 
     /// Waits for a session, among a limited number.
@@ -88,10 +94,12 @@ impl Key {
 }
 
 impl Turn {
-    pub(super) fn sign(self, message: &[u8]) -> oneshot::Receiver<Result<Vec<u8>, Error>> {
+    /// `None`: with the scheme of seals.
+    pub(super) fn sign(self, scheme: Option<Scheme>, message: &[u8]) -> oneshot::Receiver<Result<Vec<u8>, Error>> {
         let (answer, signature) = oneshot::channel();
+        let scheme = scheme.unwrap_or(self.key.scheme());
         // Nobody works where every thread has panicked: the receiver then says so.
-        let _ = self.key.jobs.send(Job { message: message.to_vec(), answer, _permit: self.permit });
+        let _ = self.key.jobs.send(Job { scheme, message: message.to_vec(), answer, _permit: self.permit });
         signature
     }
 }
@@ -118,11 +126,11 @@ impl Drop for Waiting<'_> {
 fn start(
     mut station: Station,
     queue: Arc<Mutex<Receiver<Job>>>,
-    ready: Option<Sender<Result<Scheme, Error>>>,
+    ready: Option<Sender<Result<Vec<Scheme>, Error>>>,
 ) -> Result<(), Error> {
     let work = move || {
         if let Some(ready) = ready {
-            let opened = station.open().map(|place| place.scheme).map_err(Error::Token);
+            let opened = station.open().map(Place::schemes).map_err(Error::Token);
             let failed = opened.is_err();
             // Who waited for it may have lost patience: then nobody will ever ask for a signature either.
             if ready.send(opened).is_err() || failed {
@@ -132,7 +140,7 @@ fn start(
         while let Some(job) = next(&queue) {
             // Whoever has given up meanwhile gets nothing, and costs the token nothing.
             if !job.answer.is_closed() {
-                let _ = job.answer.send(station.sign(&job.message).map_err(Error::Token));
+                let _ = job.answer.send(station.sign(job.scheme, &job.message).map_err(Error::Token));
             }
         }
     };
@@ -164,8 +172,8 @@ struct Place {
     module: Arc<Module>,
     epoch: u64,
     key: ObjectHandle,
-    scheme: Scheme,
-    mechanism: MechanismType,
+    /// At least one.
+    ways: Vec<Way>,
     /// The PIN, where the key wants it anew for each signature (`CKA_ALWAYS_AUTHENTICATE`).
     pin_each_time: Option<AuthPin>,
 }
@@ -173,8 +181,7 @@ struct Place {
 /// A key, and how it signs.
 struct Found {
     key: ObjectHandle,
-    scheme: Scheme,
-    mechanism: MechanismType,
+    ways: Vec<Way>,
     pin_each_time: bool,
 }
 
@@ -184,14 +191,14 @@ impl Station {
     }
 
     /// Signs; where the session has died, once more on a new one. Nothing of the request has left by then.
-    fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, Fault> {
-        let first = self.open()?.sign(message);
+    fn sign(&mut self, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Fault> {
+        let first = self.open()?.sign(scheme, message);
         let Err(Fault::Pkcs11(error)) = &first else { return first };
         if !is_lost(error) {
             return first;
         }
         self.close();
-        self.open()?.sign(message).inspect_err(|_| self.close())
+        self.open()?.sign(scheme, message).inspect_err(|_| self.close())
     }
 
     fn open(&mut self) -> Result<&Place, Fault> {
@@ -238,10 +245,10 @@ impl Door {
         let pin = self.pin()?;
         let session = library.open_ro_session_no_drop(slot).map_err(Fault::Pkcs11)?;
         match self.find(&session, pin.as_ref(), &token, &mechanisms) {
-            Ok(Found { key, scheme, mechanism, pin_each_time }) => {
+            Ok(Found { key, ways, pin_each_time }) => {
                 let pin_each_time = pin.filter(|_| pin_each_time);
                 let (module, epoch) = (Arc::clone(module), module.epoch());
-                Ok(Place { session, module, epoch, key, scheme, mechanism, pin_each_time })
+                Ok(Place { session, module, epoch, key, ways, pin_each_time })
             }
             Err(fault) => {
                 // A token has few sessions, and every request may come this way.
@@ -262,8 +269,12 @@ impl Door {
             self.log_in(session, pin, token)?;
         }
         let key = self.key(session)?;
-        let (scheme, pin_each_time) = describe(session, key)?;
-        Ok(Found { key, scheme, mechanism: mechanism(scheme, mechanisms, pin_each_time)?, pin_each_time })
+        let (rsa, pin_each_time) = describe(session, key)?;
+        let ways = Way::all(rsa, mechanisms, pin_each_time);
+        if ways.is_empty() {
+            return Err(Fault::NoMechanism);
+        }
+        Ok(Found { key, ways, pin_each_time })
     }
 
     fn slot(&self, library: &Pkcs11) -> Result<(Slot, TokenInfo), Fault> {
@@ -340,8 +351,8 @@ impl Door {
     }
 }
 
-/// What the key signs, and whether it wants the PIN each time.
-fn describe(session: &Session, key: ObjectHandle) -> Result<(Scheme, bool), Fault> {
+/// Whether the key is RSA, or else on P-256, and whether it wants the PIN each time.
+fn describe(session: &Session, key: ObjectHandle) -> Result<(bool, bool), Fault> {
     let asked = [
         AttributeType::KeyType,
         AttributeType::Sign,
@@ -361,46 +372,34 @@ fn describe(session: &Session, key: ObjectHandle) -> Result<(Scheme, bool), Faul
             _ => {}
         }
     }
-    let scheme = match kind {
-        Some(KeyType::RSA) if bits == 0 || (2048..=4096).contains(&bits) => Scheme::RsaPkcs1Sha256,
-        Some(KeyType::EC) if curve == PRIME256V1 => Scheme::EcdsaP256Sha256,
-        _ => return Err(Fault::Kind),
-    };
-    Ok((scheme, each_time))
+    match kind {
+        Some(KeyType::RSA) if bits == 0 || (2048..=4096).contains(&bits) => Ok((true, each_time)),
+        Some(KeyType::EC) if curve == PRIME256V1 => Ok((false, each_time)),
+        _ => Err(Fault::Kind),
+    }
 }
 
 /// The object identifier of P-256 in DER (RFC 5480 section 2.1.1.1).
 const PRIME256V1: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
-/// The way to a signature that the token knows: hashing on the token where it can.
-fn mechanism(scheme: Scheme, known: &[MechanismType], in_parts: bool) -> Result<MechanismType, Fault> {
-    let candidates: &[MechanismType] = match scheme {
-        Scheme::RsaPkcs1Sha256 if in_parts => &[MechanismType::SHA256_RSA_PKCS],
-        Scheme::RsaPkcs1Sha256 => &[MechanismType::SHA256_RSA_PKCS, MechanismType::RSA_PKCS],
-        Scheme::EcdsaP256Sha256 if in_parts => &[MechanismType::ECDSA_SHA256],
-        Scheme::EcdsaP256Sha256 => &[MechanismType::ECDSA_SHA256, MechanismType::ECDSA],
-    };
-    candidates.iter().find(|candidate| known.contains(candidate)).copied().ok_or(Fault::NoMechanism)
-}
-
 impl Place {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Fault> {
+    fn schemes(&self) -> Vec<Scheme> {
+        self.ways.iter().map(|way| way.scheme).collect()
+    }
+
+    fn sign(&self, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Fault> {
         let _library = self.module.library.read().unwrap_or_else(PoisonError::into_inner);
-        let signature = self.sign_as_told(message).map_err(Fault::Pkcs11)?;
-        match self.scheme {
-            Scheme::RsaPkcs1Sha256 => Ok(signature),
+        // Another one stands in the token's slot since the key was opened.
+        let way = self.ways.iter().find(|way| way.scheme == scheme).ok_or(Fault::NoMechanism)?;
+        let signature = self.sign_as_told(way, message).map_err(Fault::Pkcs11)?;
+        match scheme {
             Scheme::EcdsaP256Sha256 => der_of(&signature).ok_or(Fault::Malformed),
+            _ => Ok(signature),
         }
     }
 
-    fn sign_as_told(&self, message: &[u8]) -> Result<Vec<u8>, Pkcs11Error> {
-        let hash = || Sha256::digest(message);
-        let (mechanism, data) = match self.mechanism {
-            MechanismType::RSA_PKCS => (Mechanism::RsaPkcs, [&SHA256_DIGEST_INFO[..], &hash()].concat()),
-            MechanismType::ECDSA => (Mechanism::Ecdsa, hash().to_vec()),
-            MechanismType::ECDSA_SHA256 => (Mechanism::EcdsaSha256, message.to_vec()),
-            _ => (Mechanism::Sha256RsaPkcs, message.to_vec()),
-        };
+    fn sign_as_told(&self, way: &Way, message: &[u8]) -> Result<Vec<u8>, Pkcs11Error> {
+        let (mechanism, data) = (way.mechanism(), way.data(message));
         let Some(pin) = &self.pin_each_time else { return self.session.sign(&mechanism, self.key, &data) };
         self.session.sign_init(&mechanism, self.key)?;
         self.session.login(UserType::ContextSpecific, Some(pin))?;
@@ -408,10 +407,6 @@ impl Place {
         self.session.sign_final()
     }
 }
-
-/// `DigestInfo` of SHA-256 without the hash (RFC 8017 section 9.2, note 1).
-const SHA256_DIGEST_INFO: [u8; 19] =
-    [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
 
 /// A token's `r || s` as `ECDSA-Sig-Value` (RFC 3279 section 2.2.3).
 fn der_of(raw: &[u8]) -> Option<Vec<u8>> {
@@ -541,7 +536,7 @@ pub enum Fault {
     #[error("the token's key is neither RSA of 2048 to 4096 bits nor EC on P-256")]
     Kind,
     /// None that would do.
-    #[error("the token has no mechanism for this key with SHA-256")]
+    #[error("the token has no mechanism for this key")]
     NoMechanism,
     /// A signature of another form.
     #[error("the token's signature is malformed")]

@@ -280,7 +280,7 @@ impl Problem {
             | Self::Overloaded
             | Self::SealTimeout(_)
             | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_))
-            | Self::Acquire(AcquireError::Busy | AcquireError::Replaced) => {
+            | Self::Acquire(AcquireError::Busy | AcquireError::Replaced | AcquireError::QwacKey(_)) => {
                 insert_text(headers, RETRY_AFTER, "1");
             }
             _ => {}
@@ -313,6 +313,7 @@ fn of_acquire(error: &AcquireError) -> Face {
         E::Expired(_) => (StatusCode::BAD_GATEWAY, "Upstream's certificate expired", "tls_certificate_error"),
         E::NotYetValid(_) => (StatusCode::BAD_GATEWAY, "Upstream's certificate not valid yet", "tls_certificate_error"),
         E::QwacRefused(_) => (StatusCode::BAD_GATEWAY, "Our QWAC was refused", "tls_alert_received"),
+        E::QwacKey(_) => (StatusCode::SERVICE_UNAVAILABLE, "No key of the QWAC", "proxy_internal_error"),
         E::NoCommonProtocol(_) => (StatusCode::BAD_GATEWAY, "No common protocol", "tls_protocol_error"),
         E::Handshake(_) | E::Http(_) => (StatusCode::BAD_GATEWAY, "TLS handshake failed", "tls_protocol_error"),
         E::Replaced => (StatusCode::SERVICE_UNAVAILABLE, "Identity replaced", "connection_limit_reached"),

@@ -19,12 +19,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::aside::{Aside, KeyFault, Unfinished};
 use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in, tls_error};
 use super::pool::Pool;
 use super::question::{Question, heard};
 use super::tls::Tls;
 use super::{AcquireError, Destination, Payload, Settings, Tunnel, ViaFault};
+use crate::identity::failed_key;
 
 /// Dials one bank with one TLS configuration.
 pub(super) struct Connector {
@@ -33,6 +35,8 @@ pub(super) struct Connector {
     tls: Tls,
     /// Through the company's proxy; `None`: directly.
     tunnel: Option<Tunnel>,
+    /// Where handshakes run that sign with a key on a token; `None`: on the reactor.
+    aside: Option<Aside>,
     /// Where the connections wait between two requests.
     pool: Arc<Pool>,
 }
@@ -51,9 +55,10 @@ impl Connector {
         name: ServerName<'static>,
         tls: Tls,
         tunnel: Option<Tunnel>,
+        aside: Option<Aside>,
         pool: Arc<Pool>,
     ) -> Self {
-        Self { destination, name, tls, tunnel, pool }
+        Self { destination, name, tls, tunnel, aside, pool }
     }
 
     pub(super) fn tls(&self) -> &Tls {
@@ -113,14 +118,24 @@ impl Connector {
         }
     }
 
-    /// Also tells what the bank asked of us, however it ended.
+    /// Also tells what the bank asked of us, however it ended; of a handshake aside only where it ended in time.
     pub(super) async fn shake_hands(
         &self,
         tls: &TlsConnector,
         tcp: TcpStream,
     ) -> (Result<TlsStream<TcpStream>, AcquireError>, Option<Question>) {
         let limit = self.destination.settings.timeouts.handshake;
-        let (ended, question) = heard(timeout(limit, tls.connect(self.name.clone(), tcp))).await;
+        let handshake = tls.connect(self.name.clone(), tcp);
+        let (ended, question) = match &self.aside {
+            None => {
+                let (ended, question) = heard(timeout(limit, handshake)).await;
+                (ended.map_err(|_| Unfinished::Late), question)
+            }
+            Some(aside) => match aside.run(limit, heard(handshake)).await {
+                Ok((ended, question)) => (Ok(ended), question),
+                Err(unfinished) => (Err(unfinished), None),
+            },
+        };
         let failed = |error| match tls_error(&error) {
             // Nobody has answered our hello yet: these bytes are those of whoever is in between.
             Some(rustls::Error::InvalidMessage(_)) if self.tunnel.is_some() && question.is_none() => {
@@ -128,7 +143,11 @@ impl Connector {
             }
             _ => handshake_error(error, question.is_some()),
         };
-        let result = ended.map_or(Err(AcquireError::HandshakeTimeout(limit)), |ended| ended.map_err(failed));
+        let result = match ended {
+            Ok(ended) => ended.map_err(failed),
+            Err(Unfinished::Late) => Err(AcquireError::HandshakeTimeout(limit)),
+            Err(Unfinished::Key(fault)) => Err(AcquireError::QwacKey(fault)),
+        };
         (result, question)
     }
 
@@ -179,6 +198,9 @@ fn handshake_error(error: io::Error, asked: bool) -> AcquireError {
             | AlertDescription::NoApplicationProtocol => AcquireError::NoCommonProtocol(error),
             _ => AcquireError::Handshake(error),
         };
+    }
+    if let Some(fault) = tls_error(&error).and_then(failed_key) {
+        return AcquireError::QwacKey(KeyFault::Refused(fault));
     }
     match tls_error(&error) {
         Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => AcquireError::Expired(error),

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::counted::tls_error;
 use super::resolver::Unresolved;
-use super::{Attempts, CredentialsError, TrustError, ViaFault};
+use super::{Attempts, CredentialsError, KeyFault, TrustError, ViaFault};
 
 /// What is known of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,9 @@ pub enum SetupError {
     /// The credentials for the company's proxy.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// The thread of handshakes with a key on a token.
+    #[error("no thread for the handshakes of a QWAC on a token")]
+    Thread(#[source] io::Error),
 }
 
 /// Why no connection stands. Nothing was sent.
@@ -105,6 +108,9 @@ pub enum AcquireError {
     /// The bank does not trust us.
     #[error("the upstream refused our QWAC with the TLS alert {0:?}")]
     QwacRefused(AlertDescription),
+    /// Our own certificate's key did not sign; it is on a token.
+    #[error("the QWAC's key is out of reach")]
+    QwacKey(#[source] KeyFault),
     /// No version, suite or protocol that both speak.
     #[error("the upstream and we have no TLS version, cipher suite or protocol in common")]
     NoCommonProtocol(#[source] io::Error),
@@ -152,6 +158,7 @@ impl AcquireError {
             Self::Expired(_) => "upstream-expired",
             Self::NotYetValid(_) => "upstream-not-yet-valid",
             Self::QwacRefused(_) => "qwac-refused",
+            Self::QwacKey(_) => "qwac-key-unavailable",
             Self::NoCommonProtocol(_) => "upstream-no-common-protocol",
             Self::Busy => "upstream-busy",
             Self::Replaced => "upstream-replaced",
@@ -181,6 +188,10 @@ impl AcquireError {
             Self::Expired(_) => "tell the bank, if this machine's clock is right",
             Self::NotYetValid(_) => "check this machine's clock",
             Self::QwacRefused(alert) => refused_hint(*alert),
+            Self::QwacKey(KeyFault::Busy(_)) => "raise `limits.waiting_seals`, or ask less at a time",
+            Self::QwacKey(_) => {
+                "look into the token's own log; `pkcs11-tool --module MODULE --login --test` tries it without us"
+            }
             Self::NoCommonProtocol(_) => {
                 "the bank must speak TLS 1.2 or 1.3 with ECDHE and AES-GCM or ChaCha20, and HTTP/1.1; some banks answer \
                  so to a QWAC that they do not know"

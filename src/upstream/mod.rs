@@ -11,6 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+mod aside;
 mod attempts;
 mod connector;
 mod counted;
@@ -28,6 +29,8 @@ mod tls;
 mod via;
 mod witness;
 
+use aside::Aside;
+pub use aside::KeyFault;
 pub use attempts::Attempts;
 use connector::Connector;
 pub use error::{AcquireError, AnswerError, Cause, Outcome, SendError, SetupError};
@@ -168,16 +171,22 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Joins a destination with the identity that is presented to it.
-    pub fn new(destination: Arc<Destination>, resolver: Arc<dyn ResolvesClientCert>) -> Result<Self, SetupError> {
+    /// Joins a destination with the identity that is presented to it. Where the identity's key is on a token `at_token`
+    /// says how many handshakes may be on their way to it; they have a thread of their own.
+    pub fn new(
+        destination: Arc<Destination>,
+        resolver: Arc<dyn ResolvesClientCert>,
+        at_token: Option<usize>,
+    ) -> Result<Self, SetupError> {
         let settings = &destination.settings;
         let name = ServerName::try_from(settings.origin.host.clone())
             .map_err(|_| SetupError::Name(settings.origin.host.clone()))?;
         let tls = Tls::new(&settings.trust, resolver)?;
         let via = settings.via.as_ref();
+        let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
         let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;
         let pool = Pool::new(settings.idle, settings.max_age);
-        let connector = Connector::new(Arc::clone(&destination), name, tls, tunnel, Arc::clone(&pool));
+        let connector = Connector::new(Arc::clone(&destination), name, tls, tunnel, aside, Arc::clone(&pool));
         Ok(Self { pool, connector, destination })
     }
 

@@ -81,14 +81,21 @@ impl Aside {
         })
     }
 
-    /// A place on the thread. Where all are taken and the thread stands still it is refused at once; otherwise it is the
-    /// banks that are slow, and a place will be free in a moment.
+    /// Whether a handshake would be refused now: all places are taken, and the thread stands still. Otherwise it is the banks
+    /// that are slow, and a place will be free in a moment.
+    pub(super) fn admits(&self) -> Result<(), KeyFault> {
+        let full = self.places.available_permits() == 0 && self.work().since.is_some();
+        if full { Err(KeyFault::Busy(self.capacity)) } else { Ok(()) }
+    }
+
     async fn place(&self) -> Result<OwnedSemaphorePermit, Unfinished> {
-        let places = Arc::clone(&self.places);
-        match Arc::clone(&places).try_acquire_owned() {
-            Ok(place) => Ok(place),
-            Err(_) if self.work().since.is_some() => Err(Unfinished::Key(KeyFault::Busy(self.capacity))),
-            Err(_) => Ok(places.acquire_owned().await.expect("the places are never closed")),
+        let mut place = pin!(Arc::clone(&self.places).acquire_owned());
+        loop {
+            self.admits().map_err(Unfinished::Key)?;
+            // Those who come at once find the thread idle: whether it is stays to be seen.
+            if let Ok(place) = timeout(LOOK, &mut place).await {
+                return Ok(place.expect("the places are never closed"));
+            }
         }
     }
 
@@ -103,6 +110,9 @@ impl Drop for Aside {
         self.stop.notify_one();
     }
 }
+
+/// How often who waits for a place looks whether it is worth while: more than handshakes take, less than callers notice.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Drives a handshake, and counts what that takes.
 async fn watched<T>(

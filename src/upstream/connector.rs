@@ -67,6 +67,8 @@ impl Connector {
 
     /// Dials. The connection's own task runs on the current reactor and holds `permit` until the socket is closed.
     pub(super) async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Established, AcquireError> {
+        // Before the bank is bothered with a connection that comes to nothing.
+        self.aside.as_ref().map_or(Ok(()), Aside::admits).map_err(AcquireError::QwacKey)?;
         let metrics = &self.destination.metrics;
         let began = Instant::now();
         let tcp = self.reach(self.addresses().await?).await?;

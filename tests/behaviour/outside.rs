@@ -89,15 +89,17 @@ pub(crate) fn openssl_verifies(head: &str, body: &[u8]) {
 }
 
 /// OpenSSL's own TLS server, which prints what it receives and sends what it is told.
-struct OpenSslBank {
+pub(crate) struct OpenSslBank {
     process: Running,
     received: BufReader<std::process::ChildStdout>,
 }
 
 impl OpenSslBank {
-    fn start(address: SocketAddr, protocol: &str) -> Self {
+    /// `options` say which version it speaks, and what else is special about it.
+    pub(crate) fn start(address: SocketAddr, options: &[&str]) -> Self {
         let mut process = Command::new("openssl")
-            .args(["s_server", "-quiet", "-naccept", "2", "-Verify", "2", "-verify_return_error", protocol])
+            .args(["s_server", "-quiet", "-naccept", "2", "-Verify", "2", "-verify_return_error"])
+            .args(options)
             .args(["-accept", &address.port().to_string()])
             .arg("-cert")
             .arg(kit().path("bank.pem"))
@@ -116,7 +118,7 @@ impl OpenSslBank {
     }
 
     /// Takes one request, answers it with 200.
-    fn serve_one(&mut self) -> (String, Vec<u8>) {
+    pub(crate) fn serve_one(&mut self) -> (String, Vec<u8>) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(self.received.read_line(&mut head).expect("a line") > 0, "openssl ended after {head:?}");
@@ -140,7 +142,7 @@ fn openssl_receives_and_verifies_what_was_sealed() {
     }
     for protocol in ["-tls1_2", "-tls1_3"] {
         let address = free_port();
-        let mut bank = OpenSslBank::start(address, protocol);
+        let mut bank = OpenSslBank::start(address, &[protocol]);
         let rig = Rig::start(&config(address, "", ""));
         let url = format!("http://{}{API}/payment-requests?a=%2F%20b&c", rig.address());
         let caller = std::thread::spawn(move || {
@@ -160,18 +162,24 @@ fn openssl_receives_and_verifies_what_was_sealed() {
 }
 
 /// nginx as a bank that demands the client certificate and writes down what it receives.
-struct NginxBank {
+pub(crate) struct NginxBank {
     _process: Running,
     folder: std::path::PathBuf,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl NginxBank {
     fn start() -> Self {
+        Self::trusting(&kit().path("ca.pem"), "TLSv1.2 TLSv1.3")
+    }
+
+    /// One that trusts these authorities of client certificates and speaks these versions.
+    pub(crate) fn trusting(authorities: &Path, protocols: &str) -> Self {
         let (folder, address) = (folder("nginx"), free_port());
         let body = folder.join("received");
         std::fs::create_dir_all(&body).expect("a folder");
-        std::fs::write(folder.join("nginx.conf"), nginx_conf(&folder, address)).expect("a file");
+        std::fs::write(folder.join("nginx.conf"), nginx_conf(&folder, address, authorities, protocols))
+            .expect("a file");
         let process = Command::new(which("nginx").expect("nginx is present"))
             .arg("-e")
             .arg(folder.join("error.log"))
@@ -185,7 +193,7 @@ impl NginxBank {
     }
 
     /// The requests so far: a line of `name=value` pairs each, between tabs.
-    fn received(&self, count: usize) -> Vec<String> {
+    pub(crate) fn received(&self, count: usize) -> Vec<String> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let log = std::fs::read_to_string(self.folder.join("access.log")).unwrap_or_default();
@@ -199,7 +207,7 @@ impl NginxBank {
     }
 }
 
-fn nginx_conf(folder: &Path, address: SocketAddr) -> String {
+fn nginx_conf(folder: &Path, address: SocketAddr, authorities: &Path, protocols: &str) -> String {
     let path = |name: &str| kit().path(name).display().to_string();
     format!(
         "daemon off; master_process off; pid {folder}/pid; worker_rlimit_nofile 1024;
@@ -212,7 +220,7 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   server {{
     listen {address} ssl; keepalive_requests 1000000;
-    ssl_certificate {bank}; ssl_certificate_key {key}; ssl_client_certificate {ca}; ssl_verify_client on; ssl_protocols TLSv1.2 TLSv1.3;
+    ssl_certificate {bank}; ssl_certificate_key {key}; ssl_client_certificate {ca}; ssl_verify_client on; ssl_protocols {protocols};
     location / {{ client_body_in_single_buffer on; proxy_pass http://unix:{folder}/inner.sock; }}
   }}
   server {{ listen unix:{folder}/inner.sock; access_log off; location / {{ return 200 'sealed'; }} }}
@@ -220,12 +228,12 @@ http {{
         folder = folder.display(),
         bank = path("bank.pem"),
         key = path("bank.key"),
-        ca = path("ca.pem"),
+        ca = authorities.display(),
     )
 }
 
 /// Rebuilds a head out of nginx's line, for the verifier.
-fn head_of(line: &str) -> (String, Vec<u8>) {
+pub(crate) fn head_of(line: &str) -> (String, Vec<u8>) {
     let value = |name: &str| {
         line.split('\t').find_map(|pair| pair.strip_prefix(&format!("{name}="))).unwrap_or_default().to_owned()
     };

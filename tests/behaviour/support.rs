@@ -38,6 +38,11 @@ pub(crate) fn kit() -> &'static Kit {
 
 /// A configuration for one bank at `bank`, sealed and unsealed routes. `more` is appended to the upstream, `top` at the end.
 pub(crate) fn config(bank: SocketAddr, more: &str, top: &str) -> String {
+    file_config(bank, more, top)
+}
+
+/// The same, with its keys in files whatever the tests are run for.
+pub(crate) fn file_config(bank: SocketAddr, more: &str, top: &str) -> String {
     let kit = |name: &str| kit().path(name).display().to_string();
     format!(
         "listen: [\"127.0.0.1:0\"]\nadmin: [\"127.0.0.1:0\"]\nthreads: 2\nidentities:\n  main:\n    \

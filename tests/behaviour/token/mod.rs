@@ -2,94 +2,19 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::cli::{Started, checked, start};
-use crate::outside::{openssl_verifies, present};
-use crate::support::{Answer, FakeBank, config, folder, header, kit};
+mod qwac;
+pub(crate) mod softhsm;
+
+use softhsm::{Slow, SoftHsm, with_key};
+
+use crate::cli::{Started, start};
+use crate::outside::openssl_verifies;
+use crate::support::{Answer, FakeBank, file_config, header, kit};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
-const PIN: &str = "1234";
-
-/// A token of this test alone, with the kit's seal key on it.
-struct SoftHsm {
-    folder: PathBuf,
-    module: PathBuf,
-}
-
-impl SoftHsm {
-    /// `None` where SoftHSM2 is not installed.
-    fn new() -> Option<Self> {
-        if !present(&["softhsm2-util"]) {
-            return None;
-        }
-        let modules = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so"];
-        let module = modules.iter().map(PathBuf::from).find(|module| module.exists()).expect("SoftHSM2's module");
-        let folder = folder("softhsm");
-        std::fs::create_dir_all(folder.join("tokens")).expect("a folder");
-        let conf = format!("directories.tokendir = {}\nobjectstore.backend = file\n", folder.join("tokens").display());
-        std::fs::write(folder.join("softhsm2.conf"), conf).expect("a file");
-        std::fs::write(folder.join("pin"), format!("{PIN}\n")).expect("a file");
-        let token = Self { folder, module };
-        token.util(&["--init-token", "--free", "--label", "seals", "--pin", PIN, "--so-pin", "12345678"]);
-        token.import("qsealc.key", "qseal", "01");
-        Some(token)
-    }
-
-    fn util(&self, arguments: &[&str]) {
-        let done = Command::new("softhsm2-util").args(arguments).env("SOFTHSM2_CONF", self.conf()).output();
-        let done = done.expect("it starts");
-        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
-    }
-
-    fn import(&self, key: &str, label: &str, id: &str) {
-        let key = kit().path(key);
-        let key = key.to_str().expect("UTF-8");
-        self.util(&["--import", key, "--token", "seals", "--label", label, "--id", id, "--pin", PIN]);
-    }
-
-    fn conf(&self) -> PathBuf {
-        self.folder.join("softhsm2.conf")
-    }
-
-    fn uri(&self, names: &str) -> String {
-        self.uri_through(&self.module, names)
-    }
-
-    fn uri_through(&self, module: &Path, names: &str) -> String {
-        let pin = self.folder.join("pin");
-        format!("pkcs11:{names}?module-path={}&pin-source={}", module.display(), pin.display())
-    }
-
-    /// The usual configuration, with this key in place of the file.
-    fn config(&self, bank: SocketAddr, uri: &str, top: &str) -> String {
-        let file = format!("key: {}", kit().path("qsealc.key").display());
-        config(bank, "", top).replace(&file, &format!("key: \"{uri}\""))
-    }
-
-    fn start(&self, yaml: &str) -> Started {
-        start(yaml, &[("SOFTHSM2_CONF", self.conf().to_str().expect("UTF-8"))])
-    }
-
-    fn check(&self, uri: &str) -> (Option<i32>, String) {
-        let bank = "127.0.0.1:1".parse().expect("an address");
-        checked(&self.config(bank, uri, ""), &[("SOFTHSM2_CONF", self.conf().to_str().expect("UTF-8"))])
-    }
-}
-
-/// The module that makes this token slow, and the file that says how slow.
-fn slow_module(token: &SoftHsm) -> (PathBuf, PathBuf) {
-    let (module, file) = (token.folder.join("slow.so"), token.folder.join("slow.ms"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/behaviour/token/slow_module.c");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"]).arg(&module).arg(source).arg("-ldl");
-    assert!(compiler.status().expect("a C compiler").success());
-    std::fs::write(&file, "0").expect("a file");
-    (module, file)
-}
-
 fn get(address: SocketAddr) -> Answer {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
@@ -127,10 +52,12 @@ fn a_key_on_a_token_seals_as_one_in_a_file() {
 #[test]
 fn what_is_wrong_with_a_token_is_said_at_start() {
     let Some(token) = SoftHsm::new() else { return };
-    token.import("bank.key", "of-another", "02");
-    token.import("qsealc.key", "twice", "03");
-    token.import("qsealc.key", "twice", "04");
-    assert_eq!(token.check(&token.uri("token=seals;object=qseal")).0, Some(0));
+    token.import(&kit().path("bank.key"), "of-another", "02");
+    token.import(&kit().path("qsealc.key"), "twice", "03");
+    token.import(&kit().path("qsealc.key"), "twice", "04");
+    let bank = "127.0.0.1:1".parse().expect("an address");
+    let check = |uri: &str| token.check(&token.config(bank, uri, ""));
+    assert_eq!(check(&token.uri("token=seals;object=qseal")).0, Some(0));
     for (names, reason) in [
         ("token=other;object=qseal", "there is no such token"),
         ("token=seals;object=other", "there is no such private key on the token"),
@@ -138,17 +65,17 @@ fn what_is_wrong_with_a_token_is_said_at_start() {
         ("token=seals;object=of-another", "the key does not match its certificate"),
         ("token=seals", "names no key"),
     ] {
-        let (code, said) = token.check(&token.uri(names));
+        let (code, said) = check(&token.uri(names));
         assert_eq!(code, Some(78), "{said}");
         assert!(said.contains("identities.main.qsealc.key: ") && said.contains(reason), "{names}: {said}");
     }
-    let (_, said) = token.check(&token.uri_through(Path::new("/nowhere.so"), "token=seals;object=qseal"));
+    let (_, said) = check(&token.uri_through(Path::new("/nowhere.so"), "token=seals;object=qseal"));
     assert!(said.contains("/nowhere.so: the module cannot be loaded"), "{said}");
     std::fs::remove_file(token.folder.join("pin")).expect("a file");
-    let (_, said) = token.check(&token.uri("token=seals;object=qseal"));
+    let (_, said) = check(&token.uri("token=seals;object=qseal"));
     assert!(said.contains("pin: the PIN cannot be read"), "{said}");
     std::fs::write(token.folder.join("pin"), "4321").expect("a file");
-    let (_, said) = token.check(&token.uri("token=seals;object=qseal"));
+    let (_, said) = check(&token.uri("token=seals;object=qseal"));
     assert!(said.contains("the token refused the PIN") && !said.contains("4321"), "{said}");
 }
 
@@ -158,8 +85,7 @@ fn a_token_that_is_lost_is_found_again_and_nothing_leaves_unsealed_meanwhile() {
     let bank = FakeBank::good();
     let proxy = token.start(&token.config(bank.address, &token.uri("token=seals;object=qseal"), ""));
     assert_eq!(get(proxy.address).status, 200);
-    let (tokens, away) = (token.folder.join("tokens"), token.folder.join("away"));
-    std::fs::rename(&tokens, &away).expect("a folder");
+    token.withdraw();
     let deadline = Instant::now() + Duration::from_secs(10);
     let lost = loop {
         let answer = get(proxy.address);
@@ -173,7 +99,7 @@ fn a_token_that_is_lost_is_found_again_and_nothing_leaves_unsealed_meanwhile() {
     let before = bank.received().len();
     assert_eq!(get(proxy.address).status, 503);
     assert_eq!(bank.received().len(), before, "nothing leaves without a seal");
-    std::fs::rename(&away, &tokens).expect("a folder");
+    token.restore();
     let deadline = Instant::now() + Duration::from_secs(10);
     while get(proxy.address).status != 200 {
         assert!(Instant::now() < deadline, "the token is not found again");
@@ -186,19 +112,12 @@ fn a_token_that_is_lost_is_found_again_and_nothing_leaves_unsealed_meanwhile() {
 fn fifty_callers_of_a_slow_token_get_fresh_seals_or_are_told_that_nothing_was_sent() {
     let Some(token) = SoftHsm::new() else { return };
     let bank = FakeBank::good();
-    let (module, file) = slow_module(&token);
-    let real = token.module.to_str().expect("UTF-8");
-    let uri = token.uri_through(&module, "token=seals;object=qseal");
+    let slow = Slow::before(&token, &[]);
+    let uri = token.uri_through(&slow.module, "token=seals;object=qseal");
     let yaml = token.config(bank.address, &uri, "limits: { waiting_seals: 30 }\n");
-    let conf = token.conf();
-    let environment = [
-        ("SOFTHSM2_CONF", conf.to_str().expect("UTF-8")),
-        ("SLOW_MODULE_REAL", real),
-        ("SLOW_MODULE_FILE", file.to_str().expect("UTF-8")),
-    ];
-    let proxy = start(&yaml, &environment);
+    let proxy = start(&yaml, &[]);
     assert_eq!(get(proxy.address).status, 200);
-    std::fs::write(&file, "100").expect("a file");
+    slow.takes(100);
     let answers: Vec<Answer> = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..50).map(|_| scope.spawn(|| get(proxy.address))).collect();
         callers.into_iter().map(|caller| caller.join().expect("no panic")).collect()
@@ -225,45 +144,51 @@ fn fifty_callers_of_a_slow_token_get_fresh_seals_or_are_told_that_nothing_was_se
     assert_eq!(bank.received().len(), sealed + 1);
 }
 
-/// Two banks, one sealed for by a token that hangs.
-#[test]
-fn a_token_that_hangs_stalls_nobody_who_does_not_need_it() {
-    let Some(token) = SoftHsm::new() else { return };
-    let (hanging, other) = (FakeBank::good(), FakeBank::good());
-    let (module, file) = slow_module(&token);
-    let uri = token.uri_through(&module, "token=seals;object=qseal");
-    let base = token.config(hanging.address, &uri, "");
-    let path = |name: &str| kit().path(name).display().to_string();
-    let yaml = base
-        .replace(
-            "upstreams:\n",
-            &format!(
-                "  second:\n    qwac: {{ certificate: {}, key: {} }}\n    qsealc: {{ certificate: {}, key: {} }}\nupstreams:\n",
-                path("qwac.pem"),
-                path("qwac.key"),
-                path("qsealc.pem"),
-                path("qsealc.key")
-            ),
-        )
-        .replace(
-            "routes:\n",
-            &format!(
-                "  other:\n    url: https://localhost:{}\n    environment: sandbox\n    identity: second\n    profile: becm\n    \
-                 trust: {}\n    private: true\nroutes:\n  \
-                 - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other, methods: [GET] }}\n",
-                other.address.port(),
-                path("ca.pem")
-            ),
-        );
-    let conf = token.conf();
-    let environment = [
-        ("SOFTHSM2_CONF", conf.to_str().expect("UTF-8")),
-        ("SLOW_MODULE_REAL", token.module.to_str().expect("UTF-8")),
-        ("SLOW_MODULE_FILE", file.to_str().expect("UTF-8")),
-    ];
-    let mut proxy = start(&yaml, &environment);
-    let address = proxy.address;
-    let quick = || {
+/// Two banks, one of them reached with a key on a token that is slow, and then hangs.
+struct Neighbours {
+    proxy: Started,
+    slow: Slow,
+}
+
+impl Neighbours {
+    /// `key`: the file in whose place the token's key is, and its label.
+    fn start(token: &SoftHsm, needy: &FakeBank, other: &FakeBank, (file, label): (&str, &str), top: &str) -> Self {
+        let slow = Slow::before(token, &[]);
+        let uri = token.uri_through(&slow.module, &format!("token=seals;object={label}"));
+        let path = |name: &str| kit().path(name).display().to_string();
+        let yaml = with_key(&file_config(needy.address, "", top), file, &uri)
+            .replace(
+                "upstreams:\n",
+                &format!(
+                    "  second:\n    qwac: {{ certificate: {}, key: {} }}\n    qsealc: {{ certificate: {}, key: {} }}\nupstreams:\n",
+                    path("qwac.pem"),
+                    path("qwac.key"),
+                    path("qsealc.pem"),
+                    path("qsealc.key")
+                ),
+            )
+            .replace(
+                "routes:\n",
+                &format!(
+                    "  other:\n    url: https://localhost:{}\n    environment: sandbox\n    identity: second\n    profile: becm\n    \
+                     trust: {}\n    private: true\nroutes:\n  \
+                     - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other, methods: [GET] }}\n",
+                    other.address.port(),
+                    path("ca.pem")
+                ),
+            );
+        Self { proxy: start(&yaml, &[]), slow }
+    }
+
+    /// Of requests to the bank that needs no token.
+    fn p99(&self) -> Duration {
+        let mut took: Vec<Duration> = (0..100).map(|_| self.quick()).collect();
+        took.sort();
+        took[98]
+    }
+
+    fn quick(&self) -> Duration {
+        let address = self.proxy.address;
         let mut stream = TcpStream::connect(address).expect("it listens");
         let began = Instant::now();
         write!(
@@ -275,26 +200,60 @@ fn a_token_that_hangs_stalls_nobody_who_does_not_need_it() {
         stream.read_to_string(&mut answer).expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         began.elapsed()
-    };
-    let p99 = || {
-        let mut took: Vec<Duration> = (0..100).map(|_| quick()).collect();
-        took.sort();
-        took[98]
-    };
-    assert_eq!(get(address).status, 200);
-    let quiet = p99();
-    std::fs::write(&file, "60000").expect("a file");
-    let stuck: Vec<_> = (0..20).map(|_| std::thread::spawn(move || get(address))).collect();
-    std::thread::sleep(Duration::from_millis(200));
-    let loaded = p99();
-    for caller in stuck {
-        let answer = caller.join().expect("no panic");
+    }
+
+    /// With so many callers of the bank that needs the token at a time, each asking again and again for two seconds: the p99 of
+    /// the others before and meanwhile, and what these callers were answered.
+    fn beside(&self, callers: usize, milliseconds: u32) -> (Duration, Duration, Vec<Answer>) {
+        let address = self.proxy.address;
+        self.p99();
+        let quiet = self.p99();
+        self.slow.takes(milliseconds);
+        let until = Instant::now() + Duration::from_secs(2);
+        let ask = move || {
+            let mut answers = vec![get(address)];
+            while Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(20));
+                answers.push(get(address));
+            }
+            answers
+        };
+        let needy: Vec<_> = (0..callers).map(|_| std::thread::spawn(ask)).collect();
+        std::thread::sleep(Duration::from_millis(300));
+        let loaded = self.p99();
+        let answers = needy.into_iter().flat_map(|caller| caller.join().expect("no panic")).collect();
+        (quiet, loaded, answers)
+    }
+
+    /// A thread that hangs in the module does not keep the process.
+    fn ends_at_once(mut self) {
+        let began = Instant::now();
+        assert_eq!(self.proxy.child.terminate_at_once(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+}
+
+/// The floor is what a busy test machine makes of two cores, and half of what a slow token takes for one signature: whoever
+/// stood behind it would show.
+fn keeps_its_pace(what: &str, quiet: Duration, loaded: Duration) {
+    eprintln!("p99 {quiet:?} quiet, {loaded:?} beside {what}");
+    assert!(loaded < (2 * quiet).max(quiet + Duration::from_millis(50)), "{what}: {quiet:?} {loaded:?}");
+}
+
+#[test]
+fn a_token_that_is_slow_or_hangs_stalls_nobody_whose_seals_do_not_need_it() {
+    let Some(token) = SoftHsm::new() else { return };
+    let (needy, other) = (FakeBank::good(), FakeBank::good());
+    let neighbours = Neighbours::start(&token, &needy, &other, ("qsealc.key", "qseal"), "");
+    assert_eq!(get(neighbours.proxy.address).status, 200);
+    let (quiet, loaded, answers) = neighbours.beside(4, 100);
+    keeps_its_pace("a seal key that signs ten times a second", quiet, loaded);
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    neighbours.slow.takes(0);
+    let (quiet, loaded, answers) = neighbours.beside(20, 60_000);
+    keeps_its_pace("a seal key that hangs", quiet, loaded);
+    for answer in answers {
         assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "seal-timeout", "not_sent"));
     }
-    // The floor is what a busy test machine makes of two cores.
-    assert!(loaded < (2 * quiet).max(quiet + Duration::from_millis(20)), "{quiet:?} {loaded:?}");
-    // A thread that hangs in the module does not keep the process.
-    let began = Instant::now();
-    assert_eq!(proxy.child.terminate_at_once(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    neighbours.ends_at_once();
 }

@@ -10,7 +10,7 @@ use crate::bank_faults::{Stranger, distrustful};
 use crate::cli::read_until;
 use crate::late::Keyboard;
 use crate::outside::{free_port, present, wait_for, which};
-use crate::support::{Act, FakeBank, Manner, Running, config, folder, kit, ok, tls};
+use crate::support::{Act, FakeBank, Manner, Running, config, file_config, folder, kit, ok, tls};
 use crate::way::{ESTABLISHED, Egress};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -113,7 +113,8 @@ fn one_request_is_sent_and_neither_sealed_nor_authorised() {
 #[test]
 fn nobody_is_connected_to_unasked_or_with_a_configuration_that_is_refused() {
     let bank = FakeBank::good();
-    let yaml = config(bank.address, "", "");
+    // It is a file that is missing.
+    let yaml = file_config(bank.address, "", "");
     let refused = Checked::of(&yaml.replace("qwac.key", "nowhere.key"));
     assert_eq!(refused.code, Some(78), "{}", refused.text);
     let file = folder("unasked").join("sealproxy.yaml");

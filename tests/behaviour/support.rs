@@ -38,7 +38,28 @@ pub(crate) fn kit() -> &'static Kit {
 
 /// A configuration for one bank at `bank`, sealed and unsealed routes. `more` is appended to the upstream, `top` at the end.
 pub(crate) fn config(bank: SocketAddr, more: &str, top: &str) -> String {
-    file_config(bank, more, top)
+    on_token_if_asked(file_config(bank, more, top))
+}
+
+/// `SEALPROXY_TEST_TOKEN=seal` has the kit's seal key on a token, `both` the QWAC's too.
+fn on_token_if_asked(yaml: String) -> String {
+    let Some(asked) = std::env::var_os("SEALPROXY_TEST_TOKEN") else { return yaml };
+    let files = match asked.to_str() {
+        Some("seal") => &["qsealc.key"][..],
+        Some("both") => &["qsealc.key", "qwac.key"],
+        _ => panic!("SEALPROXY_TEST_TOKEN is seal or both, and not {}", asked.display()),
+    };
+    on_token(yaml, files)
+}
+
+#[cfg(feature = "pkcs11")]
+fn on_token(yaml: String, files: &[&str]) -> String {
+    files.iter().fold(yaml, |yaml, file| crate::token::softhsm::with_shared_key(&yaml, file))
+}
+
+#[cfg(not(feature = "pkcs11"))]
+fn on_token(_: String, _: &[&str]) -> String {
+    panic!("SEALPROXY_TEST_TOKEN needs the feature pkcs11")
 }
 
 /// The same, with its keys in files whatever the tests are run for.

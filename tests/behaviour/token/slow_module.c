@@ -35,7 +35,7 @@ static long milliseconds(void) {
 }
 
 static ulong_t slow_sign(ulong_t session, unsigned char *data, ulong_t length, unsigned char *out, ulong_t *room) {
-    if (out == NULL) return real_sign(session, data, length, out, room);
+    if (out == NULL || milliseconds() == 0) return real_sign(session, data, length, out, room);
     pthread_mutex_lock(&one_at_a_time);
     for (long slept = 0, wanted; slept < (wanted = milliseconds());) {
         long slice = wanted - slept < 20 ? wanted - slept : 20;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use crate::cli::{Started, checked, start};
 use crate::outside::present;
@@ -89,6 +90,19 @@ pub(crate) fn with_key(yaml: &str, file: &str, uri: &str) -> String {
     let key = format!("key: {}", kit().path(file).display());
     assert!(yaml.contains(&key), "{yaml}");
     yaml.replace(&key, &format!("key: \"{uri}\""))
+}
+
+/// The same with one of the kit's keys on a token that this process's tests share.
+pub(crate) fn with_shared_key(yaml: &str, file: &str) -> String {
+    static SHARED: OnceLock<(SoftHsm, Slow)> = OnceLock::new();
+    let (token, module) = SHARED.get_or_init(|| {
+        let token = SoftHsm::new().expect("SEALPROXY_TEST_TOKEN needs SoftHSM2");
+        // Not because it is slow: it finds its token without a variable of the environment.
+        let module = Slow::before(&token, &[]);
+        (token, module)
+    });
+    let label = if file == "qwac.key" { "qwac" } else { "qseal" };
+    with_key(yaml, file, &token.uri_through(&module.module, &format!("token=seals;object={label}")))
 }
 
 /// The module that makes a token slow. Finds its token by itself.

@@ -323,6 +323,8 @@ fn a_slow_connect_does_not_count_as_idle() {
     let bank = FakeBank::with(manner, |_| Act::Answer(ok("{}")));
     let rig = Rig::start(&config(bank.address, "    idle: 500ms\n", ""));
     assert_eq!(rig.get(ACCOUNTS).status, 200);
+    // The answer is whole a moment before its connection is given back.
+    std::thread::sleep(Duration::from_millis(100));
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     assert_eq!(bank.connections(), 1, "the first one was fresh when it was given back");
 }

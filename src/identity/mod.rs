@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
+use tokio::time::timeout;
 
 use crate::key::{self, Key, Scheme, TokenSettings};
 
@@ -176,7 +177,7 @@ impl Credential {
     pub async fn load(pair: &Pair) -> Result<Self, Vec<Error>> {
         let leaf = |chain: Vec<_>| Ok((pair.read_leaf(&chain)?, chain));
         let ((certificate, chain), key) = both(pair.read_chain().and_then(leaf), open_key(pair).await)?;
-        let fitting = Self::new(certificate, key).await.map_err(|reason| vec![pair.key_fault(reason)])?;
+        let fitting = in_time(Self::new(certificate, key)).await.map_err(|reason| vec![pair.key_fault(reason)])?;
         Ok(Self { chain, ..fitting })
     }
 
@@ -215,8 +216,10 @@ pub fn signing_until<T>(deadline: Instant, work: impl FnOnce() -> T) -> T {
 async fn fitting(key: &Key, certificate: &Certificate) -> Result<Vec<Scheme>, Reason> {
     let (mut fitting, mut first) = (Vec::new(), None);
     for scheme in key.schemes() {
-        match fits(key, scheme, certificate).await {
+        match in_time(fits(key, scheme, certificate)).await {
             Ok(()) => fitting.push(scheme),
+            // It would be as silent to the others.
+            Err(Reason::Key(key::Error::Late)) => return Err(key::Error::Late.into()),
             Err(reason) => first = first.or(Some(reason)),
         }
     }
@@ -227,6 +230,11 @@ async fn fits(key: &Key, scheme: Scheme, certificate: &Certificate) -> Result<()
     const MESSAGE: &[u8] = b"sealproxy: does this key fit this certificate?";
     let signature = key.turn().await?.sign_as(scheme, MESSAGE).await?;
     certificate.verify(MESSAGE, &signature, scheme).map_err(|_| Reason::Mismatch)
+}
+
+/// For tokens that hang.
+async fn in_time<T>(trial: impl Future<Output = Result<T, Reason>>) -> Result<T, Reason> {
+    timeout(PATIENCE, trial).await.unwrap_or(Err(key::Error::Late.into()))
 }
 
 fn read_key(pair: &Pair, path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
@@ -246,7 +254,7 @@ async fn open_key(pair: &Pair) -> Result<Key, Error> {
     opened.map_err(|error| pair.key_fault(error.into()))
 }
 
-/// For a token to show its key when it is loaded.
+/// For a token to show its key when it is loaded, and for each of its test signatures.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn leaf(chain: &[CertificateDer<'static>]) -> Result<Certificate, Reason> {

@@ -279,6 +279,7 @@ impl Error {
             Self::NotBuilt => "build with the feature `pkcs11`, which is on by default",
             #[cfg(feature = "pkcs11")]
             Self::Token(fault) => fault.hint(),
+            Self::Late | Self::Busy(_) => "look into the token's own log: it is too slow, or hangs",
             _ => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
         }
     }

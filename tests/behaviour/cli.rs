@@ -454,6 +454,7 @@ pub(crate) fn start_with(yaml: &str, environment: &[(&str, &str)], log: Stdio) -
 }
 
 /// What `sealproxy check` makes of this configuration.
+#[cfg(feature = "pkcs11")]
 pub(crate) fn checked(yaml: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let file = folder("check").join("sealproxy.yaml");
     std::fs::write(&file, yaml).expect("a file");

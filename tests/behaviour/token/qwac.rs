@@ -156,6 +156,23 @@ fn a_key_on_a_token_that_is_not_the_certificates_is_refused_at_start() {
 }
 
 #[test]
+fn a_token_that_hangs_at_start_is_waited_for_but_not_for_ever() {
+    let Some(token) = SoftHsm::new() else { return };
+    let slow = Slow::before(&token, &[]);
+    let bank = "127.0.0.1:1".parse().expect("an address");
+    let uri = |label: &str| token.uri_through(&slow.module, &format!("token=seals;object={label}"));
+    slow.takes(60_000);
+    for (file, label, key) in [("qwac.key", "qwac", "qwac"), ("qsealc.key", "qseal", "qsealc")] {
+        let began = Instant::now();
+        let (code, said) = token.check(&with_key(&file_config(bank, "", ""), file, &uri(label)));
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains(&format!("identities.main.{key}.key: ")), "{said}");
+        assert!(said.contains("the key did not sign in time"), "{said}");
+        assert!((10..15).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
 fn both_keys_on_a_token_that_is_lost_are_found_again_without_a_restart() {
     let Some(token) = SoftHsm::new() else { return };
     let bank = forgetful_bank();
@@ -225,6 +242,23 @@ fn threads(child: &Running) -> (usize, usize) {
     let names: Vec<_> = names.collect();
     let named = |wanted: &str| names.iter().filter(|name| name.trim() == wanted).count();
     (named("token"), named("token-tls"))
+}
+
+#[test]
+fn a_token_that_hangs_stops_no_request_on_a_connection_that_stands() {
+    let Some(token) = SoftHsm::new() else { return };
+    let (bank, slow) = (FakeBank::good(), Slow::before(&token, &[]));
+    let uri = token.uri_through(&slow.module, "token=seals;object=qwac");
+    let top = "timeouts: { handshake: 1s }\n";
+    let proxy = start(&with_key(&file_config(bank.address, "", top), "qwac.key", &uri), &[]);
+    assert_eq!(get(proxy.address).status, 200);
+    slow.takes(60_000);
+    for _ in 0..20 {
+        // For the connection to come back.
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(get(proxy.address).status, 200);
+    }
+    assert_eq!(bank.connections(), 1);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
@@ -19,7 +19,7 @@ use sealproxy::proxy::Metrics;
 use sealproxy::proxy::api::{BECM, Environment};
 use sealproxy::proxy::route::{Found, Route, Routes, Settings, Transport};
 use sealproxy::seal::cavage::{Component, Message, signing_string};
-use sealproxy::upstream::{self, Destination, Families, Origin, Trust, Upstream};
+use sealproxy::upstream::{self, Destination, Families, Origin, Roots, Trust, Upstream};
 
 mod oracle;
 mod request;
@@ -163,7 +163,7 @@ fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
     let settings = upstream::Settings {
         via: None,
         origin: Origin { host: bank.host.to_owned(), port: bank.port },
-        trust: Trust::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/becm-qsealc.pem")),
+        trust: Trust { roots: Roots::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/becm-qsealc.pem")), ..Trust::default() },
         private: false,
         idle: second,
         max_age: second,
@@ -179,7 +179,7 @@ fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
         },
     };
     let destination = Destination::new(bank.host, settings, families);
-    Arc::new(Upstream::new(destination, Arc::new(Nobody), None).expect("a trust anchor"))
+    Arc::new(Upstream::new(destination, Arc::new(Nobody), None, SystemTime::UNIX_EPOCH).expect("a trust anchor"))
 }
 
 /// Nothing is ever sent from here.

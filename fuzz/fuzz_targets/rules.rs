@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -23,7 +23,7 @@ use sealproxy::proxy::api::{BECM, Environment};
 use sealproxy::proxy::route::{Route, Settings};
 use sealproxy::proxy::{Metrics, headers};
 use sealproxy::seal::{Profile, Sealer, dialect};
-use sealproxy::upstream::{self, Destination, Families, Origin, Trust, Upstream};
+use sealproxy::upstream::{self, Destination, Families, Origin, Roots, Trust, Upstream};
 
 mod request;
 
@@ -223,7 +223,7 @@ fn upstream(families: &Families) -> Arc<Upstream> {
     let settings = upstream::Settings {
         via: None,
         origin: Origin { host: BANK.to_owned(), port: 443 },
-        trust: Trust::File(vector("becm-qsealc.pem")),
+        trust: Trust { roots: Roots::File(vector("becm-qsealc.pem")), ..Trust::default() },
         private: false,
         idle: second,
         max_age: second,
@@ -238,7 +238,7 @@ fn upstream(families: &Families) -> Arc<Upstream> {
             response_frame: second,
         },
     };
-    Arc::new(Upstream::new(Destination::new(BANK, settings, families), Arc::new(Nobody), None).expect("a trust anchor"))
+    Arc::new(Upstream::new(Destination::new(BANK, settings, families), Arc::new(Nobody), None, SystemTime::UNIX_EPOCH).expect("a trust anchor"))
 }
 
 /// Nothing is ever sent from here.

@@ -91,7 +91,7 @@ impl Line {
             is_usable: false,
         };
         let mut drawn = Drawn { line, findings: Vec::new(), is_faulty: false };
-        drawn.connect(file, &key, earlier_line);
+        drawn.connect(file, &key, earlier_line, now);
         if seals {
             drawn.adopt(file, &key, config, holding, earlier);
         }
@@ -151,7 +151,7 @@ impl Line {
 
 impl Drawn {
     /// The connections: those of the generation before, where nothing that they depend on has changed.
-    fn connect(&mut self, file: &Path, key: &impl Fn(&str) -> String, earlier: Option<&Line>) {
+    fn connect(&mut self, file: &Path, key: &impl Fn(&str) -> String, earlier: Option<&Line>, now: SystemTime) {
         let line = &mut self.line;
         let Some(qwac) = &line.qwac else { return };
         let same = earlier.filter(|earlier| {
@@ -163,12 +163,12 @@ impl Drawn {
             line.upstream = Some(upstream);
             return;
         }
-        match Upstream::new(Arc::clone(&line.destination), qwac.resolver(), qwac.at_token()) {
+        match Upstream::new(Arc::clone(&line.destination), qwac.resolver(), qwac.at_token(), now) {
             Ok(upstream) => line.upstream = Some(Arc::new(upstream)),
             Err(error) => {
                 let (setting, hint) = match &error {
                     SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
-                    SetupError::Trust(error) => ("trust", error.hint()),
+                    SetupError::Trust(error) => (error.setting(), error.hint()),
                     SetupError::Credentials(error) => ("via.credentials", error.hint()),
                     SetupError::Thread(_) => ("identity", "let this process have more threads"),
                 };

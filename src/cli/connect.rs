@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use super::chain;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Curve, PublicKey, Validity, name_in_words};
-use crate::upstream::{Cause, Clocks, Connected, Failure, Question, Report, SendError, Session};
+use crate::upstream::{Cause, Clocks, Connected, Failure, Pin, Question, Report, SendError, Session};
 
 /// One line for each thing that is known, in the order in which it became so. An error where requests would not reach
 /// the bank.
@@ -84,11 +84,12 @@ impl Told<'_> {
         };
         let (validity, hint) = validity(&certificate, now);
         let text = format!(
-            "{which}: {}, issued by {}, {validity}, {}{hosts}, SHA-256 {}",
+            "{which}: {}, issued by {}, {validity}, {}{hosts}, SHA-256 {}, pin {}",
             certificate.subject(),
             certificate.issuer(),
             key(certificate.public_key()),
             certificate.sha256_hex(),
+            Pin::of(certificate.public_key_info()),
         );
         match hint {
             Some(hint) => self.warning(text, hint),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
 use http::{Request, Uri};
@@ -54,10 +54,10 @@ fn host(app: &App, upstream: &str, url: &Uri) -> Result<Upstream, String> {
     let settings = app.settings_of(upstream).ok_or("there is no such upstream")?;
     let host = url.host().ok_or("it has no host")?.trim_matches(['[', ']']).to_ascii_lowercase();
     let origin = Origin { host, port: url.port_u16().unwrap_or(443) };
-    let settings = Settings { origin, trust: Trust::System, ..settings.clone() };
+    let settings = Settings { origin, trust: Trust::default(), ..settings.clone() };
     let families = Families::register(&Registry::new()).map_err(|error| error.to_string())?;
     let destination = Destination::new("x5u", settings, &families);
-    Upstream::new(destination, Arc::new(NoCertificate), None).map_err(|error| super::chain(&error))
+    Upstream::new(destination, Arc::new(NoCertificate), None, SystemTime::now()).map_err(|error| super::chain(&error))
 }
 
 /// Who fetches a chain need not say who it is.

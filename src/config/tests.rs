@@ -3,7 +3,7 @@
 use super::*;
 use crate::identity::KeySource;
 use crate::proxy::listener::Address;
-use crate::upstream::{Trust, Via};
+use crate::upstream::{Pin, Roots, Trust, Via};
 
 const REFERENCE: &str = include_str!("../../config/sealproxy.yaml");
 const EXAMPLES: [&str; 3] =
@@ -102,6 +102,7 @@ fn the_reference_names_every_key() {
         .chain(&limits::LIMIT_KEYS)
         .chain(&limits::TIMEOUT_KEYS)
         .chain(&upstreams::KEYS)
+        .chain(&upstreams::TRUST_KEYS)
         .chain(&upstreams::VIA_KEYS)
         .chain(&upstreams::PROFILE_KEYS)
         .chain(&upstreams::SEAL_KEY_KEYS);
@@ -134,7 +135,7 @@ fn defaults_are_those_of_the_design() {
     let settings = &becm.settings;
     assert_eq!((settings.idle.as_secs(), settings.max_age.as_secs()), (50, 600));
     assert_eq!((settings.connections, settings.in_flight, settings.private), (128, 256, false));
-    assert_eq!((&settings.trust, &*becm.identity, becm.pass.len()), (&Trust::System, "main", 0));
+    assert_eq!((&settings.trust, &*becm.identity, becm.pass.len()), (&Trust::default(), "main", 0));
     assert_eq!(settings.via, None);
     assert_eq!((&becm.profile.key_id, becm.profile.key_id_quoted, becm.profile.sign.len()), (&None, None, 0));
     assert_eq!(config.routes[0].methods, ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]);
@@ -146,9 +147,41 @@ fn relative_paths_begin_at_the_file_s_folder() {
     let config = legal(&with_upstream("trust: roots/bank.pem").replace("w.key", "/run/keys/w.key"));
     assert_eq!(config.identities["main"].qwac.key, KeySource::File("/run/keys/w.key".into()));
     assert_eq!(config.identities["main"].seals[0].pair.key, KeySource::File("/etc/sealproxy/s.key".into()));
-    assert_eq!(config.upstreams["becm"].settings.trust, Trust::File("/etc/sealproxy/roots/bank.pem".into()));
+    assert_eq!(config.upstreams["becm"].settings.trust.roots, Roots::File("/etc/sealproxy/roots/bank.pem".into()));
     let (config, _) = Config::parse(Path::new("f.yaml"), &minimal(), &env).expect("a legal text");
     assert_eq!(config.identities["main"].qwac.key, KeySource::File("w.key".into()));
+}
+
+#[test]
+fn trust_is_its_roots_or_a_map_that_asks_for_more() {
+    const HEX: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    const BASE64: &str = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+    const OTHER: &str = "ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=";
+    let trust = |text: &str| legal(&with_upstream(&format!("trust: {text}"))).upstreams["becm"].settings.trust.clone();
+    assert_eq!(trust("{}"), Trust::default());
+    assert_eq!(trust("{roots: system}"), trust("system"));
+    assert_eq!(trust("{roots: a.pem}"), trust("a.pem"));
+    let all = trust(&format!("{{pins: ['{HEX}', '{OTHER}'], crl: [a.crl, /b.crl]}}"));
+    assert_eq!(all.pins, [Pin::of(b""), Pin::of(b"a")]);
+    assert_eq!(all.lists, [Path::new("/etc/sealproxy/a.crl"), Path::new("/b.crl")]);
+    assert_eq!(trust("{crl: a.crl}").lists, [Path::new("/etc/sealproxy/a.crl")]);
+    for (text, finding) in [
+        ("{root: a.pem}", "error: upstreams.becm.trust.root: unknown key `root`; did you mean `roots`?"),
+        ("[a.pem]", "error: upstreams.becm.trust: is a list where text is expected"),
+        ("{pins: []}", "error: upstreams.becm.trust.pins: names no key. Name one, or take `pins` away"),
+        ("{crl: []}", "error: upstreams.becm.trust.crl: names no file"),
+        ("{pins: abc}", "error: upstreams.becm.trust.pins: is text where a list is expected"),
+        (
+            "{pins: [sha1, abc]}",
+            "error: upstreams.becm.trust.pins[0]: `sha1` is not the SHA-256 of a public key. Write sha256: and 64 hex",
+        ),
+        ("{pins: ['PIN']}", "note: upstreams.becm.trust.pins: names one key alone: "),
+        ("{pins: ['PIN', 'PIN']}", "error: upstreams.becm.trust.pins[1]: the same key is listed twice"),
+    ] {
+        let found =
+            findings(&with_upstream(&format!("trust: {}", text.replacen("PIN", HEX, 1).replace("PIN", BASE64))));
+        assert!(found.first().is_some_and(|found| found.starts_with(finding)), "{text}: {found:#?}");
+    }
 }
 
 #[test]

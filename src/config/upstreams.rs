@@ -22,7 +22,7 @@ use crate::proxy::headers::{HOP_BY_HOP, OURS};
 use crate::seal::Profile;
 use crate::seal::cavage::SignatureFrame;
 use crate::seal::dialect::{self, Dialect};
-use crate::upstream::{Origin, Settings, Timeouts, Trust, Via};
+use crate::upstream::{NoPin, Origin, Pin, Roots, Settings, Timeouts, Trust, Via};
 
 pub(super) const KEYS: [&str; 15] = [
     "url",
@@ -41,6 +41,7 @@ pub(super) const KEYS: [&str; 15] = [
     "in_flight",
     "timeouts",
 ];
+pub(super) const TRUST_KEYS: [&str; 3] = ["roots", "pins", "crl"];
 pub(super) const VIA_KEYS: [&str; 2] = ["url", "credentials"];
 pub(super) const SEAL_KEY_KEYS: [&str; 4] = ["qsealc", "key_id", "active_from", "registered"];
 pub(super) const PROFILE_KEYS: [&str; 3] = ["like", "key_id_quoted", "sign"];
@@ -164,19 +165,65 @@ fn settings(section: &Section<'_>, context: &Context<'_>, share: usize) -> Optio
     let private = section.quantity("private", false, boolean);
     let url = section.required("url", "write the bank's scheme and host, such as https://oauth2-apisi.e-i.com");
     let origin = url.and_then(|value| value.text(|text| public_origin(text, private)));
-    let trust = section.value("trust").and_then(|value| value.text(|text| trust(text, context.folder)));
+    let trust = section.value("trust").map_or_else(Trust::default, |value| trust(&value, context.folder));
     let via = section.value("via").and_then(|value| via(&value, context.folder));
     let idle = section.quantity("idle", Duration::from_secs(50), duration);
     let max_age = section.quantity("max_age", Duration::from_secs(600), duration);
     let connections = section.quantity("connections", 128, |text| whole(text, 1..=65_536));
     let in_flight = section.quantity("in_flight", share, |text| whole(text, 1..=1_000_000));
     let timeouts = upstream_timeouts(&section.section("timeouts", &UPSTREAM_TIMEOUT_KEYS), context.timeouts);
-    let trust = trust.unwrap_or(Trust::System);
     Some(Settings { origin: origin?, trust, private, via, idle, max_age, connections, in_flight, timeouts })
 }
 
-fn trust(text: &str, folder: &Path) -> Result<Trust, Fault> {
-    if text == "system" { Ok(Trust::System) } else { path(text, folder).map(Trust::File) }
+/// The roots, or a map with more to ask of a bank. What is not legal has been reported, and stands for nothing.
+fn trust(value: &Value<'_>, folder: &Path) -> Trust {
+    let roots = |value: &Value<'_>| value.text(|text| roots(text, folder)).unwrap_or_default();
+    if !value.is_map() {
+        return Trust { roots: roots(value), ..Trust::default() };
+    }
+    let Some(section) = value.section(&TRUST_KEYS) else { return Trust::default() };
+    Trust {
+        roots: section.value("roots").map_or_else(Roots::default, |value| roots(&value)),
+        pins: section.value("pins").map(|value| pins(&value)).unwrap_or_default(),
+        lists: section.value("crl").map(|value| lists(&value, folder)).unwrap_or_default(),
+    }
+}
+
+fn roots(text: &str, folder: &Path) -> Result<Roots, Fault> {
+    if text == "system" { Ok(Roots::System) } else { path(text, folder).map(Roots::File) }
+}
+
+/// At least one, each once.
+fn pins(value: &Value<'_>) -> Vec<Pin> {
+    const HOW: &str = "write sha256: and 64 hex digits, or the Base64 of the hash; `check --connect` shows the bank's";
+    let items = value.items();
+    let mut pins = Vec::new();
+    for item in &items {
+        let pin = |text: &str| text.parse().map_err(|error: NoPin| Fault::new(error.to_string()).hint(HOW));
+        let Some(pin) = item.text(pin) else { continue };
+        if pins.contains(&pin) {
+            item.refuse(Fault::new("the same key is listed twice"));
+        }
+        pins.push(pin);
+    }
+    if value.is_list() && items.is_empty() {
+        value.refuse(Fault::new("names no key").hint("name one, or take `pins` away"));
+    }
+    if items.len() == 1 {
+        // RFC 7469 section 4.3 asks for a backup.
+        let fault = Fault::new("names one key alone: no request reaches the bank from the day on which it has another");
+        value.report.note(&value.key, fault.hint("add the bank's next key, or that of its authority"));
+    }
+    pins
+}
+
+/// At least one.
+fn lists(value: &Value<'_>, folder: &Path) -> Vec<PathBuf> {
+    let items = value.items_or_one();
+    if value.is_list() && items.is_empty() {
+        value.refuse(Fault::new("names no file").hint("name one, or take `crl` away"));
+    }
+    items.iter().filter_map(|item| item.text(|text| path(text, folder))).collect()
 }
 
 /// A company's proxy: its URL, or a map with the URL and the file of credentials.

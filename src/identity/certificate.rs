@@ -38,6 +38,7 @@ pub struct Certificate {
     not_before: SystemTime,
     not_after: SystemTime,
     public_key: PublicKey,
+    public_key_info: Vec<u8>,
     qc_statements: Result<Option<QcStatements>, qcstatements::Error>,
     ca: bool,
 }
@@ -58,6 +59,7 @@ impl Certificate {
             not_before: system_time(x509.validity().not_before),
             not_after: system_time(x509.validity().not_after),
             public_key: PublicKey::of(x509.public_key())?,
+            public_key_info: x509.public_key().raw.to_vec(),
             qc_statements: qc_statements(&x509),
             ca: x509.is_ca(),
             der,
@@ -137,6 +139,11 @@ impl Certificate {
     /// The key that the certificate binds to its subject.
     pub fn public_key(&self) -> &PublicKey {
         &self.public_key
+    }
+
+    /// The DER of `SubjectPublicKeyInfo` (RFC 5280 section 4.1.2.7): what pins are made of.
+    pub fn public_key_info(&self) -> &[u8] {
+        &self.public_key_info
     }
 
     /// Whether the certificate's key made this signature. Takes RSA of 2048 to 8192 bits and EC on P-256; a scheme
@@ -326,7 +333,7 @@ fn attribute(name: &X509Name<'_>, wanted: &str) -> Option<String> {
 }
 
 /// RFC 4514 section 2: the sequence is written from its end, multiple values of one RDN with `+`.
-fn distinguished_name(name: &X509Name<'_>) -> String {
+pub(super) fn distinguished_name(name: &X509Name<'_>) -> String {
     let rdns: Vec<_> = name.iter().collect();
     let rdn = |rdn: &RelativeDistinguishedName<'_>| rdn.iter().map(written).collect::<Vec<_>>().join("+");
     rdns.into_iter().rev().map(rdn).collect::<Vec<_>>().join(",")

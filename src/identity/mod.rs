@@ -19,6 +19,7 @@ pub mod pem;
 pub mod preflight;
 pub mod qcstatements;
 pub mod revocation;
+pub mod revocation_list;
 mod tls;
 
 pub use tls::failed_key;

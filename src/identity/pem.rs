@@ -15,17 +15,24 @@ use yasna::tags::{TAG_BITSTRING, TAG_INTEGER, TAG_OCTETSTRING, TAG_OID, TAG_SEQU
 use yasna::{BERMode, Tag};
 
 use super::certificate;
+use super::revocation_list::RevocationList;
 
 /// Reads a certificate chain, leaf first: PEM with any text around, or one DER certificate. Keys beside the
 /// certificates are left alone. At least one certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    read(path).and_then(|bytes| chain(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
+    read(path, LIMIT).and_then(|bytes| chain(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the one unencrypted private key of a file: PKCS#8 (RFC 5208), PKCS#1 (RFC 8017) or SEC1 (RFC 5915), as PEM
 /// or DER. Certificates beside the key are left alone.
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    read(path).and_then(|bytes| key(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
+    read(path, LIMIT).and_then(|bytes| key(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
+}
+
+/// Reads the certificate revocation lists of a file: PEM with any text around, or one in DER. At least one list.
+pub fn read_revocation_lists(path: &Path) -> Result<Vec<RevocationList>, Error> {
+    let lists = read(path, LISTS_LIMIT).and_then(|bytes| revocation_lists(&bytes));
+    lists.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// The chain in the content of a file, as [`read_chain`] takes it.
@@ -45,6 +52,15 @@ pub fn key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, Reason> {
         [key] => key.key(),
         several => Err(Reason::SeveralKeys(several.len())),
     }
+}
+
+/// The lists in the content of a file, as [`read_revocation_lists`] takes it.
+fn revocation_lists(bytes: &[u8]) -> Result<Vec<RevocationList>, Reason> {
+    let blocks = blocks(bytes)?;
+    let blocks = blocks.iter().filter(|block| block.kind == Kind::RevocationList);
+    let parsed = |block: &Block| RevocationList::from_der(&block.der).ok_or(Reason::BadList { line: block.line });
+    let lists = blocks.map(parsed).collect::<Result<Vec<_>, _>>()?;
+    if lists.is_empty() { Err(Reason::NoList) } else { Ok(lists) }
 }
 
 /// Names what there is instead of what was looked for.
@@ -86,9 +102,9 @@ pub enum Reason {
     /// Another failure of reading.
     #[error("the file cannot be read")]
     Unreadable(#[source] io::Error),
-    /// More than 1 MiB.
-    #[error("the file is larger than 1 MiB")]
-    TooLarge,
+    /// More than this many bytes.
+    #[error("the file is larger than {} MiB", .0 >> 20)]
+    TooLarge(u64),
     /// Nothing, or only white space.
     #[error("the file is empty")]
     Empty,
@@ -111,6 +127,15 @@ pub enum Reason {
         /// What the parser says.
         source: certificate::Error,
     },
+    /// A block labelled a revocation list without one.
+    #[error("line {line}: the block is labelled a revocation list and is none")]
+    BadList {
+        /// Where it begins, counted from 1.
+        line: usize,
+    },
+    /// PEM or DER, but of other things.
+    #[error("there is no revocation list in the file")]
+    NoList,
     /// PEM or DER, but of other things.
     #[error("there is no certificate in the file")]
     NoCertificate,
@@ -153,7 +178,7 @@ impl Reason {
             Self::Missing(_) => "check the path; a relative one starts at the configuration's folder",
             Self::Forbidden(_) => "make the file and its directories readable to the user that runs sealproxy",
             Self::Unreadable(_) => "the path must name a regular file",
-            Self::TooLarge => "name the file of this certificate or key alone, not an archive",
+            Self::TooLarge(_) => "name the file of this certificate or key alone, not an archive",
             Self::Empty => "write the file again; a mounted secret may be missing",
             Self::Unknown => {
                 "PEM lines begin with `-----BEGIN` in the first column; check with `openssl storeutl FILE`"
@@ -162,6 +187,8 @@ impl Reason {
             Self::BadCertificate { .. } => {
                 "give the certificate as it was issued; check with `openssl x509 -in FILE -noout`"
             }
+            Self::BadList { .. } => "fetch the list again; check with `openssl crl -in FILE -noout -text`",
+            Self::NoList => "give the authority's list, in DER or as `-----BEGIN X509 CRL-----` blocks",
             Self::NoCertificate => "give the certificate, leaf first, as `-----BEGIN CERTIFICATE-----` blocks",
             Self::NoKey => "give the private key that the certificate request was made with",
             Self::KeyForCertificate => "name the file of the certificate; are `certificate` and `key` swapped?",
@@ -233,6 +260,7 @@ enum Kind {
     Request,
     Pkcs12,
     Pkcs7,
+    RevocationList,
     Other,
 }
 
@@ -245,6 +273,7 @@ impl Kind {
             b"PUBLIC KEY" | b"RSA PUBLIC KEY" => Self::PublicKey,
             b"CERTIFICATE REQUEST" | b"NEW CERTIFICATE REQUEST" => Self::Request,
             b"PKCS7" | b"CMS" => Self::Pkcs7,
+            b"X509 CRL" => Self::RevocationList,
             b"PKCS12" => Self::Pkcs12,
             _ if label.ends_with(b"PRIVATE KEY") => Self::ForeignKey,
             _ => Self::Other,
@@ -258,6 +287,9 @@ impl Kind {
         match members(der).as_slice() {
             [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] if X509CertificationRequest::from_der(der).is_ok() => {
                 Self::Request
+            }
+            [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] if RevocationList::from_der(der).is_some() => {
+                Self::RevocationList
             }
             [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] => Self::Certificate,
             [TAG_SEQUENCE, TAG_OCTETSTRING] => Self::Encrypted,
@@ -281,7 +313,7 @@ impl Kind {
             Self::Request => Some(Reason::Request),
             Self::Pkcs12 => Some(Reason::Pkcs12),
             Self::Pkcs7 => Some(Reason::Pkcs7),
-            Self::Other => None,
+            Self::RevocationList | Self::Other => None,
         }
     }
 }
@@ -314,10 +346,10 @@ fn members(der: &[u8]) -> Vec<Tag> {
     tags.unwrap_or_default()
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Reason> {
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Reason> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(LIMIT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LIMIT { Err(Reason::TooLarge) } else { Ok(bytes) }
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { Err(Reason::TooLarge(limit)) } else { Ok(bytes) }
 }
 
 fn blocks(bytes: &[u8]) -> Result<Vec<Block>, Reason> {
@@ -375,7 +407,7 @@ impl Open<'_> {
     fn close(&self, text: &[u8]) -> Result<Block, Reason> {
         let kind = if self.encrypted { Kind::Encrypted } else { Kind::of_label(self.label) };
         let der = match kind {
-            Kind::Certificate | Kind::Key => self.decode(text)?,
+            Kind::Certificate | Kind::Key | Kind::RevocationList => self.decode(text)?,
             _ => Vec::new(),
         };
         Ok(Block { kind, line: self.line, der })
@@ -384,6 +416,7 @@ impl Open<'_> {
     fn decode(&self, text: &[u8]) -> Result<Vec<u8>, Reason> {
         match rustls_pemfile::read_one_from_slice(text) {
             Ok(Some((Item::X509Certificate(der), _))) => Ok(der.to_vec()),
+            Ok(Some((Item::Crl(der), _))) => Ok(der.to_vec()),
             Ok(Some((Item::Pkcs8Key(der), _))) => Ok(der.secret_pkcs8_der().to_vec()),
             Ok(Some((Item::Pkcs1Key(der), _))) => Ok(der.secret_pkcs1_der().to_vec()),
             Ok(Some((Item::Sec1Key(der), _))) => Ok(der.secret_sec1_der().to_vec()),
@@ -412,6 +445,8 @@ fn boundary(line: &[u8]) -> Option<Boundary<'_>> {
 
 /// A chain is a few kilobytes and the largest bundle of trust anchors a few hundred: more is another file.
 const LIMIT: u64 = 1 << 20;
+/// The lists of large authorities have several megabytes.
+const LISTS_LIMIT: u64 = 64 << 20;
 /// Editors on Windows put it before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// What every DER certificate and key begins with.
@@ -542,7 +577,7 @@ mod tests {
         std::fs::write(&path, vec![b' '; LIMIT as usize]).unwrap();
         let allowed = read_chain(&path).unwrap_err().reason;
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!((refused, allowed), (Reason::TooLarge, Reason::Empty)));
+        assert!(matches!((refused, allowed), (Reason::TooLarge(LIMIT), Reason::Empty)));
     }
 
     #[test]

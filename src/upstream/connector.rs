@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::CertificateError::{
-    Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+    Expired, ExpiredContext, ExpiredRevocationList, ExpiredRevocationListContext, NotValidForName,
+    NotValidForNameContext, NotValidYet, NotValidYetContext, Revoked, UnknownRevocationStatus,
 };
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, HandshakeKind, ProtocolVersion};
@@ -22,6 +23,7 @@ use tokio_rustls::client::TlsStream;
 use super::aside::{Aside, KeyFault, Unfinished};
 use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in, tls_error};
+use super::judge::verdict;
 use super::pool::Pool;
 use super::question::{Question, heard};
 use super::tls::Tls;
@@ -204,7 +206,17 @@ fn handshake_error(error: io::Error, asked: bool) -> AcquireError {
     if let Some(fault) = tls_error(&error).and_then(failed_key) {
         return AcquireError::QwacKey(KeyFault::Refused(fault));
     }
+    if let Some(mismatch) = tls_error(&error).and_then(verdict) {
+        return AcquireError::PinMismatch(mismatch);
+    }
     match tls_error(&error) {
+        Some(rustls::Error::InvalidCertificate(Revoked)) => AcquireError::Revoked(error),
+        Some(
+            rustls::Error::InvalidCertificate(
+                UnknownRevocationStatus | ExpiredRevocationList | ExpiredRevocationListContext { .. },
+            )
+            | rustls::Error::InvalidCertRevocationList(_),
+        ) => AcquireError::RevocationUnknown(error),
         Some(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })) => AcquireError::Expired(error),
         Some(rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. })) => {
             AcquireError::NotYetValid(error)

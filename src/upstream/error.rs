@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::counted::tls_error;
 use super::resolver::Unresolved;
-use super::{Attempts, CredentialsError, KeyFault, TrustError, ViaFault};
+use super::{Attempts, CredentialsError, KeyFault, PinMismatch, TrustError, ViaFault};
 
 /// What is known of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,15 @@ pub enum AcquireError {
     /// The bank's certificate lies in the future, or our clock in the past.
     #[error("the upstream's certificate is not valid yet")]
     NotYetValid(#[source] io::Error),
+    /// The bank's certificate, or that of an authority on the way to its anchor, is on a revocation list.
+    #[error("the upstream's certificate has been revoked")]
+    Revoked(#[source] io::Error),
+    /// There are revocation lists, and none that speaks of each certificate on the path.
+    #[error("the revocation lists of the setting `trust` do not tell whether the upstream's certificate is revoked")]
+    RevocationUnknown(#[source] io::Error),
+    /// The bank is trusted, and has none of the keys that it should have.
+    #[error("the upstream's certificate has none of the keys that are pinned")]
+    PinMismatch(#[source] PinMismatch),
     /// The bank does not trust us.
     #[error("the upstream refused our QWAC with the TLS alert {0:?}")]
     QwacRefused(AlertDescription),
@@ -157,6 +166,9 @@ impl AcquireError {
             Self::WrongName(_) => "upstream-wrong-name",
             Self::Expired(_) => "upstream-expired",
             Self::NotYetValid(_) => "upstream-not-yet-valid",
+            Self::Revoked(_) => "upstream-revoked",
+            Self::RevocationUnknown(_) => "upstream-revocation-unknown",
+            Self::PinMismatch(_) => "upstream-pin-mismatch",
             Self::QwacRefused(_) => "qwac-refused",
             Self::QwacKey(_) => "qwac-key-unavailable",
             Self::NoCommonProtocol(_) => "upstream-no-common-protocol",
@@ -187,6 +199,13 @@ impl AcquireError {
             Self::WrongName(_) => "give in `url` a host name that stands in the bank's certificate",
             Self::Expired(_) => "tell the bank, if this machine's clock is right",
             Self::NotYetValid(_) => "check this machine's clock",
+            Self::Revoked(_) => "ask the bank before anything is sent there: somebody else may hold its key",
+            Self::RevocationUnknown(_) => {
+                "`trust.crl` must hold a present list of the issuer of each certificate below the root, signed by it"
+            }
+            Self::PinMismatch(_) => {
+                "ask the bank, on another way, whether it changed its key: only then add the new one to `trust.pins`"
+            }
             Self::QwacRefused(alert) => refused_hint(*alert),
             Self::QwacKey(KeyFault::Busy(_)) => "raise `limits.waiting_seals`, or ask less at a time",
             Self::QwacKey(_) => {

@@ -2,9 +2,9 @@
 //! when its connection stands. Must not know seals or routes.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
@@ -17,15 +17,18 @@ mod connector;
 mod counted;
 mod error;
 mod hosts;
+mod judge;
 mod lease;
 mod metrics;
 mod passage;
 mod payload;
+mod pin;
 mod pool;
 mod probe;
 mod question;
 mod resolver;
 mod tls;
+mod trust;
 mod via;
 mod witness;
 
@@ -39,12 +42,13 @@ pub use lease::{Answer, Lease};
 pub use metrics::Families;
 pub use passage::{PassageError, passage};
 pub use payload::Payload;
+pub use pin::{NoPin, Pin, PinMismatch};
 use pool::{Connection, Pool, Retired};
 pub use probe::{Clocks, Connected, Failure, Report, Session};
 pub use question::Question;
 use resolver::Resolver;
 use tls::Tls;
-pub use tls::TrustError;
+pub use trust::{Roots, Trust, TrustError};
 use via::Tunnel;
 pub use via::{CredentialsError, Via, ViaFault};
 
@@ -109,15 +113,6 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Whose certificates a bank may present.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trust {
-    /// The roots of the operating system.
-    System,
-    /// The certificates in a PEM file, and no others.
-    File(PathBuf),
-}
-
 /// Which reactor asks: connections are driven where they were made and reused there first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReactorId(pub usize);
@@ -125,11 +120,7 @@ pub struct ReactorId(pub usize);
 impl Settings {
     /// The files to watch.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let trust = match &self.trust {
-            Trust::System => None,
-            Trust::File(path) => Some(path.as_path()),
-        };
-        trust.into_iter().chain(self.via.as_ref().and_then(|via| via.credentials.as_deref()))
+        self.trust.files().chain(self.via.as_ref().and_then(|via| via.credentials.as_deref()))
     }
 }
 
@@ -171,17 +162,19 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Joins a destination with the identity that is presented to it. Where the identity's key is on a token `at_token`
-    /// says how many handshakes may be on their way to it; they have a thread of their own.
+    /// Joins a destination with the identity that is presented to it, and reads the files of its trust as of `now`. Where
+    /// the identity's key is on a token `at_token` says how many handshakes may be on their way to it; they have a thread
+    /// of their own.
     pub fn new(
         destination: Arc<Destination>,
         resolver: Arc<dyn ResolvesClientCert>,
         at_token: Option<usize>,
+        now: SystemTime,
     ) -> Result<Self, SetupError> {
         let settings = &destination.settings;
         let name = ServerName::try_from(settings.origin.host.clone())
             .map_err(|_| SetupError::Name(settings.origin.host.clone()))?;
-        let tls = Tls::new(&settings.trust, resolver)?;
+        let tls = Tls::new(&settings.trust, resolver, now)?;
         let via = settings.via.as_ref();
         let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
         let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;

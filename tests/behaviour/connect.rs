@@ -17,13 +17,13 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const ISSUER: &str = "CN=sealproxy sandbox QTSP,O=sealproxy sandbox QTSP,C=FR";
 
 /// What `check --connect` exits with and prints.
-struct Checked {
-    code: Option<i32>,
-    text: String,
+pub(crate) struct Checked {
+    pub(crate) code: Option<i32>,
+    pub(crate) text: String,
 }
 
 impl Checked {
-    fn of(yaml: &str) -> Self {
+    pub(crate) fn of(yaml: &str) -> Self {
         let file = folder("connect").join("sealproxy.yaml");
         std::fs::write(&file, yaml).expect("a file");
         Self::file(file.to_str().expect("UTF-8"))
@@ -42,7 +42,7 @@ impl Checked {
 
     /// A line of this level about the bank holds all of these.
     #[track_caller]
-    fn says(&self, level: &str, parts: &[&str]) {
+    pub(crate) fn says(&self, level: &str, parts: &[&str]) {
         let lines = self.text.lines().filter(|line| line.starts_with(level) && line.contains(": upstreams.bank: "));
         let found = lines.into_iter().any(|line| parts.iter().all(|part| line.contains(part)));
         assert!(found, "no {level} with {parts:?} in\n{}", self.text);
@@ -61,7 +61,7 @@ impl Checked {
 
     /// One error, which holds these, and no word of success.
     #[track_caller]
-    fn fails(&self, parts: &[&str]) {
+    pub(crate) fn fails(&self, parts: &[&str]) {
         self.says("error: ", parts);
         assert_eq!((self.code, self.levels("error: "), self.levels("ok: ")), (Some(1), 1, 0), "{}", self.text);
     }

@@ -25,5 +25,6 @@ mod soak;
 mod support;
 #[cfg(feature = "pkcs11")]
 mod token;
+mod trust;
 mod way;
 mod wire;

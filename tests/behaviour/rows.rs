@@ -55,6 +55,7 @@
 //! - T-reneg `a_bank_that_renegotiates_for_the_certificate_is_named_at_once`
 //!   `openssl_that_renegotiates_for_the_certificate_is_an_error` `a_bank_that_asks_after_the_handshake_is_named_and_counted`
 //! - T-skew cannot fail a request here: the report on a connection compares clocks, a metric comes with the work on identity
+//! - T-pool `identities_and_profiles_never_mix_under_load` `a_session_is_resumed_only_where_the_pins_were_checked`
 //! - T-alg T-x509 `certificates_that_cannot_be_verified_are_refused_in_words`
 //! - T-dns `a_busy_connection_ends_with_its_age`: each new one looks the name up
 //! - T-dns2 `a_name_that_resolves_into_our_own_network` `addresses_that_are_no_bank_on_the_internet_are_private`

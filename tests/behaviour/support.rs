@@ -312,6 +312,8 @@ pub(crate) struct Received {
     pub(crate) at: SystemTime,
     /// The leaf of the client certificate, DER.
     pub(crate) client: Vec<u8>,
+    /// Whether its TLS session was resumed.
+    pub(crate) resumed: bool,
 }
 
 impl Received {
@@ -469,7 +471,9 @@ fn converse(
     loop {
         let Some((head, body)) = read_request(&mut tls, &mut buffer)? else { return Ok(()) };
         let client = tls.conn.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.to_vec());
-        let request = Received { head, body, at: SystemTime::now(), client: client.unwrap_or_default() };
+        let resumed = tls.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        let client = client.unwrap_or_default();
+        let request = Received { head, body, at: SystemTime::now(), client, resumed };
         received.lock().expect("no panic").push(request.clone());
         match act(&request) {
             Act::Answer(answer) => tls.write_all(&answer)?,

@@ -1,0 +1,94 @@
+//! Judges the chain that a bank presents: the TLS library first, with roots and revocation lists, then the pins. Adds
+//! conditions and takes none away.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+
+use super::pin::Pinning;
+use super::trust::Lists;
+use super::{Trust, TrustError};
+
+/// The verifier of one upstream.
+#[derive(Debug)]
+pub(super) struct Judge {
+    library: Arc<WebPkiServerVerifier>,
+    /// `None` without pins: the path is not looked for twice.
+    pinning: Option<Pinning>,
+}
+
+impl Judge {
+    /// Reads what `trust` names, as of `now`.
+    pub(super) fn new(trust: &Trust, provider: &Arc<CryptoProvider>, now: SystemTime) -> Result<Self, TrustError> {
+        let (roots, lists) = (trust.roots.load()?, Lists::load(&trust.lists, now)?);
+        let library = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
+            .with_crls(lists.der)
+            .enforce_revocation_expiration()
+            .build()
+            .expect("there are roots, and each list has been parsed");
+        let pinning = (!trust.pins.is_empty()).then(|| Pinning {
+            pins: trust.pins.clone(),
+            roots,
+            lists: lists.parsed,
+            algorithms: provider.signature_verification_algorithms.all,
+        });
+        Ok(Self { library, pinning })
+    }
+}
+
+impl ServerCertVerifier for Judge {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.library.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        if let Some(pinning) = &self.pinning {
+            pinning.check(end_entity, intermediates, now).map_err(refusal)?;
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.library.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.library.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.library.supported_verify_schemes()
+    }
+}
+
+/// A verdict of ours on its way through the library.
+fn refusal(verdict: impl std::error::Error + Send + Sync + 'static) -> Error {
+    CertificateError::Other(OtherError(Arc::new(verdict))).into()
+}
+
+/// A verdict of ours that came through the library.
+pub(super) fn verdict<T: std::error::Error + Clone + 'static>(error: &Error) -> Option<T> {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(verdict))) => verdict.downcast_ref::<T>().cloned(),
+        _ => None,
+    }
+}

@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::chain;
 use crate::config::Finding;
-use crate::identity::certificate::{Certificate, Curve, PublicKey, Validity, name_in_words};
+use crate::identity::certificate::{Certificate, Validity, name_in_words};
 use crate::upstream::{Cause, Clocks, Connected, Failure, Pin, Question, Report, SendError, Session};
 
 /// One line for each thing that is known, in the order in which it became so. An error where requests would not reach
@@ -87,7 +87,7 @@ impl Told<'_> {
             "{which}: {}, issued by {}, {validity}, {}{hosts}, SHA-256 {}, pin {}",
             certificate.subject(),
             certificate.issuer(),
-            key(certificate.public_key()),
+            certificate.public_key(),
             certificate.sha256_hex(),
             Pin::of(certificate.public_key_info()),
         );
@@ -192,16 +192,6 @@ fn day(moment: SystemTime) -> String {
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     let date = httpdate::fmt_http_date(moment.clamp(SystemTime::UNIX_EPOCH, last));
     date.get(5..16).unwrap_or(&date).to_owned()
-}
-
-fn key(key: &PublicKey) -> String {
-    match key {
-        PublicKey::Rsa { bits, .. } => format!("RSA {bits}"),
-        PublicKey::Ec { curve: Curve::P256, .. } => "EC P-256".to_owned(),
-        PublicKey::Ec { curve: Curve::P384, .. } => "EC P-384".to_owned(),
-        PublicKey::Ec { curve: Curve::Other(oid), .. } => format!("EC on the curve {oid}"),
-        PublicKey::Other(oid) => format!("key algorithm {oid}"),
-    }
 }
 
 fn words(name: &[u8]) -> String {

@@ -1,6 +1,7 @@
 //! What the leaf certificate of an identity says, parsed once. Judges nothing: the clock is an argument, and what is
 //! expired or meant for another purpose is still a certificate.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +21,7 @@ use x509_parser::prelude::{
 };
 use x509_parser::{nom, parse_x509_certificate, public_key};
 
+use super::algorithm;
 use super::qcstatements::{self, QcStatements};
 use crate::key::Scheme;
 
@@ -37,6 +39,7 @@ pub struct Certificate {
     hosts: Vec<String>,
     not_before: SystemTime,
     not_after: SystemTime,
+    signature_algorithm: String,
     public_key: PublicKey,
     public_key_info: Vec<u8>,
     qc_statements: Result<Option<QcStatements>, qcstatements::Error>,
@@ -58,6 +61,7 @@ impl Certificate {
             hosts: hosts(&x509),
             not_before: system_time(x509.validity().not_before),
             not_after: system_time(x509.validity().not_after),
+            signature_algorithm: algorithm::signature(&x509.signature_algorithm),
             public_key: PublicKey::of(x509.public_key())?,
             public_key_info: x509.public_key().raw.to_vec(),
             qc_statements: qc_statements(&x509),
@@ -134,6 +138,11 @@ impl Certificate {
     /// The DER's SHA-256 in lower-case hex.
     pub fn sha256_hex(&self) -> String {
         self.fingerprint(&SHA256)
+    }
+
+    /// What it is signed with, in words such as `ECDSA and SHA-256`.
+    pub fn signature_algorithm(&self) -> &str {
+        &self.signature_algorithm
     }
 
     /// The key that the certificate binds to its subject.
@@ -220,6 +229,12 @@ pub enum PublicKey {
 }
 
 impl PublicKey {
+    /// The key in the DER of a `SubjectPublicKeyInfo`; `None` if it is none.
+    pub fn from_der(der: &[u8]) -> Option<Self> {
+        let (rest, info) = SubjectPublicKeyInfo::from_der(der).ok()?;
+        rest.is_empty().then(|| Self::of(&info).ok()).flatten()
+    }
+
     fn of(info: &SubjectPublicKeyInfo<'_>) -> Result<Self, Error> {
         let bytes = || info.subject_public_key.data.to_vec();
         Ok(match info.parsed().map_err(Error::Malformed)? {
@@ -227,6 +242,19 @@ impl PublicKey {
             public_key::PublicKey::EC(_) => Self::Ec { curve: Curve::of(info), point: bytes() },
             _ => Self::Other(info.algorithm.algorithm.to_id_string()),
         })
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rsa { bits, .. } => write!(f, "RSA {bits}"),
+            Self::Ec { curve, .. } => write!(f, "EC {curve}"),
+            Self::Other(oid) => match algorithm::key(oid) {
+                Some(name) => f.write_str(name),
+                None => write!(f, "of the algorithm {oid}"),
+            },
+        }
     }
 }
 
@@ -242,6 +270,11 @@ pub enum Curve {
 }
 
 impl Curve {
+    /// Whether it is one that every TLS library knows.
+    pub fn is_common(&self) -> bool {
+        matches!(self, Self::P256 | Self::P384)
+    }
+
     fn of(info: &SubjectPublicKeyInfo<'_>) -> Self {
         let oid = info.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
         let oid = oid.map_or_else(String::new, |oid| oid.to_id_string());
@@ -249,6 +282,20 @@ impl Curve {
             "1.2.840.10045.3.1.7" => Self::P256,
             "1.3.132.0.34" => Self::P384,
             _ => Self::Other(oid),
+        }
+    }
+}
+
+impl fmt::Display for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::P256 => f.write_str("P-256"),
+            Self::P384 => f.write_str("P-384"),
+            Self::Other(oid) if oid.is_empty() => f.write_str("a curve without a name"),
+            Self::Other(oid) => match algorithm::curve(oid) {
+                Some(name) => f.write_str(name),
+                None => write!(f, "the curve {oid}"),
+            },
         }
     }
 }
@@ -284,6 +331,11 @@ pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
 pub fn name_in_words(der: &[u8]) -> Option<String> {
     let (rest, name) = X509Name::from_der(der).ok()?;
     rest.is_empty().then(|| distinguished_name(&name))
+}
+
+/// The same for a name without the tag and length around it, as trust anchors keep it.
+pub fn name_content_in_words(content: &[u8]) -> Option<String> {
+    name_in_words(&algorithm::sequence(content))
 }
 
 /// None where the extension is absent or malformed.

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::key::{self, Key, Scheme, TokenSettings};
 
+pub mod algorithm;
 pub mod certificate;
 mod chain;
 pub mod pem;

@@ -309,6 +309,7 @@ fn of_acquire(error: &AcquireError) -> Face {
         E::ViaMalformed(_) => (StatusCode::BAD_GATEWAY, "Company proxy's answer malformed", "http_protocol_error"),
         E::HandshakeTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "TLS handshake too slow", "connection_timeout"),
         E::Untrusted(_) => (StatusCode::BAD_GATEWAY, "Upstream not trusted", "tls_certificate_error"),
+        E::Unverifiable(_) => (StatusCode::BAD_GATEWAY, "Upstream cannot be verified", "tls_certificate_error"),
         E::WrongName(_) => (StatusCode::BAD_GATEWAY, "Upstream has another name", "tls_certificate_error"),
         E::Expired(_) => (StatusCode::BAD_GATEWAY, "Upstream's certificate expired", "tls_certificate_error"),
         E::NotYetValid(_) => (StatusCode::BAD_GATEWAY, "Upstream's certificate not valid yet", "tls_certificate_error"),

@@ -209,6 +209,9 @@ fn handshake_error(error: io::Error, asked: bool) -> AcquireError {
     if let Some(mismatch) = tls_error(&error).and_then(verdict) {
         return AcquireError::PinMismatch(mismatch);
     }
+    if let Some(unverifiable) = tls_error(&error).and_then(verdict) {
+        return AcquireError::Unverifiable(unverifiable);
+    }
     match tls_error(&error) {
         Some(rustls::Error::InvalidCertificate(Revoked)) => AcquireError::Revoked(error),
         Some(

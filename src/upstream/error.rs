@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::counted::tls_error;
 use super::resolver::Unresolved;
-use super::{Attempts, CredentialsError, KeyFault, PinMismatch, TrustError, ViaFault};
+use super::{Attempts, CredentialsError, KeyFault, PinMismatch, TrustError, Unverifiable, ViaFault};
 
 /// What is known of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,9 @@ pub enum AcquireError {
     /// We do not trust the bank.
     #[error("the upstream's certificate is not trusted; the setting `trust` says whose certificates are")]
     Untrusted(#[source] io::Error),
+    /// No trust would help: our TLS library does not verify such a chain.
+    #[error("the upstream's certificate cannot be verified")]
+    Unverifiable(#[source] Unverifiable),
     /// The bank's certificate is somebody else's.
     #[error("the upstream's certificate is for another name")]
     WrongName(#[source] io::Error),
@@ -162,7 +165,7 @@ impl AcquireError {
             Self::ViaMalformed(_) => "via-malformed",
             Self::HandshakeTimeout(_) => "upstream-handshake-timeout",
             Self::Handshake(_) | Self::Http(_) => "upstream-handshake-failed",
-            Self::Untrusted(_) => "upstream-untrusted",
+            Self::Untrusted(_) | Self::Unverifiable(_) => "upstream-untrusted",
             Self::WrongName(_) => "upstream-wrong-name",
             Self::Expired(_) => "upstream-expired",
             Self::NotYetValid(_) => "upstream-not-yet-valid",
@@ -196,7 +199,8 @@ impl AcquireError {
                 "check that `url` names a TLS port; a firewall that drops TLS records looks the same"
             }
             Self::Untrusted(error) => untrusted_hint(error),
-            Self::WrongName(_) => "give in `url` a host name that stands in the bank's certificate",
+            Self::Unverifiable(unverifiable) => unverifiable.hint(),
+            Self::WrongName(error) => wrong_name_hint(error),
             Self::Expired(_) => "tell the bank, if this machine's clock is right",
             Self::NotYetValid(_) => "check this machine's clock",
             Self::Revoked(_) => "ask the bank before anything is sent there: somebody else may hold its key",
@@ -212,8 +216,9 @@ impl AcquireError {
                 "look into the token's own log; `pkcs11-tool --module MODULE --login --test` tries it without us"
             }
             Self::NoCommonProtocol(_) => {
-                "the bank must speak TLS 1.2 or 1.3 with ECDHE and AES-GCM or ChaCha20, and HTTP/1.1; some banks answer \
-                 so to a QWAC that they do not know"
+                "the bank must speak TLS 1.2 or 1.3 with ECDHE and AES-GCM or ChaCha20, and HTTP/1.1, with a certificate \
+                 for an RSA key or one on P-256 or P-384 (not P-521, brainpool or Ed448); some banks answer so to a QWAC \
+                 that they do not know"
             }
             Self::Handshake(_) | Self::Http(_) => "check that `url` names the bank's TLS port",
             Self::Replaced => "ask again",
@@ -227,16 +232,6 @@ fn untrusted_hint(error: &io::Error) -> &'static str {
     use rustls::CertificateError as C;
     match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(C::BadEncoding)) => "ask the bank for a proper certificate",
-        Some(rustls::Error::InvalidCertificate(C::Other(_))) => {
-            "the TLS library takes no X.509 version 1 and no authority's certificate as the bank's own: name in `trust` \
-             the authority that issued the bank's certificate, or ask the bank for another one"
-        }
-        Some(rustls::Error::InvalidCertificate(
-            C::UnsupportedSignatureAlgorithmContext { .. } | C::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
-        )) => {
-            "the TLS library does not verify this signature algorithm (ECDSA with SHA-512, P-521, brainpool): ask the \
-             bank for another chain"
-        }
         Some(rustls::Error::InvalidCertificate(C::BadSignature)) => {
             "the certificate that signed it is another than the one in `trust`, of the same name"
         }
@@ -244,6 +239,17 @@ fn untrusted_hint(error: &io::Error) -> &'static str {
             "name in `trust` a PEM file with the authority that issued the bank's certificate, if it is the bank's; one \
              that inspects TLS on the way must leave the bank out"
         }
+    }
+}
+
+/// Why a certificate is not for the bank, and who can mend it. A common name is none (RFC 9525 section 2).
+fn wrong_name_hint(error: &io::Error) -> &'static str {
+    use rustls::CertificateError::NotValidForNameContext;
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(NotValidForNameContext { presented, .. })) if presented.is_empty() => {
+            "a certificate needs the host in subjectAltName, the common name does not count: ask the bank for another one"
+        }
+        _ => "give in `url` a host name that stands in the bank's certificate",
     }
 }
 

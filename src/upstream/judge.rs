@@ -1,5 +1,5 @@
 //! Judges the chain that a bank presents: the TLS library first, with roots and revocation lists, then the pins. Adds
-//! conditions and takes none away.
+//! conditions and takes none away, and finds words where the library has numbers.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,16 +8,18 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 
 use super::pin::Pinning;
 use super::trust::Lists;
+use super::unverifiable::Shown;
 use super::{Trust, TrustError};
 
 /// The verifier of one upstream.
 #[derive(Debug)]
 pub(super) struct Judge {
     library: Arc<WebPkiServerVerifier>,
+    roots: Arc<RootCertStore>,
     /// `None` without pins: the path is not looked for twice.
     pinning: Option<Pinning>,
 }
@@ -33,11 +35,23 @@ impl Judge {
             .expect("there are roots, and each list has been parsed");
         let pinning = (!trust.pins.is_empty()).then(|| Pinning {
             pins: trust.pins.clone(),
-            roots,
+            roots: Arc::clone(&roots),
             lists: lists.parsed,
             algorithms: provider.signature_verification_algorithms.all,
         });
-        Ok(Self { library, pinning })
+        Ok(Self { library, roots, pinning })
+    }
+
+    /// A refusal of the library in words, or as it was.
+    fn in_words(&self, error: Error, certificate: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Error {
+        let Error::InvalidCertificate(reason) = &error else { return error };
+        Shown::new(certificate, others, &self.roots).explain(reason).map_or(error, refusal)
+    }
+
+    /// The same of a signature in the handshake.
+    fn handshake_in_words(&self, error: Error, certificate: &CertificateDer<'_>) -> Error {
+        let Error::InvalidCertificate(reason) = &error else { return error };
+        Shown::new(certificate, &[], &self.roots).explain_handshake(reason).map_or(error, refusal)
     }
 }
 
@@ -50,7 +64,8 @@ impl ServerCertVerifier for Judge {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.library.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let verified = self.library.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verified = verified.map_err(|error| self.in_words(error, end_entity, intermediates))?;
         if let Some(pinning) = &self.pinning {
             pinning.check(end_entity, intermediates, now).map_err(refusal)?;
         }
@@ -63,7 +78,8 @@ impl ServerCertVerifier for Judge {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.library.verify_tls12_signature(message, certificate, signature)
+        let verified = self.library.verify_tls12_signature(message, certificate, signature);
+        verified.map_err(|error| self.handshake_in_words(error, certificate))
     }
 
     fn verify_tls13_signature(
@@ -72,7 +88,8 @@ impl ServerCertVerifier for Judge {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.library.verify_tls13_signature(message, certificate, signature)
+        let verified = self.library.verify_tls13_signature(message, certificate, signature);
+        verified.map_err(|error| self.handshake_in_words(error, certificate))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -29,6 +29,7 @@ mod question;
 mod resolver;
 mod tls;
 mod trust;
+mod unverifiable;
 mod via;
 mod witness;
 
@@ -49,6 +50,7 @@ pub use question::Question;
 use resolver::Resolver;
 use tls::Tls;
 pub use trust::{Roots, Trust, TrustError};
+pub use unverifiable::Unverifiable;
 use via::Tunnel;
 pub use via::{CredentialsError, Via, ViaFault};
 

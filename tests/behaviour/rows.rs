@@ -57,6 +57,8 @@
 //! - T-skew cannot fail a request here: the report on a connection compares clocks, a metric comes with the work on identity
 //! - T-pool `identities_and_profiles_never_mix_under_load` `a_session_is_resumed_only_where_the_pins_were_checked`
 //! - T-alg T-x509 `certificates_that_cannot_be_verified_are_refused_in_words`
+//!   `a_signature_that_our_library_does_not_verify_is_named` `an_authority_that_is_signed_oddly_may_be_trusted_itself`
+//!   `a_bank_s_own_certificate_that_our_library_does_not_take_is_told_why`
 //! - T-dns `a_busy_connection_ends_with_its_age`: each new one looks the name up
 //! - T-dns2 `a_name_that_resolves_into_our_own_network` `addresses_that_are_no_bank_on_the_internet_are_private`
 //! - T-open `a_token_that_is_lost_is_found_again_and_nothing_leaves_unsealed_meanwhile`
@@ -396,11 +398,19 @@ fn certificates_that_cannot_be_verified_are_refused_in_words() {
     let p256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
     for (name, certificate, words) in [
         // P-521 and brainpool are not offered in our hello, so such a server finds nothing in common.
-        ("an authority as leaf", own("ca-leaf", &p256, &san), "CaUsedAsEndEntity"),
+        (
+            "an authority as leaf",
+            own("ca-leaf", &p256, &san),
+            "the certificate of an authority, CN=localhost, as its own",
+        ),
         ("P-521", own("p521", &p521, &leaf), ""),
         ("brainpool", own("brainpool", &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:brainpoolP256r1"], &leaf), ""),
-        ("ECDSA with SHA-512", own("sha512", &[&p256[..], &["-sha512"]].concat(), &leaf), ""),
-        ("no name", own("no-san", &p256, &["-addext", "basicConstraints=critical,CA:FALSE"]), ""),
+        ("ECDSA with SHA-512", own("sha512", &[&p256[..], &["-sha512"]].concat(), &leaf), "ECDSA and SHA-512 on P-256"),
+        (
+            "no name",
+            own("no-san", &p256, &["-addext", "basicConstraints=critical,CA:FALSE"]),
+            "not valid for any names",
+        ),
     ] {
         let address = free_port();
         let server = Command::new("openssl")

@@ -1,11 +1,13 @@
-//! What `trust` asks of a bank beyond a valid certificate: pinned keys and revocation lists. Certificates and lists are
-//! made by OpenSSL, which shares no code with us, and served by a bank that takes our QWAC.
+//! What `trust` asks of a bank beyond a valid certificate, pinned keys and revocation lists, and what is said of chains
+//! that our TLS library cannot verify. Certificates and lists are made by OpenSSL, which shares no code with us.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::connect::Checked;
+use crate::late::Keyboard;
 use crate::outside::present;
 use crate::support::{Act, Answer, FakeBank, Manner, Rig, config, folder, kit, ok, tls};
 
@@ -24,23 +26,33 @@ impl Chain {
         chain.write("settings", settings);
         chain.write("leaf", "subjectAltName=DNS:localhost\nbasicConstraints=critical,CA:FALSE\n");
         chain.write("authority", "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign\n");
-        chain.key("root");
-        chain.openssl("req -x509 -config settings -extensions v -days 20 -subj /CN=root -key root.key -out root.pem");
+        chain.write("nameless", "basicConstraints=critical,CA:FALSE\n");
+        chain.root(P256);
         chain.issue("middle", "root", "authority");
         chain.issue("bank", "middle", "leaf");
         chain.write("chain.pem", &(chain.read("bank.pem") + &chain.read("middle.pem")));
         chain
     }
 
-    fn key(&self, name: &str) {
-        self.openssl(&format!("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {name}.key"));
+    fn key(&self, name: &str, kind: &str) {
+        self.openssl(&format!("genpkey -algorithm {kind} -out {name}.key"));
+    }
+
+    /// A root with a key of this kind, in place of the one that there was.
+    fn root(&self, kind: &str) {
+        self.key("root", kind);
+        self.openssl("req -x509 -config settings -extensions v -days 20 -subj /CN=root -key root.key -out root.pem");
     }
 
     fn issue(&self, name: &str, by: &str, extensions: &str) {
-        self.key(name);
+        self.key(name, P256);
+        self.sign(name, by, &format!("-extfile {extensions}"));
+    }
+
+    fn sign(&self, name: &str, by: &str, how: &str) {
         self.openssl(&format!("req -new -config settings -subj /CN={name} -key {name}.key -out {name}.csr"));
         self.openssl(&format!(
-            "x509 -req -days 20 -in {name}.csr -CA {by}.pem -CAkey {by}.key -CAcreateserial -extfile {extensions} -out {name}.pem"
+            "x509 -req -days 20 -in {name}.csr -CA {by}.pem -CAkey {by}.key -CAcreateserial {how} -out {name}.pem"
         ));
     }
 
@@ -56,8 +68,11 @@ impl Chain {
     }
 
     fn openssl(&self, arguments: &str) -> String {
-        let output =
-            Command::new("openssl").args(arguments.split(' ')).current_dir(&self.folder).output().expect("it starts");
+        let output = Command::new("openssl")
+            .args(arguments.split_whitespace())
+            .current_dir(&self.folder)
+            .output()
+            .expect("it starts");
         assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
@@ -92,9 +107,19 @@ impl Chain {
 
     /// A configuration that trusts the root, with more to ask.
     fn yaml(&self, bank: &FakeBank, more: &str) -> String {
-        let trust = format!("trust: {}", kit().path("ca.pem").display());
-        let roots = self.folder.join("root.pem").display().to_string();
-        config(bank.address, "", "").replace(&trust, &format!("trust: {{ roots: {roots}, {more} }}"))
+        self.trusting(bank.address, &format!("{{ roots: {}, {more} }}", path(self, "root.pem")))
+    }
+
+    fn trusting(&self, bank: SocketAddr, trust: &str) -> String {
+        let usual = format!("trust: {}", kit().path("ca.pem").display());
+        config(bank, "", "").replace(&usual, &format!("trust: {trust}"))
+    }
+
+    /// OpenSSL as a bank that presents `bank.pem`, and `middle.pem` beside it.
+    fn openssl_bank(&self, more: &[&str]) -> Keyboard {
+        let (certificate, key, others) = (path(self, "bank.pem"), path(self, "bank.key"), path(self, "middle.pem"));
+        let presented = ["-cert", &certificate, "-key", &key, "-cert_chain", &others, "-cipher", "ALL:@SECLEVEL=0"];
+        Keyboard::start(&[&presented[..], more].concat())
     }
 
     fn lists(&self, names: &[&str]) -> String {
@@ -102,6 +127,9 @@ impl Chain {
         format!("crl: [{}]", files.join(", "))
     }
 }
+
+/// What most keys are.
+const P256: &str = "EC -pkeyopt ec_paramgen_curve:P-256";
 
 fn refused(answer: &Answer, problem: &str) {
     assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (502, problem, "not_sent"), "{answer:?}");
@@ -263,4 +291,90 @@ fn a_revocation_list_that_expires_in_the_meantime_refuses_the_next_handshake() {
     std::thread::sleep(Duration::from_secs(4));
     refused(&rig.get(ACCOUNTS), "upstream-revocation-unknown");
     assert!(rig.log.text().contains("expired"), "{}", rig.log.text());
+}
+
+#[test]
+fn a_signature_that_our_library_does_not_verify_is_named() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    const PSS: &str = "-sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:20";
+    let chain = Chain::new();
+    for (kind, digest, words) in [
+        ("EC -pkeyopt ec_paramgen_curve:P-384", "-sha512", "ECDSA and SHA-512 on P-384"),
+        ("EC -pkeyopt ec_paramgen_curve:P-521", "-sha256", "ECDSA and SHA-256 on P-521"),
+        ("EC -pkeyopt ec_paramgen_curve:brainpoolP256r1", "-sha256", "ECDSA and SHA-256 on brainpoolP256r1"),
+        ("ED448", "", "Ed448"),
+        ("RSA -pkeyopt rsa_keygen_bits:1024", "-sha256", "RSA and SHA-256 by a key of 1024 bits"),
+        ("RSA -pkeyopt rsa_keygen_bits:2048", "-sha1", "RSA and SHA-1 by a key of 2048 bits"),
+        (
+            "RSA -pkeyopt rsa_keygen_bits:2048",
+            PSS,
+            "RSA-PSS and SHA-256 (MGF1 with SHA-256, 20 bytes of salt) by a key of 2048 bits",
+        ),
+    ] {
+        chain.root(kind);
+        chain.sign("bank", "root", &format!("-extfile leaf {digest}"));
+        let bank = chain.openssl_bank(&[]);
+        let yaml = chain.trusting(bank.address, &path(&chain, "root.pem"));
+        let words =
+            format!("the certificate of CN=bank is signed with {words}, which this build's TLS library does not");
+        Checked::of(&yaml).fails(&["cannot be verified: ", &words, "Verified are RSA of 2048 to 8192 bits"]);
+        let rig = Rig::start(&yaml);
+        let answer = rig.get(ACCOUNTS);
+        refused(&answer, "upstream-untrusted");
+        assert!(!answer.body.contains("signed"), "{answer:?}");
+        assert!(rig.log.wait(1)[0]["cause"].as_str().is_some_and(|cause| cause.contains(&words)), "{}", rig.log.text());
+    }
+}
+
+#[test]
+fn an_authority_that_is_signed_oddly_may_be_trusted_itself() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let chain = Chain::new();
+    chain.root("EC -pkeyopt ec_paramgen_curve:P-384");
+    chain.sign("middle", "root", "-extfile authority -sha512");
+    let mut bank = chain.openssl_bank(&[]);
+    let checked = Checked::of(&chain.trusting(bank.address, &path(&chain, "root.pem")));
+    checked.fails(&[
+        "the certificate of CN=middle is signed with ECDSA and SHA-512 on P-384",
+        "If you trust this authority itself, name its certificate in `trust`",
+    ]);
+    let yaml = chain.trusting(bank.address, &path(&chain, "middle.pem"));
+    let checked = std::thread::scope(|scope| {
+        let check = scope.spawn(|| Checked::of(&yaml));
+        bank.wait("HEAD / HTTP/1.1", 1);
+        bank.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
+        check.join().expect("no panic")
+    });
+    assert_eq!(checked.code, Some(0), "{}", checked.text);
+}
+
+#[test]
+fn a_bank_s_own_certificate_that_our_library_does_not_take_is_told_why() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let chain = Chain::new();
+    let told = |kind: &str, by: &str, how: &str| {
+        chain.key("bank", kind);
+        chain.sign("bank", by, how);
+        let bank = chain.openssl_bank(&[]);
+        Checked::of(&chain.trusting(bank.address, &path(&chain, "root.pem")))
+    };
+    let small = told("RSA -pkeyopt rsa_keygen_bits:1024", "middle", "-extfile leaf");
+    small.fails(&["the key of CN=bank is RSA 1024, whose handshakes this build's TLS library does not verify"]);
+    small.says("warning: ", &["certificate 1 of 2: CN=bank, ", " RSA 1024"]);
+    let p521 = told("EC -pkeyopt ec_paramgen_curve:P-521", "middle", "-extfile leaf");
+    p521.fails(&["no TLS version, cipher suite or protocol in common", "not P-521, brainpool or Ed448"]);
+    told(P256, "middle", "").fails(&[
+        "CN=bank is of X.509 version 1; ",
+        "version 3 alone",
+        "X.509 version 1 has no host",
+    ]);
+    told(P256, "middle", "-extfile authority").fails(&["the certificate of an authority, CN=bank, as its own"]);
+    let nameless = told(P256, "middle", "-extfile nameless");
+    nameless.fails(&["is for another name", "not valid for any names", "the common name does not count"]);
 }

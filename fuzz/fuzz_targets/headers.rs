@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
+use sealproxy::log::Log;
 use sealproxy::proxy::Metrics;
 use sealproxy::proxy::api::{BECM, Environment};
 use sealproxy::proxy::route::{Found, Route, Routes, Settings, Transport};
@@ -158,6 +159,11 @@ static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
     Routes::new(0, PATHS.into_iter().map(route).collect(), vec![OWN_NAME.to_owned()])
 });
 
+/// Nobody reads it.
+fn log() -> Log {
+    Log::start(std::io::sink(), 1).expect("a thread").0
+}
+
 fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
     let second = Duration::from_secs(1);
     let settings = upstream::Settings {
@@ -178,7 +184,7 @@ fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
             response_frame: second,
         },
     };
-    let destination = Destination::new(bank.host, settings, families);
+    let destination = Destination::new(bank.host, settings, families, log());
     Arc::new(Upstream::new(destination, Arc::new(Nobody), None, SystemTime::UNIX_EPOCH).expect("a trust anchor"))
 }
 

@@ -19,6 +19,7 @@ use rustls::sign::CertifiedKey;
 use sealproxy::identity::certificate::Certificate;
 use sealproxy::identity::{Credential, pem};
 use sealproxy::key::Key;
+use sealproxy::log::Log;
 use sealproxy::proxy::api::{BECM, Environment};
 use sealproxy::proxy::route::{Route, Settings};
 use sealproxy::proxy::{Metrics, headers};
@@ -218,6 +219,11 @@ fn sealer() -> Sealer {
     Sealer::new(&profile, &credential.expect("a pair")).expect("a sealer")
 }
 
+/// Nobody reads it.
+fn log() -> Log {
+    Log::start(std::io::sink(), 1).expect("a thread").0
+}
+
 fn upstream(families: &Families) -> Arc<Upstream> {
     let second = Duration::from_secs(1);
     let settings = upstream::Settings {
@@ -238,7 +244,7 @@ fn upstream(families: &Families) -> Arc<Upstream> {
             response_frame: second,
         },
     };
-    Arc::new(Upstream::new(Destination::new(BANK, settings, families), Arc::new(Nobody), None, SystemTime::UNIX_EPOCH).expect("a trust anchor"))
+    Arc::new(Upstream::new(Destination::new(BANK, settings, families, log()), Arc::new(Nobody), None, SystemTime::UNIX_EPOCH).expect("a trust anchor"))
 }
 
 /// Nothing is ever sent from here.

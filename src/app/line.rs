@@ -78,7 +78,7 @@ impl Line {
         let destination = earlier_line
             .map(|line| Arc::clone(&line.destination))
             .filter(|destination| *destination.settings() == config.settings)
-            .unwrap_or_else(|| Destination::new(name, config.settings.clone(), &process.families));
+            .unwrap_or_else(|| Destination::new(name, config.settings.clone(), &process.families, process.log.clone()));
         let line = Self {
             destination,
             qwac: holding.qwac.clone(),

@@ -63,6 +63,7 @@ struct Process {
     proxy_metrics: Metrics,
     families: Families,
     standing: Standing,
+    log: Log,
 }
 
 impl Process {
@@ -75,6 +76,7 @@ impl Process {
             families: Families::register(&registry)?,
             standing: Standing::register(&registry)?,
             registry,
+            log: log.clone(),
         })
     }
 }

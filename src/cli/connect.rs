@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use super::chain;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Validity, name_in_words};
-use crate::upstream::{Cause, Clocks, Connected, Failure, Pin, Question, Report, SendError, Session};
+use crate::upstream::{Cause, Clocks, Connected, Failure, Pin, Question, Report, SendError, Session, TOLERATED_SKEW};
 
 /// One line for each thing that is known, in the order in which it became so. An error where requests would not reach
 /// the bank.
@@ -131,7 +131,7 @@ impl Told<'_> {
             Some(skew) => {
                 let side = if skew > 0 { "ahead of" } else { "behind" };
                 let text = format!("HEAD / answered {status}; the bank's clock is {} s {side} ours", skew.abs());
-                if skew.abs() > BEARABLE {
+                if skew.abs() > TOLERATED_SKEW.into() {
                     self.warning(text, "set this machine's clock: banks refuse seals whose Date is off");
                 } else {
                     self.note(text);
@@ -163,9 +163,6 @@ fn speaks_of_the_request(failure: &Failure) -> bool {
         },
     }
 }
-
-/// Seconds: below the minutes that banks allow for, above what a machine with NTP is off.
-const BEARABLE: i64 = 30;
 
 /// The validity in words, and what to do about it.
 fn validity(certificate: &Certificate, now: SystemTime) -> (String, Option<&'static str>) {

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::app::{App, KnownSeal};
 use crate::config::Finding;
 use crate::identity::pem;
+use crate::log::Log;
 use crate::upstream::{Destination, Families, Origin, Payload, ReactorId, Settings, Trust, Upstream};
 
 /// One finding for each `x5u` of an upstream.
@@ -56,7 +57,9 @@ fn host(app: &App, upstream: &str, url: &Uri) -> Result<Upstream, String> {
     let origin = Origin { host, port: url.port_u16().unwrap_or(443) };
     let settings = Settings { origin, trust: Trust::default(), ..settings.clone() };
     let families = Families::register(&Registry::new()).map_err(|error| error.to_string())?;
-    let destination = Destination::new("x5u", settings, &families);
+    // Of this host's clock nobody wants to hear.
+    let (log, _) = Log::start(std::io::sink(), 1).map_err(|error| error.to_string())?;
+    let destination = Destination::new("x5u", settings, &families, log);
     Upstream::new(destination, Arc::new(NoCertificate), None, SystemTime::now()).map_err(|error| super::chain(&error))
 }
 

@@ -92,7 +92,9 @@ impl Lease {
         };
         match result {
             Ok(response) => {
-                self.destination.metrics.response.observe(began.elapsed().as_secs_f64());
+                let took = began.elapsed();
+                self.destination.metrics.response.observe(took.as_secs_f64());
+                self.destination.skew.observe(response.headers(), began, took);
                 Ok(response.map(|incoming| Answer::new(incoming, self)))
             }
             Err(error) => {

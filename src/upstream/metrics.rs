@@ -1,8 +1,11 @@
 //! What is counted and timed of the upstreams, and the handles of one of them.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+
+use super::skew::Skew;
+use crate::log::Log;
 
 /// The families of all upstreams, by upstream name.
 #[derive(Clone)]
@@ -12,6 +15,7 @@ pub struct Families {
     response: HistogramVec,
     connections: IntGaugeVec,
     in_flight: IntGaugeVec,
+    clock_skew: GaugeVec,
     without_qwac: IntCounterVec,
     failures: IntCounterVec,
 }
@@ -57,6 +61,7 @@ impl Families {
             response: histogram("sealproxy_upstream_response_seconds", "From the request to the response head.")?,
             connections: gauge("sealproxy_upstream_connections", "Open connections to the upstream.")?,
             in_flight: gauge("sealproxy_upstream_in_flight", "Requests under way to the upstream.")?,
+            clock_skew: clock_skew(registry)?,
             without_qwac: counter(
                 "sealproxy_upstream_handshakes_without_qwac_total",
                 "Full TLS handshakes in which the upstream did not ask for our certificate.",
@@ -68,6 +73,11 @@ impl Families {
                 &["upstream", "cause"],
             )?,
         })
+    }
+
+    /// What is known of one upstream's clock.
+    pub(super) fn skew_of(&self, name: &str, log: Log) -> Skew {
+        Skew::new(name, self.clock_skew.clone(), log)
     }
 
     pub(super) fn of(&self, name: &str) -> Metrics {
@@ -82,6 +92,14 @@ impl Families {
             name: name.to_owned(),
         }
     }
+}
+
+fn clock_skew(registry: &Registry) -> Result<GaugeVec, prometheus::Error> {
+    let help =
+        "By how many seconds the upstream's clock is ahead of ours, by the Date of its answers; negative: behind.";
+    let family = GaugeVec::new(Opts::new("sealproxy_upstream_clock_skew_seconds", help), &["upstream"])?;
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
 }
 
 impl Metrics {

@@ -11,6 +11,8 @@ use rustls::pki_types::ServerName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::log::Log;
+
 mod aside;
 mod attempts;
 mod connector;
@@ -27,6 +29,7 @@ mod pool;
 mod probe;
 mod question;
 mod resolver;
+mod skew;
 mod tls;
 mod trust;
 mod unverifiable;
@@ -48,6 +51,8 @@ use pool::{Connection, Pool, Retired};
 pub use probe::{Clocks, Connected, Failure, Report, Session};
 pub use question::Question;
 use resolver::Resolver;
+use skew::Skew;
+pub use skew::TOLERATED_SKEW;
 use tls::Tls;
 pub use trust::{Roots, Trust, TrustError};
 pub use unverifiable::Unverifiable;
@@ -134,6 +139,7 @@ pub struct Destination {
     connections: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
     metrics: metrics::Metrics,
+    skew: Skew,
 }
 
 impl Destination {
@@ -142,8 +148,8 @@ impl Destination {
         &self.settings
     }
 
-    /// A bank under its name in the configuration.
-    pub fn new(name: &str, settings: Settings, families: &Families) -> Arc<Self> {
+    /// A bank under its name in the configuration. The log hears of its clock.
+    pub fn new(name: &str, settings: Settings, families: &Families, log: Log) -> Arc<Self> {
         let Origin { host, port } = &settings.origin;
         let (host, port) = settings.via.as_ref().map_or((host, port), |via| (&via.host, &via.port));
         Arc::new(Self {
@@ -151,6 +157,7 @@ impl Destination {
             connections: Arc::new(Semaphore::new(settings.connections)),
             in_flight: Arc::new(Semaphore::new(settings.in_flight)),
             metrics: families.of(name),
+            skew: families.skew_of(name, log),
             settings,
         })
     }

@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{ACCEPT, CONNECTION, DATE, HOST, USER_AGENT};
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
+use http::{Method, Request, StatusCode};
 use rustls::crypto::SupportedKxGroup;
 use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 use super::connector::Established;
 use super::lease::UnderWay;
 use super::pool::Connection;
+use super::skew::date;
 use super::{AcquireError, Lease, Payload, Question, ReactorId, SendError, Upstream};
 
 /// What one connection to a bank showed, as far as it came.
@@ -168,10 +169,6 @@ impl Upstream {
             .body(Payload::default())
             .expect("a host name is visible ASCII")
     }
-}
-
-fn date(headers: &HeaderMap) -> Option<SystemTime> {
-    httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()
 }
 
 #[cfg(test)]

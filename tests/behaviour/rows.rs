@@ -54,7 +54,7 @@
 //! - T-cert13 `a_qwac_that_is_refused_under_tls_1_3_after_the_request_was_written`
 //! - T-reneg `a_bank_that_renegotiates_for_the_certificate_is_named_at_once`
 //!   `openssl_that_renegotiates_for_the_certificate_is_an_error` `a_bank_that_asks_after_the_handshake_is_named_and_counted`
-//! - T-skew cannot fail a request here: the report on a connection compares clocks, a metric comes with the work on identity
+//! - T-skew `a_bank_whose_clock_is_off_is_measured_and_told_once` `a_clock_that_is_off_is_a_warning_and_no_error`
 //! - T-pool `identities_and_profiles_never_mix_under_load` `a_session_is_resumed_only_where_the_pins_were_checked`
 //! - T-alg T-x509 `certificates_that_cannot_be_verified_are_refused_in_words`
 //!   `a_signature_that_our_library_does_not_verify_is_named` `an_authority_that_is_signed_oddly_may_be_trusted_itself`

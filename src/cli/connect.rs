@@ -25,7 +25,7 @@ pub(super) fn findings(file: &Path, upstream: &str, report: &Report, now: System
         told.certificate(&format!("certificate {} of {}", index + 1, report.chain.len()), der, now);
     }
     match &report.question {
-        Some(question) => told.question(question),
+        Some(question) => told.question(question, report.failure.as_ref()),
         None if report.session.is_some() => told.unasked(),
         None => {}
     }
@@ -97,8 +97,11 @@ impl Told<'_> {
         }
     }
 
-    fn question(&mut self, question: &Question) {
-        self.note("the bank asked for our certificate in the handshake and was given the QWAC".to_owned());
+    fn question(&mut self, question: &Question, failure: Option<&Failure>) {
+        let distrusted = matches!(failure, Some(Failure::Acquire(error)) if error.is_distrust());
+        let given =
+            if distrusted { "was not given it, because we do not trust the bank" } else { "was given the QWAC" };
+        self.note(format!("the bank asked for our certificate in the handshake and {given}"));
         let accepted: Vec<_> = question.issuers.iter().map(|name| words(name)).collect();
         if accepted.is_empty() {
             return self.note("the bank does not say whose certificates it accepts".to_owned());

@@ -150,6 +150,22 @@ impl From<Unresolved> for AcquireError {
 }
 
 impl AcquireError {
+    /// Whether it was we who ended the handshake, over the bank's certificate: the bank has not seen ours then (RFC 8446
+    /// section 4.4, RFC 5246 section 7.4.6).
+    pub fn is_distrust(&self) -> bool {
+        matches!(
+            self,
+            Self::Untrusted(_)
+                | Self::Unverifiable(_)
+                | Self::WrongName(_)
+                | Self::Expired(_)
+                | Self::NotYetValid(_)
+                | Self::Revoked(_)
+                | Self::RevocationUnknown(_)
+                | Self::PinMismatch(_)
+        )
+    }
+
     /// One stable word for problems and metrics.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -161,6 +161,8 @@ fn one_key_of_the_verified_path_must_be_pinned() {
     assert!(rig.metrics().contains("sealproxy_upstream_failures_total{cause=\"upstream-pin-mismatch\""));
     let checked = Checked::of(&yaml);
     checked.fails(&["none of the keys that are pinned", &Chain::pin_of_nobody(), "Ask the bank, on another way"]);
+    checked
+        .says("note: ", &["asked for our certificate in the handshake and was not given it, because we do not trust"]);
     checked.says("warning: ", &["certificate 1 of 2: CN=bank, ", &format!(", pin {}", chain.pin("bank"))]);
 }
 

@@ -22,6 +22,7 @@ pub(super) struct Judge {
     roots: Arc<RootCertStore>,
     /// `None` without pins: the path is not looked for twice.
     pinning: Option<Pinning>,
+    lists_expiry: Option<SystemTime>,
 }
 
 impl Judge {
@@ -33,13 +34,19 @@ impl Judge {
             .enforce_revocation_expiration()
             .build()
             .expect("there are roots, and each list has been parsed");
+        let lists_expiry = lists.expiry;
         let pinning = (!trust.pins.is_empty()).then(|| Pinning {
             pins: trust.pins.clone(),
             roots: Arc::clone(&roots),
             lists: lists.parsed,
             algorithms: provider.signature_verification_algorithms.all,
         });
-        Ok(Self { library, roots, pinning })
+        Ok(Self { library, roots, pinning, lists_expiry })
+    }
+
+    /// From when on nothing passes any more; `None` without revocation lists.
+    pub(super) fn lists_expiry(&self) -> Option<SystemTime> {
+        self.lists_expiry
     }
 
     /// A refusal of the library in words, or as it was.

@@ -1,5 +1,7 @@
 //! What is counted and timed of the upstreams, and the handles of one of them.
 
+use std::time::SystemTime;
+
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -16,6 +18,7 @@ pub struct Families {
     connections: IntGaugeVec,
     in_flight: IntGaugeVec,
     clock_skew: GaugeVec,
+    crl_expiry: GaugeVec,
     without_qwac: IntCounterVec,
     failures: IntCounterVec,
 }
@@ -29,6 +32,7 @@ pub(super) struct Metrics {
     pub(super) in_flight: IntGauge,
     /// Full handshakes in which the bank asked for no certificate.
     pub(super) without_qwac: IntCounter,
+    crl_expiry: GaugeVec,
     failures: IntCounterVec,
     name: String,
 }
@@ -47,6 +51,12 @@ impl Families {
             registry.register(Box::new(family.clone()))?;
             Ok::<_, prometheus::Error>(family)
         };
+        // Without a value until there is something to tell.
+        let late_gauge = |name: &str, help: &str| {
+            let family = GaugeVec::new(Opts::new(name, help), &["upstream"])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(family.clone()))?;
@@ -61,7 +71,14 @@ impl Families {
             response: histogram("sealproxy_upstream_response_seconds", "From the request to the response head.")?,
             connections: gauge("sealproxy_upstream_connections", "Open connections to the upstream.")?,
             in_flight: gauge("sealproxy_upstream_in_flight", "Requests under way to the upstream.")?,
-            clock_skew: clock_skew(registry)?,
+            clock_skew: late_gauge(
+                "sealproxy_upstream_clock_skew_seconds",
+                "By how many seconds the upstream's clock is ahead of ours, by the Date of its answers; negative: behind.",
+            )?,
+            crl_expiry: late_gauge(
+                "sealproxy_upstream_crl_expiry_timestamp_seconds",
+                "When the first of the upstream's revocation lists is too old and nothing passes any more, in Unix time.",
+            )?,
             without_qwac: counter(
                 "sealproxy_upstream_handshakes_without_qwac_total",
                 "Full TLS handshakes in which the upstream did not ask for our certificate.",
@@ -88,21 +105,26 @@ impl Families {
             connections: self.connections.with_label_values(&[name]),
             in_flight: self.in_flight.with_label_values(&[name]),
             without_qwac: self.without_qwac.with_label_values(&[name]),
+            crl_expiry: self.crl_expiry.clone(),
             failures: self.failures.clone(),
             name: name.to_owned(),
         }
     }
 }
 
-fn clock_skew(registry: &Registry) -> Result<GaugeVec, prometheus::Error> {
-    let help =
-        "By how many seconds the upstream's clock is ahead of ours, by the Date of its answers; negative: behind.";
-    let family = GaugeVec::new(Opts::new("sealproxy_upstream_clock_skew_seconds", help), &["upstream"])?;
-    registry.register(Box::new(family.clone()))?;
-    Ok(family)
-}
-
 impl Metrics {
+    /// When the upstream's revocation lists are too old; `None` if it has none any more.
+    pub(super) fn lists_expire(&self, moment: Option<SystemTime>) {
+        let labels = [self.name.as_str()];
+        let Some(moment) = moment else {
+            // It need not have been there.
+            let _ = self.crl_expiry.remove_label_values(&labels);
+            return;
+        };
+        let seconds = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        self.crl_expiry.with_label_values(&labels).set(seconds);
+    }
+
     pub(super) fn fail(&self, cause: &str) {
         self.failures.with_label_values(&[self.name.as_str(), cause]).inc();
     }

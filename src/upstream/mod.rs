@@ -184,6 +184,7 @@ impl Upstream {
         let name = ServerName::try_from(settings.origin.host.clone())
             .map_err(|_| SetupError::Name(settings.origin.host.clone()))?;
         let tls = Tls::new(&settings.trust, resolver, now)?;
+        destination.metrics.lists_expire(tls.judge().lists_expiry());
         let via = settings.via.as_ref();
         let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
         let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;

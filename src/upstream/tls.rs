@@ -45,6 +45,10 @@ impl Tls {
         &self.connector
     }
 
+    pub(super) fn judge(&self) -> &Judge {
+        &self.judge
+    }
+
     /// The same configuration, watched, for one whole handshake.
     pub(super) fn watched(&self) -> (TlsConnector, Arc<Witness>) {
         let witness = Witness::new(Arc::clone(&self.judge) as _);

@@ -78,6 +78,8 @@ fn store(certificates: Vec<CertificateDer<'static>>) -> Option<RootCertStore> {
 pub(super) struct Lists {
     pub(super) der: Vec<CertificateRevocationListDer<'static>>,
     pub(super) parsed: Vec<CertRevocationList<'static>>,
+    /// The first moment at which one of them is too old.
+    pub(super) expiry: Option<SystemTime>,
 }
 
 impl Lists {
@@ -87,6 +89,7 @@ impl Lists {
             for list in pem::read_revocation_lists(path).map_err(TrustError::List)? {
                 lists.parsed.push(judged(path, &list, now)?);
                 lists.der.push(list.der().to_vec().into());
+                lists.expiry = lists.expiry.into_iter().chain(list.next_update()).min();
             }
         }
         Ok(lists)

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::connect::Checked;
 use crate::late::Keyboard;
@@ -290,6 +290,13 @@ fn a_revocation_list_that_expires_in_the_meantime_refuses_the_next_handshake() {
     chain.revoke("root", &[], "");
     chain.revoke("middle", &[], "-crlsec 3");
     let rig = Rig::start(&chain.yaml(&bank, &chain.lists(&["root.crl", "middle.crl"])));
+    let metrics = rig.metrics();
+    let expiry = metrics.lines().find_map(|line| {
+        line.strip_prefix("sealproxy_upstream_crl_expiry_timestamp_seconds{upstream=\"bank\"} ")?.parse().ok()
+    });
+    let expiry = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(expiry.expect("a moment"));
+    let left = expiry.duration_since(SystemTime::now()).expect("in the future");
+    assert!(left < Duration::from_secs(4), "the first of the two: {left:?}");
     std::thread::sleep(Duration::from_secs(4));
     refused(&rig.get(ACCOUNTS), "upstream-revocation-unknown");
     assert!(rig.log.text().contains("expired"), "{}", rig.log.text());

@@ -9,7 +9,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("log", &[]),
     ("identity", &["key"]),
     ("seal", &["key", "identity"]),
-    ("upstream", &["identity"]),
+    ("upstream", &["identity", "log"]),
     ("proxy", &["seal", "upstream", "log"]),
     ("sandbox", &["key", "identity", "seal"]),
     ("config", &["key", "admin", "identity", "proxy", "seal", "upstream"]),

@@ -3,20 +3,22 @@
 //! it, warm connections included. Binds nothing and changes nothing that lives longer.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
+use rustls::pki_types::CertificateDer;
 
 use super::Process;
-use super::holding::{Holding, Place};
+use super::holding::{Holding, Place, QWAC};
 use super::line::Line;
 use super::marks::Marks;
+use super::revocation::{Name, Watched};
 use crate::config::{Config, Finding};
 use crate::identity::certificate::Certificate;
 use crate::identity::qcstatements::Role;
-use crate::identity::{Pair, Settings};
+use crate::identity::{Credential, Pair, Settings};
 use crate::proxy::route::{self, Route, Routes};
 use crate::upstream::Upstream;
 
@@ -49,7 +51,9 @@ pub(super) async fn build(
     for (name, settings) in &config.identities {
         let place = Place { file: &config.file, identity: name, needed: needed(config, name), now };
         let held = earlier.and_then(|earlier| earlier.holdings.get(name));
-        let holding = Holding::look(&place, settings, held, marks).await;
+        let mut holding = Holding::look(&place, settings, held, marks).await;
+        holding.stopped = process.revocation.stopped(name);
+        findings.extend(holding.stopped.iter().map(|part| revoked(config, name, part)));
         findings.extend(holding.findings.iter().cloned());
         holdings.insert(name.clone(), holding);
     }
@@ -63,6 +67,13 @@ pub(super) async fn build(
     generation.draw_lines(process, earlier, marks, now);
     generation.note_nested();
     generation
+}
+
+fn revoked(config: &Config, identity: &str, part: &str) -> Finding {
+    let reason = format!("the certificate of {part} has been revoked, and `revocation.stops` keeps it from being used");
+    Finding::warning(&config.file, format!("identities.{identity}.revocation"), reason)
+        .hint("ask the trust service provider, and install a successor")
+        .code("revoked")
 }
 
 /// The roles that the routes of an identity need, as far as their paths say so.
@@ -79,7 +90,8 @@ fn needed(config: &Config, identity: &str) -> Vec<(Role, String)> {
 /// The files of a configuration that are watched.
 pub(super) fn files(config: &Config) -> impl Iterator<Item = &Path> {
     let identities = config.identities.values().flat_map(Settings::pairs).flat_map(Pair::files);
-    identities.chain(config.upstreams.values().flat_map(|upstream| upstream.settings.files()))
+    let lists = config.revocation.values().flat_map(|revocation| revocation.crl.iter().map(PathBuf::as_path));
+    identities.chain(config.upstreams.values().flat_map(|upstream| upstream.settings.files())).chain(lists)
 }
 
 impl Generation {
@@ -148,6 +160,32 @@ impl Generation {
         let ends = self.holdings.values().flat_map(Holding::certificates).flat_map(|(_, it)| validity(it));
         let begins = self.config.upstreams.values().flat_map(|upstream| &upstream.registrations);
         ends.chain(begins.filter_map(|registration| registration.from)).filter(|moment| *moment > now).min()
+    }
+
+    /// The certificates in use, where it is to be looked whether they have been revoked: of a seal the one that seals, or
+    /// else the one that lies ready.
+    pub(super) fn watched(&self) -> Vec<Watched> {
+        let mut watched = Vec::new();
+        for (identity, holding) in &self.holdings {
+            let Some(settings) = self.config.revocation.get(identity) else { continue };
+            let mut watch = |part: &str, chain: &[CertificateDer<'static>]| {
+                let name = Name { identity: identity.clone(), part: part.to_owned() };
+                watched.push(Watched { name, chain: chain.to_vec(), settings: settings.clone() });
+            };
+            if let Some(qwac) = &holding.qwac {
+                watch(QWAC, qwac.chain());
+            }
+            for (name, held) in &holding.seals {
+                watch(name, self.known(identity, name).unwrap_or(held).chain());
+            }
+        }
+        watched
+    }
+
+    /// The seal of this name that a bank knows.
+    fn known(&self, identity: &str, name: &str) -> Option<&Arc<Credential>> {
+        let own = self.config.upstreams.iter().filter(|(_, upstream)| upstream.identity == identity);
+        own.filter_map(|(upstream, _)| self.lines.get(upstream)?.known.get(name)).map(|known| &known.credential).next()
     }
 
     /// The upstreams by name.

@@ -1,7 +1,7 @@
 //! What is held of one identity: the last good set of certificates and keys, whatever lies on disk now. A bad set changes
 //! nothing. Must not know upstreams and routes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,11 +20,16 @@ pub(super) struct Holding {
     pub(super) qwac: Option<Arc<Qwac>>,
     /// By name; one that could not be loaded is missing.
     pub(super) seals: BTreeMap<String, Arc<Credential>>,
+    /// The names in metrics of the certificates that are revoked and not to be used any more.
+    pub(super) stopped: BTreeSet<String>,
     /// What was found in the files at the last look.
     pub(super) findings: Vec<Finding>,
     /// The files that the held certificates and keys were read from, by pair.
     read: BTreeMap<String, Marks>,
 }
+
+/// The QWAC's name in metrics. No seal may have it.
+pub(super) const QWAC: &str = "qwac";
 
 /// Where findings stand, and as of when.
 pub(super) struct Place<'a> {
@@ -48,12 +53,13 @@ impl Holding {
 
     /// Whether the QWAC can be presented.
     pub(super) fn presents(&self, now: SystemTime) -> bool {
-        self.qwac.as_ref().is_some_and(|qwac| qwac.certificate().validity_at(now) == Validity::Valid)
+        let is_valid = |qwac: &Arc<Qwac>| qwac.certificate().validity_at(now) == Validity::Valid;
+        self.qwac.as_ref().is_some_and(is_valid) && !self.stopped.contains(QWAC)
     }
 
     /// Each certificate that is held, under its name in metrics: `qwac`, `qsealc` or a seal's own.
     pub(super) fn certificates(&self) -> impl Iterator<Item = (&str, &Certificate)> {
-        let qwac = self.qwac.iter().map(|qwac| ("qwac", qwac.certificate()));
+        let qwac = self.qwac.iter().map(|qwac| (QWAC, qwac.certificate()));
         qwac.chain(self.seals.iter().map(|(name, seal)| (name.as_str(), seal.certificate())))
     }
 
@@ -144,6 +150,7 @@ impl Set {
             qwac: self.qwac.clone().filter(|_| is_good(&settings.qwac.setting)),
             seals,
             settings: settings.clone(),
+            stopped: BTreeSet::new(),
             findings: self.findings,
             read: self.read,
         }

@@ -1,12 +1,12 @@
 //! One bank as one identity reaches it: the connections under the present QWAC and trust, and the seal that the bank
 //! knows. A seal certificate goes live only where the configuration says that it is registered. Must not know routes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::holding::{Holding, finding};
+use super::holding::{Holding, QWAC, finding};
 use super::marks::Marks;
 use super::{KnownSeal, Process};
 use crate::config::{Finding, Registration, Upstream as Config};
@@ -30,6 +30,8 @@ pub(super) struct Line {
     pub(super) active: Option<String>,
     /// Seals that lie ready, and are not used here.
     pub(super) staged: Vec<Staged>,
+    /// The names of certificates that are not to be used.
+    stopped: BTreeSet<String>,
     /// Whether any of its routes seals.
     seals: bool,
     /// Whether requests may take it.
@@ -87,6 +89,7 @@ impl Line {
             known: BTreeMap::new(),
             active: None,
             staged: Vec::new(),
+            stopped: holding.stopped.clone(),
             seals,
             is_usable: false,
         };
@@ -134,6 +137,7 @@ impl Line {
         let is_valid = |qwac: &Arc<Qwac>| qwac.certificate().validity_at(now) == Validity::Valid;
         self.upstream.is_some()
             && self.qwac.as_ref().is_some_and(is_valid)
+            && !self.stopped.contains(QWAC)
             && (!self.seals || self.choose(config, now).is_some())
     }
 
@@ -142,7 +146,9 @@ impl Line {
         let usable = config.registrations.iter().filter(|registration| {
             let known = self.known.get(&registration.seal);
             let valid = |known: &Known| known.credential.certificate().validity_at(now) == Validity::Valid;
-            registration.from.is_some_and(|from| from <= now) && known.is_some_and(valid)
+            registration.from.is_some_and(|from| from <= now)
+                && known.is_some_and(valid)
+                && !self.stopped.contains(&registration.seal)
         });
         // Of several with the same moment the one that stands last.
         usable.max_by_key(|registration| registration.from).map(|registration| registration.seal.clone())

@@ -28,6 +28,7 @@ use generation::Generation;
 use line::Line;
 use marks::Marks;
 use reload::Reloader;
+use revocation::Revocation;
 use standing::Standing;
 
 use crate::admin;
@@ -63,6 +64,7 @@ struct Process {
     proxy_metrics: Metrics,
     families: Families,
     standing: Standing,
+    revocation: Revocation,
     log: Log,
 }
 
@@ -75,6 +77,7 @@ impl Process {
             proxy_metrics: Metrics::register(&registry)?,
             families: Families::register(&registry)?,
             standing: Standing::register(&registry)?,
+            revocation: revocation::start(&registry, log.clone())?,
             registry,
             log: log.clone(),
         })

@@ -71,16 +71,14 @@ impl Reloader {
 
     /// Looks, for as long as it is let. Each message asks for the configuration to be read anew.
     pub(super) async fn run(mut self, mut asked: mpsc::Receiver<()>) {
+        let process = Arc::clone(&self.process);
+        let mut verdicts = process.revocation.verdicts();
         loop {
-            let changed = tokio::select! {
-                () = self.folders.changed() => true,
-                () = tokio::time::sleep(self.until_next_look()) => true,
-                Some(()) = asked.recv() => false,
-            };
-            if changed {
-                self.look().await;
-            } else {
-                self.reconfigure().await;
+            tokio::select! {
+                () = self.folders.changed() => self.look().await,
+                () = tokio::time::sleep(self.until_next_look()) => self.look().await,
+                Ok(()) = verdicts.changed() => self.look().await,
+                Some(()) = asked.recv() => self.reconfigure().await,
             }
             self.report();
         }
@@ -97,8 +95,17 @@ impl Reloader {
         let mut marks = self.marks(&self.present.config).await;
         let changed = marks != self.seen;
         let retries = self.present.errors().next().is_some() && self.judged.elapsed() > RETRY;
-        if !changed && !retries && !self.present.has_aged(SystemTime::now()) {
+        let stopped = self
+            .present
+            .holdings
+            .iter()
+            .any(|(name, holding)| self.process.revocation.stopped(name) != holding.stopped);
+        if !changed && !retries && !stopped && !self.present.has_aged(SystemTime::now()) {
             return;
+        }
+        if changed {
+            // A list of revocations may be among them.
+            self.process.revocation.look_again();
         }
         let mut next = self.build(&self.present.config, &marks).await;
         for _ in 0..ROUNDS {
@@ -114,7 +121,11 @@ impl Reloader {
         let refused = changed || next.errors().ne(self.present.errors());
         self.seen = marks;
         self.judged = Instant::now();
-        let trigger = if changed || retries { "files" } else { "time" };
+        let trigger = match (changed || retries, stopped) {
+            (true, _) => "files",
+            (false, true) => "revocation",
+            (false, false) => "time",
+        };
         self.put(next, trigger, refused);
     }
 
@@ -201,6 +212,7 @@ impl Reloader {
     }
 
     fn follow(&mut self) {
+        self.process.revocation.update(self.present.watched());
         self.folders.follow(self.seen.files());
     }
 
@@ -209,7 +221,9 @@ impl Reloader {
         let now = SystemTime::now();
         let is_refused = self.rejected || self.present.errors().next().is_some();
         self.process.standing.show(&self.present, self.number, is_refused, now);
-        let status = Status::new(&self.present, self.number, self.since, self.last.as_ref(), now);
+        let verdicts = self.process.revocation.verdicts();
+        let verdicts = verdicts.borrow().clone();
+        let status = Status::new(&self.present, &verdicts, self.number, self.since, self.last.as_ref(), now);
         self.pages.set_standing(admin::Standing {
             usable: self.present.is_any_usable(now),
             upstreams: self.present.lines.iter().map(|(name, line)| (name.clone(), line.is_usable)).collect(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::generation::Generation;
 use super::holding::Holding;
 use super::line::Line;
+use super::revocation::Records;
 use crate::config::{Finding, Upstream as Config};
 use crate::identity::certificate::Certificate;
 use crate::log::timestamp;
@@ -30,7 +31,7 @@ pub(super) struct Status<'a> {
 pub(super) struct Reload {
     pub(super) time: String,
     pub(super) event: &'static str,
-    /// `files`, `configuration` or `time`.
+    /// `files`, `configuration`, `time` or `revocation`.
     pub(super) trigger: &'static str,
     /// `applied`, `refused`, or `restored`: the files hold again what is in use.
     pub(super) result: &'static str,
@@ -42,8 +43,19 @@ struct Identity<'a> {
     usable: bool,
     qwac: Option<Facts<'a>>,
     seals: BTreeMap<&'a str, Facts<'a>>,
+    /// By certificate; empty where nobody looks.
+    revocation: BTreeMap<String, Verdict>,
     /// What is wrong with the files as they are now; what is in use may be older and sound.
     findings: Vec<String>,
+}
+
+/// Whether a certificate has been revoked, as far as is known.
+#[derive(Serialize)]
+struct Verdict {
+    /// `good`, `revoked` or `unknown`.
+    verdict: &'static str,
+    checked: Option<String>,
+    failure: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -90,13 +102,14 @@ impl<'a> Status<'a> {
     /// The page as of `now`, of the `number`th generation, which is in place `since`.
     pub(super) fn new(
         generation: &'a Generation,
+        verdicts: &Records,
         number: u64,
         since: SystemTime,
         last_reload: Option<&'a Reload>,
         now: SystemTime,
     ) -> Self {
         let identity = |(name, holding): (&'a String, &'a Holding)| {
-            (name.as_str(), Identity::new(holding, generation.is_usable(name, now)))
+            (name.as_str(), Identity::new(name, holding, verdicts, generation.is_usable(name, now)))
         };
         let upstream = |(name, line): (&'a String, &'a Line)| {
             Some((name.as_str(), Upstream::new(line, generation.config.upstreams.get(name)?)))
@@ -119,9 +132,15 @@ impl<'a> Status<'a> {
 }
 
 impl<'a> Identity<'a> {
-    fn new(holding: &'a Holding, usable: bool) -> Self {
+    fn new(name: &str, holding: &'a Holding, verdicts: &Records, usable: bool) -> Self {
+        let own = verdicts.iter().filter(|(watched, _)| watched.identity == name);
+        let revocation = own.map(|(watched, record)| {
+            let (verdict, checked) = (record.word(), record.checked.map(timestamp));
+            (watched.part.clone(), Verdict { verdict, checked, failure: record.failure.clone() })
+        });
         Self {
             usable,
+            revocation: revocation.collect(),
             qwac: holding.qwac.as_ref().map(|qwac| Facts::new(qwac.certificate())),
             seals: holding.seals.iter().map(|(name, seal)| (name.as_str(), Facts::new(seal.certificate()))).collect(),
             findings: holding.findings.iter().map(Finding::to_string).collect(),

@@ -17,7 +17,7 @@ use sealproxy::upstream::Via;
 use tokio::sync::watch;
 
 use crate::outside::{free_port, output, present};
-use crate::support::{Lines, Running, folder};
+use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, config, folder, kit, ok, send, tls};
 use crate::way::{ESTABLISHED, Egress};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -576,4 +576,60 @@ async fn what_is_missing_is_said() {
     let words = "the issuer's certificate does not follow";
     let said = |record: &Record| record.failure.as_ref().is_some_and(|failure| failure.starts_with(words));
     watching.until("no issuer", said).await;
+}
+
+/// The whole way: a list on disk, the app, and what callers and probes notice.
+#[test]
+fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    for stops in [false, true] {
+        let authority = Authority::new("ec -pkeyopt ec_paramgen_curve:P-256");
+        authority.issue("ours", "leaf", &[]);
+        let chain = ["ours.pem", "ca.pem"].map(|file| std::fs::read_to_string(authority.file(file)).expect("PEM"));
+        std::fs::write(authority.file("chain.pem"), chain.concat()).expect("written");
+        authority.crl(&[]);
+        let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &authority.file("ca.pem"), rustls::ALL_VERSIONS);
+        let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")));
+        let text = config(bank.address, "", "");
+        let text = text
+            .replace(&kit().path("qwac.pem").display().to_string(), &authority.file("chain.pem").display().to_string());
+        let text = text
+            .replace(&kit().path("qwac.key").display().to_string(), &authority.file("ours.key").display().to_string());
+        let list = authority.file("list.pem");
+        let settings = format!("    revocation: {{ crl: [{}], stops: {stops} }}\n    qsealc:", list.display());
+        let rig = Rig::start(&text.replace("    qsealc:", &settings));
+        let page = |path: &str| {
+            send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
+        };
+        let verdict = || {
+            let status: serde_json::Value = serde_json::from_str(&page("/status").body).expect("JSON");
+            status["identities"]["main"]["revocation"]["qwac"]["verdict"].as_str().unwrap_or_default().to_owned()
+        };
+        let until = |expected: &str| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while verdict() != expected {
+                assert!(std::time::Instant::now() < deadline, "{}", page("/status").body);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let accounts = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+        until("good");
+        assert_eq!(rig.get(accounts).status, 200);
+        authority.revoke("ours", "keyCompromise");
+        authority.crl(&[]);
+        until("revoked");
+        assert!(rig.metrics().contains("sealproxy_certificate_revoked{identity=\"main\",use=\"qwac\"} 1"));
+        std::thread::sleep(Duration::from_millis(300));
+        let (answer, ready) = (rig.get(accounts), page("/readyz").status);
+        if stops {
+            assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "identity-unusable", "not_sent"));
+            assert_eq!((ready, bank.received().len()), (503, 1));
+        } else {
+            assert_eq!((answer.status, ready), (200, 200), "only told");
+        }
+        let told = rig.log.text();
+        assert!(told.lines().any(|line| line.contains("\"revocation\"") && line.contains("revoked")), "{told}");
+    }
 }

@@ -624,3 +624,25 @@ fn resumption_never_carries_an_old_certificate_on() {
         assert!(world.bank.connections() >= 18);
     }
 }
+
+/// Whom we trust is read anew as well: the bank's certificate is of the first authority.
+#[test]
+fn roots_that_change_hold_for_every_new_connection() {
+    let world = World::new();
+    let (qwac, seal) = (world.qwac(), world.seal());
+    let secret = Secret::new(&files(&qwac, &seal));
+    let roots = folder("trust").join("roots.pem");
+    let first = std::fs::read_to_string(kit().path("ca.pem")).expect("PEM");
+    std::fs::write(&roots, &first).expect("written");
+    let text = world.config(&identity(&secret), "");
+    let rig = Rig::start(&text.replace(&kit().path("ca.pem").display().to_string(), &roots.display().to_string()));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    std::fs::write(&roots, world.authority.certificate_pem()).expect("written");
+    until("the bank is trusted no more", Duration::from_secs(10), || rig.get(ACCOUNTS).status == 502);
+    assert_eq!(rig.get(ACCOUNTS).problem(), "upstream-untrusted");
+    std::fs::write(&roots, "nothing of use").expect("written");
+    until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) == 1.0);
+    assert_eq!(rig.get(ACCOUNTS).problem(), "upstream-untrusted", "what was there before holds");
+    std::fs::write(&roots, &first).expect("written");
+    until("the bank is trusted again", Duration::from_secs(10), || rig.get(ACCOUNTS).status == 200);
+}

@@ -1,7 +1,7 @@
 //! Looks in the background whether certificates of ours have been revoked, says so in log and metrics, and keeps what is
 //! known for others to read. Holds up no request: what follows from a verdict is for its readers to decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -63,6 +63,19 @@ impl Revocation {
         for (name, watched) in wanted {
             watches.entry(name).or_insert_with(|| Watch::start(Arc::clone(&self.ledger), watched));
         }
+    }
+
+    /// Checks everything at once: there are new lists.
+    pub fn look_again(&self) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        for watch in watches.values_mut() {
+            *watch = Watch::start(Arc::clone(&self.ledger), watch.watched.clone());
+        }
+    }
+
+    /// The names of an identity's certificates that are revoked and not to be used.
+    pub fn stopped(&self, identity: &str) -> BTreeSet<String> {
+        self.ledger.records.borrow().stopped(identity).map(|name| name.part.clone()).collect()
     }
 
     /// What is known of every certificate under watch; the receiver also tells of changes.

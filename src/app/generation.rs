@@ -19,6 +19,7 @@ use crate::config::{Config, Finding};
 use crate::identity::certificate::Certificate;
 use crate::identity::qcstatements::Role;
 use crate::identity::{Credential, Pair, Settings};
+use crate::proxy::api::Environment;
 use crate::proxy::route::{self, Route, Routes};
 use crate::upstream::Upstream;
 
@@ -49,7 +50,8 @@ pub(super) async fn build(
     let mut holdings = BTreeMap::new();
     let mut findings = Vec::new();
     for (name, settings) in &config.identities {
-        let place = Place { file: &config.file, identity: name, needed: needed(config, name), now };
+        let (file, needed, is_for_tests) = (&config.file, needed(config, name), is_for_tests(config, name));
+        let place = Place { file, identity: name, is_for_tests, needed, now };
         let held = earlier.and_then(|earlier| earlier.holdings.get(name));
         let mut holding = Holding::look(&place, settings, held, marks).await;
         holding.stopped = process.revocation.stopped(name);
@@ -67,6 +69,11 @@ pub(super) async fn build(
     generation.draw_lines(process, earlier, marks, now);
     generation.note_nested();
     generation
+}
+
+fn is_for_tests(config: &Config, identity: &str) -> bool {
+    let mut used = config.upstreams.values().filter(|upstream| upstream.identity == identity);
+    used.all(|upstream| upstream.environment == Environment::Sandbox)
 }
 
 fn revoked(config: &Config, identity: &str, part: &str) -> Finding {

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use super::marks::Marks;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Validity};
+use crate::identity::exposure::{self, Exposed};
 use crate::identity::preflight::{self, Expectations, Issue, Level, Purpose, Subject};
 use crate::identity::qcstatements::Role;
 use crate::identity::{Credential, Error, Pair, Qwac, Settings};
@@ -35,6 +36,8 @@ pub(super) const QWAC: &str = "qwac";
 pub(super) struct Place<'a> {
     pub(super) file: &'a Path,
     pub(super) identity: &'a str,
+    /// Whether it is used nowhere but in sandboxes.
+    pub(super) is_for_tests: bool,
     /// The roles that its routes need, with their paths.
     pub(super) needed: Vec<(Role, String)>,
     pub(super) now: SystemTime,
@@ -111,6 +114,7 @@ impl Set {
             };
             set.seals.extend(loaded.map(|loaded| (seal.name.clone(), loaded)));
         }
+        set.judge_exposure(place, settings);
         set.judge(place, settings);
         set.judge_subject(place, settings, earlier);
         set
@@ -199,6 +203,23 @@ impl Set {
             "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`";
         let key = format!("identities.{}.qwac.certificate", place.identity);
         self.add("qwac", Finding::error(place.file, key, reason).hint(hint).code("other-subject"));
+    }
+
+    /// A key that everybody on the machine may read is everybody's key.
+    fn judge_exposure(&mut self, place: &Place<'_>, settings: &Settings) {
+        for Exposed { setting, path, mode } in exposure::exposed(settings) {
+            let key = format!("identities.{}.{setting}", place.identity);
+            let reason =
+                format!("{}: every user of this machine may read the secret (mode {mode:04o})", path.display());
+            let finding = match place.is_for_tests {
+                true => Finding::warning(place.file, key, reason),
+                false => Finding::error(place.file, key, reason),
+            };
+            let hint = "`chmod o-rwx` the file; in Kubernetes write `defaultMode: 0440` into the secret's volume and \
+                        `fsGroup: GID` into the pod's securityContext";
+            let (pair, _) = setting.rsplit_once('.').unwrap_or((&setting, ""));
+            self.add(pair, finding.hint(hint).code("exposed-secret"));
+        }
     }
 
     /// What is true of certificates whose files are sound.

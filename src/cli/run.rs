@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, tell};
@@ -12,6 +12,7 @@ use crate::config::{Config, show_size};
 use crate::log::Log;
 
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
+    keep_memory_to_ourselves();
     let (config, findings) = Config::load(file).map_err(Failure::Configuration)?;
     findings.iter().for_each(tell);
     let (log, writer) = Log::start(std::io::stdout(), LOG_LINES)?;
@@ -54,6 +55,16 @@ fn announce(bound: &Bound) {
         bound.threads(),
         show_size(bound.limits().buffered),
     ));
+}
+
+/// Before any key is read: no core dump may hold one, and no other process of this user may read ours.
+fn keep_memory_to_ourselves() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let limited = setrlimit(Resource::Core, none);
+    let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if let Err(error) = limited.and(hidden) {
+        tell(format_args!("warning: a core dump of this process could hold its keys: {error}"));
+    }
 }
 
 /// Each connection is a file to the system, which lets most processes have 1024 of them unasked, and more once asked.

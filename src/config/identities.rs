@@ -8,7 +8,7 @@ use super::quantity::{boolean, whole};
 use super::section::{Section, Value};
 use crate::identity::preflight::Expectations;
 use crate::identity::qcstatements::Role;
-use crate::identity::{KeySource, Pair, SealSettings, Settings};
+use crate::identity::{KeySource, Pair, PassphraseSource, SealSettings, Settings};
 use crate::key::TokenSettings;
 use crate::key::uri::{self, TokenUri};
 
@@ -19,8 +19,9 @@ const ROLES: [(&str, Role); 4] = [
     ("CBPII", Role::CardIssuing),
     ("ASPSP", Role::AccountServicing),
 ];
-pub(super) const PAIR_KEYS: [&str; 3] = ["certificate", "key", "sessions"];
-pub(super) const SEAL_KEYS: [&str; 4] = ["name", "certificate", "key", "sessions"];
+pub(super) const PAIR_KEYS: [&str; 5] = ["certificate", "key", "pkcs12", "passphrase", "sessions"];
+pub(super) const PASSPHRASE_KEYS: [&str; 2] = ["file", "env"];
+pub(super) const SEAL_KEYS: [&str; 6] = ["name", "certificate", "key", "pkcs12", "passphrase", "sessions"];
 
 /// The identities that are legal, and the names of all. `waiting` signatures may wait for a key on a token.
 pub(super) fn identities<'a>(
@@ -98,9 +99,7 @@ fn roles(value: &Value<'_>) -> Vec<Role> {
 fn qwac(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<Pair> {
     let hint = "name the certificate and the key that are presented on the TLS connection";
     let section = section.required("qwac", hint)?.section(&PAIR_KEYS)?;
-    let certificate = certificate(&section, folder);
-    let key = key(&section, folder, waiting);
-    Some(Pair { setting: "qwac".into(), certificate: certificate?, key: key? })
+    pair(&section, "qwac".into(), folder, waiting)
 }
 
 /// One seal, or a list of them, each under a name of its own.
@@ -136,9 +135,60 @@ fn seal(value: &Value<'_>, setting: String, folder: &Path, waiting: usize) -> Op
             .required("name", "give each seal a name, which `seal_keys` of the upstreams refer to")?
             .text(seal_name),
     };
-    let certificate = certificate(&section, folder);
-    let key = key(&section, folder, waiting);
-    Some(SealSettings { name: name?, pair: Pair { setting, certificate: certificate?, key: key? } })
+    let pair = pair(&section, setting, folder, waiting);
+    Some(SealSettings { name: name?, pair: pair? })
+}
+
+/// A certificate and its key, each where it is, or both in a bundle.
+fn pair(section: &Section<'_>, setting: String, folder: &Path, waiting: usize) -> Option<Pair> {
+    let passphrase = section.value("passphrase").map(|value| passphrase(&value, folder));
+    let Some(bundle) = section.value("pkcs12") else {
+        let certificate = certificate(section, folder);
+        let key = key(section, folder, waiting);
+        if let (Some(value), Some(KeySource::Token(_))) = (section.value("passphrase"), &key) {
+            value.refuse(
+                Fault::new("concerns key files alone: a token has a PIN").hint("write pin-source into the URI"),
+            );
+        }
+        let passphrase = passphrase.map_or(Some(None), |passphrase| passphrase.map(Some))?;
+        return Some(Pair { setting, certificate: certificate?, key: key?, passphrase });
+    };
+    for name in ["certificate", "key", "sessions"] {
+        if let Some(value) = section.value(name) {
+            value.refuse(Fault::new("stands beside `pkcs12`, which holds certificate and key").hint("take one away"));
+        }
+    }
+    let bundle = bundle.text(|text| path(text, folder));
+    if passphrase.is_none() {
+        section.required("passphrase", "say where the bundle's passphrase is: a file, or { env: NAME }");
+    }
+    let (bundle, passphrase) = (bundle?, passphrase??);
+    Some(Pair { setting, certificate: bundle.clone(), key: KeySource::File(bundle), passphrase: Some(passphrase) })
+}
+
+/// A file's path, or a map that names a file or an environment variable. Never the passphrase itself.
+fn passphrase(value: &Value<'_>, folder: &Path) -> Option<PassphraseSource> {
+    if !value.is_map() {
+        return value.text(|text| path(text, folder)).map(PassphraseSource::File);
+    }
+    let section = value.section(&PASSPHRASE_KEYS)?;
+    match (section.value("file"), section.value("env")) {
+        (Some(file), None) => file.text(|text| path(text, folder)).map(PassphraseSource::File),
+        (None, Some(variable)) => variable.text(variable_name).map(PassphraseSource::Variable),
+        _ => {
+            value.refuse(Fault::new("does not name one place").hint("write { file: PATH }, or { env: NAME }"));
+            None
+        }
+    }
+}
+
+fn variable_name(text: &str) -> Result<String, Fault> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if !text.is_empty() && text.bytes().all(legal) && !text.as_bytes()[0].is_ascii_digit() {
+        return Ok(text.to_owned());
+    }
+    // It may be the passphrase.
+    Err(Fault::new("is not the name of an environment variable").hint("write its name, without `$`").hidden())
 }
 
 /// A key's file, or where it is on a token.

@@ -1,7 +1,7 @@
 //! The configuration as a whole: defaults, the three files of `config/`, and one wrong file after another.
 
 use super::*;
-use crate::identity::KeySource;
+use crate::identity::{KeySource, PassphraseSource};
 use crate::proxy::listener::Address;
 use crate::upstream::{Pin, Roots, Trust, Via};
 
@@ -107,7 +107,12 @@ fn the_reference_names_every_key() {
         .chain(&upstreams::PROFILE_KEYS)
         .chain(&upstreams::SEAL_KEY_KEYS);
     let keys = keys.chain(&routes::KEYS).chain(&listeners::LISTEN_KEYS).chain(&listeners::ADMIN_KEYS);
-    for key in keys.chain(&identities::KEYS).chain(&identities::PAIR_KEYS).chain(&revocation::KEYS) {
+    for key in keys
+        .chain(&identities::KEYS)
+        .chain(&identities::PAIR_KEYS)
+        .chain(&identities::PASSPHRASE_KEYS)
+        .chain(&revocation::KEYS)
+    {
         assert!(REFERENCE.contains(&format!("{key}:")), "{key}");
     }
 }
@@ -788,4 +793,32 @@ fn seals_are_one_or_a_list_and_the_bank_knows_those_that_seal_keys_name() {
     let twins = list.replace("name: new", "name: old");
     let found = findings(&minimal().replace("qsealc: {certificate: s.pem, key: s.key}", &twins));
     assert!(found.iter().any(|finding| finding.contains("two seals have the name old")), "{found:?}");
+}
+
+#[test]
+fn a_passphrase_is_in_a_file_or_a_variable_and_a_bundle_holds_both() {
+    let qwac = |settings: &str| minimal().replace("{certificate: w.pem, key: w.key}", settings);
+    let pair = |settings: &str| legal(&qwac(settings)).identities["main"].qwac.clone();
+    let file = |name: &str| PassphraseSource::File(Path::new("/etc/sealproxy").join(name));
+    let variable = PassphraseSource::Variable("P".into());
+    assert_eq!(pair("{certificate: w.pem, key: w.key}").passphrase, None);
+    assert_eq!(pair("{certificate: w.pem, key: w.key, passphrase: w.pass}").passphrase, Some(file("w.pass")));
+    assert_eq!(pair("{certificate: w.pem, key: w.key, passphrase: {file: p}}").passphrase, Some(file("p")));
+    let bundle = pair("{pkcs12: w.p12, passphrase: {env: P}}");
+    assert_eq!((bundle.passphrase, &bundle.key), (Some(variable), &KeySource::File("/etc/sealproxy/w.p12".into())));
+    assert_eq!(bundle.certificate, Path::new("/etc/sealproxy/w.p12"));
+    for (settings, reason) in [
+        ("{pkcs12: w.p12}", "identities.main.qwac.passphrase: is missing"),
+        ("{pkcs12: w.p12, passphrase: p, key: w.key}", "identities.main.qwac.key: stands beside `pkcs12`"),
+        ("{certificate: w.pem, key: w.key, passphrase: {env: P, file: p}}", "does not name one place"),
+        (
+            "{certificate: w.pem, key: w.key, passphrase: {env: 'hunter2!'}}",
+            "the value is not the name of an environment",
+        ),
+        ("{certificate: w.pem, key: w.key, passphrase: {}}", "does not name one place"),
+        ("{certificate: w.pem, key: 'pkcs11:token=t;object=a?module-path=/m', passphrase: p}", "concerns key files alone"),
+    ] {
+        let found = findings(&qwac(settings)).join("\n");
+        assert!(found.contains(reason) && !found.contains("hunter2"), "{settings}: {found}");
+    }
 }

@@ -10,12 +10,16 @@ use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use crate::key::{self, Key, Scheme, TokenSettings};
 
 pub mod algorithm;
 pub mod certificate;
 mod chain;
+mod encrypted;
+pub mod exposure;
+mod passphrase;
 pub mod pem;
 pub mod preflight;
 pub mod qcstatements;
@@ -23,6 +27,7 @@ pub mod revocation;
 pub mod revocation_list;
 mod tls;
 
+pub use passphrase::{Passphrase, PassphraseError, PassphraseSource};
 pub use tls::failed_key;
 
 use certificate::{Certificate, PublicKey};
@@ -57,8 +62,10 @@ pub struct Pair {
     pub setting: String,
     /// PEM or DER.
     pub certificate: PathBuf,
-    /// The key of the first certificate.
+    /// The key of the first certificate. In a PKCS#12 bundle both are in one file.
     pub key: KeySource,
+    /// What opens the key, if it is encrypted.
+    pub passphrase: Option<PassphraseSource>,
 }
 
 impl Settings {
@@ -75,15 +82,29 @@ impl Pair {
             KeySource::File(path) => Some(path.as_path()),
             KeySource::Token(_) => None,
         };
-        std::iter::once(self.certificate.as_path()).chain(key)
+        let passphrase = match &self.passphrase {
+            Some(PassphraseSource::File(path)) => Some(path.as_path()),
+            _ => None,
+        };
+        std::iter::once(self.certificate.as_path()).chain(key).chain(passphrase)
     }
 
     fn fault(&self, file: &str, place: impl Into<PathBuf>, reason: Reason) -> Error {
         Error { setting: format!("{}.{file}", self.setting), place: place.into(), reason }
     }
 
+    fn read_passphrase(&self) -> Result<Option<Passphrase>, Error> {
+        let read = self.passphrase.as_ref().map(PassphraseSource::read).transpose();
+        read.map_err(|error| {
+            let place = self.passphrase.as_ref().map(PassphraseSource::to_string).unwrap_or_default();
+            self.fault("passphrase", place, pem::Reason::from(error).into())
+        })
+    }
+
     fn read_chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
-        pem::read_chain(&self.certificate)
+        // That there is none is told of the key.
+        let passphrase = self.read_passphrase().ok().flatten();
+        pem::read_chain_with(&self.certificate, passphrase.as_ref())
             .map_err(|error| self.fault("certificate", &*self.certificate, error.reason.into()))
     }
 
@@ -99,7 +120,7 @@ impl Pair {
 /// Where a private key is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
-    /// In a file, PEM or DER, unencrypted: PKCS#8, PKCS#1 or SEC1.
+    /// In a file, PEM or DER: PKCS#8, PKCS#1, SEC1, or PKCS#12.
     File(PathBuf),
     /// On a token, which it never leaves.
     Token(TokenSettings),
@@ -130,7 +151,7 @@ impl Qwac {
             KeySource::File(path) => {
                 let (chain, key) = both(pair.read_chain(), read_key(pair, path))?;
                 let certificate = pair.read_leaf(&chain).map_err(|error| vec![error])?;
-                (tls::ClientIdentity::new(chain.clone(), key), certificate, chain, None)
+                (tls::ClientIdentity::new(chain.clone(), &Zeroizing::new(key)), certificate, chain, None)
             }
             KeySource::Token(settings) => {
                 let leaf = |chain: Vec<_>| Ok((pair.read_leaf(&chain)?, chain));
@@ -240,12 +261,13 @@ async fn in_time<T>(trial: impl Future<Output = Result<T, Reason>>) -> Result<T,
 }
 
 fn read_key(pair: &Pair, path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    pem::read_key(path).map_err(|error| pair.key_fault(error.reason.into()))
+    let passphrase = pair.read_passphrase()?;
+    pem::read_key_with(path, passphrase.as_ref()).map_err(|error| pair.key_fault(error.reason.into()))
 }
 
 async fn open_key(pair: &Pair) -> Result<Key, Error> {
     let opened = match &pair.key {
-        KeySource::File(path) => Key::from_der(&read_key(pair, path)?),
+        KeySource::File(path) => Key::from_der(&Zeroizing::new(read_key(pair, path)?)),
         KeySource::Token(settings) => {
             let settings = settings.clone();
             // A token may take its time, and its module may block.

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 use rustls_pemfile::Item;
 use thiserror::Error;
@@ -14,19 +16,45 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 use yasna::tags::{TAG_BITSTRING, TAG_INTEGER, TAG_OCTETSTRING, TAG_OID, TAG_SEQUENCE};
 use yasna::{BERMode, Tag};
 
+use zeroize::{Zeroize as _, Zeroizing};
+
 use super::certificate;
+use super::encrypted::{self, Bundle};
+use super::passphrase::{Passphrase, PassphraseError};
 use super::revocation_list::RevocationList;
 
 /// Reads a certificate chain, leaf first: PEM with any text around, or one DER certificate. Keys beside the
 /// certificates are left alone. At least one certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    read(path, LIMIT).and_then(|bytes| chain(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
+    read_chain_with(path, None)
+}
+
+/// The same, or the chain of a PKCS#12 bundle, which a passphrase opens.
+pub fn read_chain_with(path: &Path, passphrase: Option<&Passphrase>) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let chain = read(path, LIMIT).and_then(|bytes| match passphrase {
+        Some(passphrase) if is_bundle(&bytes) => Bundle::open(&bytes, passphrase).map(|bundle| bundle.chain),
+        _ => chain(&bytes),
+    });
+    chain.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the one unencrypted private key of a file: PKCS#8 (RFC 5208), PKCS#1 (RFC 8017) or SEC1 (RFC 5915), as PEM
 /// or DER. Certificates beside the key are left alone.
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    read(path, LIMIT).and_then(|bytes| key(&bytes)).map_err(|reason| Error { path: path.to_owned(), reason })
+    read_key_with(path, None)
+}
+
+/// The same, or with a passphrase the encrypted key (PKCS#8) or the PKCS#12 bundle that it opens, and nothing else: whoever
+/// gives a passphrase believes that the key is encrypted.
+pub fn read_key_with(path: &Path, passphrase: Option<&Passphrase>) -> Result<PrivateKeyDer<'static>, Error> {
+    let key = read(path, LIMIT).and_then(|bytes| match passphrase {
+        Some(passphrase) if is_bundle(&bytes) => {
+            Bundle::open(&bytes, passphrase).map(|bundle| PrivatePkcs8KeyDer::from(bundle.key.to_vec()).into())
+        }
+        Some(passphrase) => encrypted_key(&bytes, passphrase),
+        None => key(&bytes),
+    });
+    key.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the certificate revocation lists of a file: PEM with any text around, or one in DER. At least one list.
@@ -41,6 +69,29 @@ pub fn chain(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, Reason> {
     let certificates = blocks.iter().filter(|block| block.kind == Kind::Certificate);
     let chain = certificates.map(Block::certificate).collect::<Result<Vec<_>, _>>()?;
     if chain.is_empty() { Err(refusal(&blocks, Reason::NoCertificate)) } else { Ok(chain) }
+}
+
+fn encrypted_key(bytes: &[u8], passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, Reason> {
+    let blocks = blocks(bytes)?;
+    let keys: Vec<_> = blocks.iter().filter(|block| block.kind.is_key()).collect();
+    match keys.as_slice() {
+        [] => Err(refusal(&blocks, Reason::NoKey)),
+        [key] if key.kind == Kind::Encrypted => {
+            let plain = encrypted::key(&key.der, passphrase)?;
+            match KeyForm::of(&plain) {
+                Some(KeyForm::Pkcs8) => Ok(PrivatePkcs8KeyDer::from(plain.to_vec()).into()),
+                _ => Err(Reason::WrongPassphrase),
+            }
+        }
+        [key] if key.kind == Kind::Key => Err(Reason::NotEncrypted),
+        [key] => key.key(),
+        several => Err(Reason::SeveralKeys(several.len())),
+    }
+}
+
+/// Whether the content of a file is a PKCS#12 bundle, which has no PEM form.
+fn is_bundle(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&SEQUENCE) && Kind::of_der(bytes) == Kind::Pkcs12
 }
 
 /// The key in the content of a file, as [`read_key`] takes it.
@@ -151,9 +202,27 @@ pub enum Reason {
     /// Which one is meant is not for us to guess.
     #[error("there are {0} private keys in the file, and one is expected")]
     SeveralKeys(usize),
-    /// PKCS#8 `EncryptedPrivateKeyInfo` (RFC 5208 section 6) or OpenSSL's older PEM encryption (RFC 1421).
+    /// PKCS#8 `EncryptedPrivateKeyInfo` (RFC 5208 section 6), and no passphrase.
     #[error("the private key is encrypted")]
     Encrypted,
+    /// OpenSSL's older PEM encryption (RFC 1421).
+    #[error("the private key is encrypted in OpenSSL's older way")]
+    OldEncryption,
+    /// A passphrase, and nothing that it would open.
+    #[error("a passphrase is given, and the private key is not encrypted")]
+    NotEncrypted,
+    /// The passphrase is another one; a damaged file looks the same.
+    #[error("the passphrase does not open the file")]
+    WrongPassphrase,
+    /// A cipher or a way of deriving its key that is not supported.
+    #[error("the encryption of the file is not supported: {0}")]
+    Cipher(String),
+    /// A work factor beyond reason.
+    #[error("the file asks for more work to derive its key than is done here")]
+    TooCostly,
+    /// The passphrase.
+    #[error(transparent)]
+    Passphrase(#[from] PassphraseError),
     /// A PFX (RFC 7292).
     #[error("the file is a PKCS#12 container (.p12, .pfx)")]
     Pkcs12,
@@ -194,10 +263,20 @@ impl Reason {
             Self::KeyForCertificate => "name the file of the certificate; are `certificate` and `key` swapped?",
             Self::CertificateForKey => "name the file of the key; are `certificate` and `key` swapped?",
             Self::SeveralKeys(_) => "keep the key of this certificate alone in the file",
-            Self::Encrypted => "decrypt it: `openssl pkey -in FILE -out PLAIN`, and protect PLAIN by file permissions",
-            Self::Pkcs12 => {
-                "convert it: `openssl pkcs12 -in FILE -nodes -out BOTH.pem`, which serves as certificate and key"
+            Self::Encrypted => "say where its passphrase is: `passphrase: FILE`, or `passphrase: { env: NAME }`",
+            Self::OldEncryption | Self::Cipher(_) => {
+                "convert it: `openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out KEY`; a bundle with `openssl pkcs12 -legacy \
+                 -in FILE -out BOTH.pem` first"
             }
+            Self::NotEncrypted => {
+                "take `passphrase` away, or encrypt the key: `openssl pkcs8 -topk8 -in FILE -out KEY`"
+            }
+            Self::WrongPassphrase => {
+                "compare with `openssl pkey -in FILE -noout`, or `openssl pkcs12 -in FILE -info -noout`"
+            }
+            Self::TooCostly => "write it anew with OpenSSL's defaults: `openssl pkcs8 -topk8 -in FILE -out KEY`",
+            Self::Passphrase(error) => error.hint(),
+            Self::Pkcs12 => "name it in `pkcs12`, in place of `certificate` and `key`, with its `passphrase`",
             Self::Pkcs7 => {
                 "convert it: `openssl pkcs7 -in FILE -print_certs -out CHAIN.pem` (with -inform DER if binary)"
             }
@@ -223,14 +302,14 @@ struct Block {
     kind: Kind,
     /// Where it begins, counted from 1.
     line: usize,
-    /// Empty for kinds that are only refused.
-    der: Vec<u8>,
+    /// Empty for kinds that are only refused. Wiped, because it may be a key.
+    der: Zeroizing<Vec<u8>>,
 }
 
 impl Block {
     fn certificate(&self) -> Result<CertificateDer<'static>, Reason> {
         match certificate::parse(&self.der) {
-            Ok(_) => Ok(self.der.clone().into()),
+            Ok(_) => Ok(self.der.to_vec().into()),
             Err(source) => Err(Reason::BadCertificate { line: self.line, source }),
         }
     }
@@ -239,10 +318,11 @@ impl Block {
     fn key(&self) -> Result<PrivateKeyDer<'static>, Reason> {
         match KeyForm::of(&self.der) {
             _ if self.kind == Kind::Encrypted => Err(Reason::Encrypted),
+            _ if self.kind == Kind::OldEncryption => Err(Reason::OldEncryption),
             _ if self.kind == Kind::ForeignKey => Err(Reason::ForeignKey),
-            Some(KeyForm::Pkcs8) => Ok(PrivatePkcs8KeyDer::from(self.der.clone()).into()),
-            Some(KeyForm::Pkcs1) => Ok(PrivatePkcs1KeyDer::from(self.der.clone()).into()),
-            Some(KeyForm::Sec1) => Ok(PrivateSec1KeyDer::from(self.der.clone()).into()),
+            Some(KeyForm::Pkcs8) => Ok(PrivatePkcs8KeyDer::from(self.der.to_vec()).into()),
+            Some(KeyForm::Pkcs1) => Ok(PrivatePkcs1KeyDer::from(self.der.to_vec()).into()),
+            Some(KeyForm::Sec1) => Ok(PrivateSec1KeyDer::from(self.der.to_vec()).into()),
             None => {
                 Err(Reason::Malformed { line: self.line, fault: "the block is labelled a private key and is none" })
             }
@@ -255,6 +335,7 @@ enum Kind {
     Certificate,
     Key,
     Encrypted,
+    OldEncryption,
     ForeignKey,
     PublicKey,
     Request,
@@ -301,14 +382,14 @@ impl Kind {
     }
 
     fn is_key(self) -> bool {
-        matches!(self, Self::Key | Self::Encrypted | Self::ForeignKey)
+        matches!(self, Self::Key | Self::Encrypted | Self::OldEncryption | Self::ForeignKey)
     }
 
     /// What to say of it where something else was looked for.
     fn refusal(self) -> Option<Reason> {
         match self {
             Self::Certificate => Some(Reason::CertificateForKey),
-            Self::Key | Self::Encrypted | Self::ForeignKey => Some(Reason::KeyForCertificate),
+            Self::Key | Self::Encrypted | Self::OldEncryption | Self::ForeignKey => Some(Reason::KeyForCertificate),
             Self::PublicKey => Some(Reason::PublicKey),
             Self::Request => Some(Reason::Request),
             Self::Pkcs12 => Some(Reason::Pkcs12),
@@ -346,11 +427,17 @@ fn members(der: &[u8]) -> Vec<Tag> {
     tags.unwrap_or_default()
 }
 
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Reason> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+/// Into a buffer that is never moved, and wiped: it may be a key.
+fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len().min(limit);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + ROOM));
+    file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(Reason::TooLarge(limit)) } else { Ok(bytes) }
 }
+
+/// So that the buffer does not grow when the file's end is looked for.
+const ROOM: usize = 64;
 
 fn blocks(bytes: &[u8]) -> Result<Vec<Block>, Reason> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
@@ -360,7 +447,7 @@ fn blocks(bytes: &[u8]) -> Result<Vec<Block>, Reason> {
     let blocks = pem(bytes)?;
     match bytes[0] {
         _ if !blocks.is_empty() => Ok(blocks),
-        SEQUENCE => Ok(vec![Block { kind: Kind::of_der(bytes), line: 1, der: bytes.to_vec() }]),
+        SEQUENCE => Ok(vec![Block { kind: Kind::of_der(bytes), line: 1, der: bytes.to_vec().into() }]),
         _ => Err(Reason::Unknown),
     }
 }
@@ -405,10 +492,11 @@ struct Open<'a> {
 
 impl Open<'_> {
     fn close(&self, text: &[u8]) -> Result<Block, Reason> {
-        let kind = if self.encrypted { Kind::Encrypted } else { Kind::of_label(self.label) };
+        let kind = if self.encrypted { Kind::OldEncryption } else { Kind::of_label(self.label) };
         let der = match kind {
-            Kind::Certificate | Kind::Key | Kind::RevocationList => self.decode(text)?,
-            _ => Vec::new(),
+            Kind::Certificate | Kind::Key | Kind::RevocationList => self.decode(text)?.into(),
+            Kind::Encrypted => self.decode_unknown(text)?.into(),
+            _ => Zeroizing::default(),
         };
         Ok(Block { kind, line: self.line, der })
     }
@@ -417,16 +505,34 @@ impl Open<'_> {
         match rustls_pemfile::read_one_from_slice(text) {
             Ok(Some((Item::X509Certificate(der), _))) => Ok(der.to_vec()),
             Ok(Some((Item::Crl(der), _))) => Ok(der.to_vec()),
-            Ok(Some((Item::Pkcs8Key(der), _))) => Ok(der.secret_pkcs8_der().to_vec()),
-            Ok(Some((Item::Pkcs1Key(der), _))) => Ok(der.secret_pkcs1_der().to_vec()),
-            Ok(Some((Item::Sec1Key(der), _))) => Ok(der.secret_sec1_der().to_vec()),
-            _ => Err(Reason::Malformed { line: self.line, fault: "the block that begins here is not Base64" }),
+            Ok(Some((Item::Pkcs8Key(der), _))) => Ok(taken(der.into())),
+            Ok(Some((Item::Pkcs1Key(der), _))) => Ok(taken(der.into())),
+            Ok(Some((Item::Sec1Key(der), _))) => Ok(taken(der.into())),
+            _ => Err(self.no_base64()),
         }
+    }
+
+    /// What is between the lines of a label that rustls_pemfile does not know.
+    fn decode_unknown(&self, text: &[u8]) -> Result<Vec<u8>, Reason> {
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| boundary(line).is_none());
+        let base64: Vec<u8> = lines.flat_map(<[u8]>::trim_ascii).copied().collect();
+        STANDARD.decode(base64).map_err(|_| self.no_base64())
+    }
+
+    fn no_base64(&self) -> Reason {
+        Reason::Malformed { line: self.line, fault: "the block that begins here is not Base64" }
     }
 
     fn endless(&self) -> Reason {
         Reason::Malformed { line: self.line, fault: "the block that begins here has no END line with its label" }
     }
+}
+
+/// The bytes of a key, which is wiped where it was.
+fn taken(mut key: PrivateKeyDer<'static>) -> Vec<u8> {
+    let bytes = key.secret_der().to_vec();
+    key.zeroize();
+    bytes
 }
 
 enum Boundary<'a> {
@@ -511,7 +617,7 @@ mod tests {
     #[test]
     fn encrypted_keys_are_told() {
         assert!(matches!(reason_of_key(ENCRYPTED), Reason::Encrypted));
-        assert!(matches!(reason_of_key(ENCRYPTED_OLD), Reason::Encrypted));
+        assert!(matches!(reason_of_key(ENCRYPTED_OLD), Reason::OldEncryption));
         let unlabelled = ENCRYPTED.replace("ENCRYPTED ", "");
         assert!(matches!(reason_of_key(der(&unlabelled)), Reason::Encrypted));
     }

@@ -17,9 +17,12 @@ use crate::key::{self, Key, Scheme};
 pub(super) struct ClientIdentity(Arc<CertifiedKey>);
 
 impl ClientIdentity {
-    pub(super) fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, Reason> {
-        match CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()) {
-            Ok(certified) => Ok(Self(Arc::new(certified))),
+    /// Borrows the key, so that whoever read it can wipe it.
+    pub(super) fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Self, Reason> {
+        let key = rustls::crypto::ring::sign::any_supported_type(key).map_err(Reason::Tls)?;
+        let certified = CertifiedKey::new(chain, key);
+        match certified.keys_match() {
+            Ok(()) => Ok(Self(Arc::new(certified))),
             Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(Reason::Mismatch),
             Err(error) => Err(Reason::Tls(error)),
         }

@@ -20,6 +20,7 @@ mod revocation;
 mod rotation;
 mod rows;
 mod sealing;
+mod secrets;
 mod skew;
 mod slow;
 mod soak;

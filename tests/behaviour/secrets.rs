@@ -1,0 +1,237 @@
+//! Keys that lie encrypted, as OpenSSL writes them, and secrets that others must not read.
+
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::cli::start;
+use crate::outside::{output, present};
+use crate::sealing::verify;
+use crate::support::{FakeBank, Rig, config, folder, kit};
+
+const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const SECRET: &str = "correct horse – é";
+
+/// A folder with the passphrase, and keys of the kit in other forms.
+struct Safe(PathBuf);
+
+impl Safe {
+    fn new() -> Self {
+        let safe = Self(folder("safe"));
+        safe.write("pass", &format!("{SECRET}\n"));
+        safe
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        std::fs::write(self.path(name), text).expect("written");
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o600)).expect("a file");
+        self.path(name)
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let pass = format!("file:{}", self.path("pass").display());
+        let arguments = arguments.split(' ').map(|argument| if argument == "PASS" { &pass } else { argument });
+        output(Command::new("openssl").current_dir(&self.0).args(arguments));
+    }
+
+    /// The configuration of the kit, with another pair for one of the certificates.
+    fn config(&self, bank: &FakeBank, name: &str, pair: &str) -> String {
+        let (certificate, key) = (kit().path(&format!("{name}.pem")), kit().path(&format!("{name}.key")));
+        let plain = format!("certificate: {}, key: {}", certificate.display(), key.display());
+        let text = config(bank.address, "", "");
+        assert!(text.contains(&plain), "{text}");
+        text.replace(&plain, pair)
+    }
+}
+
+/// What `check` finds in a configuration.
+fn checked(yaml: &str) -> (bool, String, Value) {
+    let file = folder("check").join("sealproxy.yaml");
+    std::fs::write(&file, yaml).expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sealproxy"));
+    let output = command.args(["check", "--json", "--config"]).arg(&file).env("SAFE_PASS", SECRET).output();
+    let output = output.expect("it starts");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(!text.contains(SECRET), "{text}");
+    (output.status.success(), text.clone(), serde_json::from_str(&text).expect("JSON"))
+}
+
+#[test]
+fn keys_that_openssl_encrypted_seal_and_present() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let bank = FakeBank::good();
+    let safe = Safe::new();
+    for (number, how) in [
+        "-v2 aes-256-cbc",
+        "-v2 aes-128-cbc -v2prf hmacWithSHA512",
+        "-v2 aes-192-cbc -iter 200000",
+        "-v2 des3 -v2prf hmacWithSHA1",
+        "-scrypt",
+        "-v2 aes-256-cbc -outform DER",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for name in ["qsealc", "qwac"] {
+            let key = format!("{name}-{number}.key");
+            safe.openssl(&format!(
+                "pkcs8 -topk8 {how} -passout PASS -in {} -out {key}",
+                kit().path(&format!("{name}.key")).display()
+            ));
+            let certificate = kit().path(&format!("{name}.pem"));
+            let (key, pass) = (safe.path(&key), safe.path("pass"));
+            let pair = format!(
+                "certificate: {}, key: {}, passphrase: {}",
+                certificate.display(),
+                key.display(),
+                pass.display()
+            );
+            let rig = Rig::start(&safe.config(&bank, name, &pair));
+            assert_eq!(rig.get(ACCOUNTS).status, 200, "{how}");
+            verify(bank.received().last().expect("received")).expect("sealed");
+        }
+    }
+}
+
+#[test]
+fn bundles_that_openssl_made_hold_certificate_chain_and_key() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let bank = FakeBank::good();
+    let safe = Safe::new();
+    for (number, how) in
+        ["", "-keypbe AES-256-CBC -certpbe AES-256-CBC -macalg sha512", "-legacy"].into_iter().enumerate()
+    {
+        for name in ["qsealc", "qwac"] {
+            let bundle = format!("{name}-{number}.p12");
+            let (key, certificate) = (kit().path(&format!("{name}.key")), kit().path(&format!("{name}.pem")));
+            let command = format!(
+                "pkcs12 -export {how} -passout PASS -inkey {} -in {} -out {bundle}",
+                key.display(),
+                certificate.display()
+            );
+            safe.openssl(&command.replace("  ", " "));
+            let pair = format!(
+                "pkcs12: {}, passphrase: {{ file: {} }}",
+                safe.path(&bundle).display(),
+                safe.path("pass").display()
+            );
+            let rig = Rig::start(&safe.config(&bank, name, &pair));
+            assert_eq!(rig.get(ACCOUNTS).status, 200, "{how}");
+            verify(bank.received().last().expect("received")).expect("sealed");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_open_says_why_and_never_what_was_tried() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let bank = FakeBank::good();
+    let safe = Safe::new();
+    let plain = kit().path("qsealc.key");
+    safe.openssl(&format!("pkcs8 -topk8 -v2 aes-256-cbc -passout PASS -in {} -out good.key", plain.display()));
+    safe.openssl(&format!("pkcs8 -topk8 -v1 PBE-SHA1-3DES -passout PASS -in {} -out pbes1.key", plain.display()));
+    safe.openssl(&format!("rsa -traditional -aes256 -passout PASS -in {} -out old.key", plain.display()));
+    safe.openssl(&format!(
+        "pkcs8 -topk8 -v2 aes-256-cbc -iter 11000000 -passout PASS -in {} -out costly.key",
+        plain.display()
+    ));
+    safe.openssl(&format!(
+        "pkcs12 -export -passout PASS -inkey {} -in {} -out good.p12",
+        plain.display(),
+        kit().path("qsealc.pem").display()
+    ));
+    safe.write("wrong", "hunter2\n");
+    safe.write("empty", "\n");
+    let certificate = kit().path("qsealc.pem");
+    let pair = |key: &str, more: &str| {
+        let key = if key.contains('/') { PathBuf::from(key) } else { safe.path(key) };
+        format!("certificate: {}, key: {}{more}", certificate.display(), key.display())
+    };
+    let pass = |name: &str| format!(", passphrase: {}", safe.path(name).display());
+    let plain = plain.display().to_string();
+    for (pair, reason) in [
+        (pair("good.key", &pass("pass")), None),
+        (pair("good.key", ", passphrase: { env: SAFE_PASS }"), None),
+        (pair("good.key", ""), Some("the private key is encrypted")),
+        (pair("good.key", &pass("wrong")), Some("the passphrase does not open the file")),
+        (pair("good.key", &pass("empty")), Some("the passphrase is empty")),
+        (pair("good.key", &pass("gone")), Some("the passphrase cannot be read")),
+        (
+            pair("good.key", ", passphrase: { env: NO_SUCH }"),
+            Some("the environment variable of the passphrase is not set"),
+        ),
+        (pair(&plain, &pass("pass")), Some("a passphrase is given, and the private key is not encrypted")),
+        (pair("pbes1.key", &pass("pass")), Some("the encryption of the file is not supported")),
+        (pair("old.key", &pass("pass")), Some("encrypted in OpenSSL's older way")),
+        (pair("costly.key", &pass("pass")), Some("asks for more work")),
+        (pair("good.p12", ""), Some("the file is a PKCS#12 container")),
+        (format!("pkcs12: {}{}", safe.path("good.p12").display(), pass("pass")), None),
+        (
+            format!("pkcs12: {}{}", safe.path("good.p12").display(), pass("wrong")),
+            Some("the passphrase does not open the file"),
+        ),
+    ] {
+        let (ok, text, _) = checked(&safe.config(&bank, "qsealc", &pair));
+        assert_eq!(ok, reason.is_none(), "{pair}: {text}");
+        assert!(reason.is_none_or(|reason| text.contains(reason)), "{pair}: {text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+/// As the kubelet mounts a secret: the path is a link, and its target is what counts.
+#[test]
+fn keys_that_everybody_may_read_are_refused_where_money_is() {
+    let bank = FakeBank::good();
+    let safe = Safe::new();
+    let key = safe.write("real.key", &std::fs::read_to_string(kit().path("qsealc.key")).expect("PEM"));
+    symlink(&key, safe.path("link.key")).expect("a link");
+    let pair = format!("certificate: {}, key: {}", kit().path("qsealc.pem").display(), safe.path("link.key").display());
+    let sandbox = safe.config(&bank, "qsealc", &pair);
+    let production =
+        sandbox.replace("environment: sandbox", "environment: production").replace("/sandbox/becm", "/becm");
+    let mode = |mode: u32| std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).expect("a file");
+    let found = |yaml: &str| {
+        let (ok, text, document) = checked(yaml);
+        let finding =
+            document["findings"].as_array().expect("a list").iter().find(|it| it["code"] == "exposed-secret").cloned();
+        (ok, finding.map(|finding| (finding["level"].clone(), finding["key"].clone())), text)
+    };
+    for good in [0o600, 0o440, 0o640] {
+        mode(good);
+        assert_eq!(found(&production).1, None);
+    }
+    mode(0o644);
+    let (ok, finding, text) = found(&production);
+    assert_eq!((ok, finding), (false, Some(("error".into(), "identities.main.qsealc.key".into()))), "{text}");
+    assert!(
+        text.contains("defaultMode: 0440") && text.contains("fsGroup: GID") && text.contains("(mode 0644)"),
+        "{text}"
+    );
+    let (ok, finding, text) = found(&sandbox);
+    assert_eq!((ok, finding.map(|(level, _)| level)), (true, Some("warning".into())), "{text}");
+}
+
+#[test]
+fn a_running_process_leaves_no_core_and_cannot_be_dumped() {
+    let bank = FakeBank::good();
+    let started = start(&config(bank.address, "", ""), &[]);
+    let of = |name: &str| std::fs::read_to_string(Path::new("/proc").join(started.child.0.id().to_string()).join(name));
+    let limits = of("limits").expect("its limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
+    // What the kernel gives to root once a process is not dumpable.
+    let environment = std::fs::metadata(format!("/proc/{}/environ", started.child.0.id())).expect("a file");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&environment), 0);
+}

@@ -816,7 +816,10 @@ fn a_passphrase_is_in_a_file_or_a_variable_and_a_bundle_holds_both() {
             "the value is not the name of an environment",
         ),
         ("{certificate: w.pem, key: w.key, passphrase: {}}", "does not name one place"),
-        ("{certificate: w.pem, key: 'pkcs11:token=t;object=a?module-path=/m', passphrase: p}", "concerns key files alone"),
+        (
+            "{certificate: w.pem, key: 'pkcs11:token=t;object=a?module-path=/m', passphrase: p}",
+            "concerns key files alone",
+        ),
     ] {
         let found = findings(&qwac(settings)).join("\n");
         assert!(found.contains(reason) && !found.contains("hunter2"), "{settings}: {found}");

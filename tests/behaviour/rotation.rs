@@ -544,7 +544,9 @@ fn readiness_falls_with_the_last_identity_whose_certificates_expire_and_comes_ba
     let (qwac, seal) = (short.qwac(&Tpp::demo(), KeyKind::P256), short.qsealc(&Tpp::demo(), KeyKind::Rsa2048));
     let (qwac, seal) = (qwac.expect("a QWAC"), seal.expect("a QSealC"));
     let mut secret = Secret::new(&files(&world.qwac(), &seal));
-    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    let file = folder("config").join("sealproxy.yaml");
+    std::fs::write(&file, world.config(&identity(&secret), "")).expect("written");
+    let rig = Rig::start_file(&file);
     assert_eq!(page(&rig, "/readyz").status, 200);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     until("the seal expires", Duration::from_secs(10), || page(&rig, "/readyz").status == 503);
@@ -556,6 +558,16 @@ fn readiness_falls_with_the_last_identity_whose_certificates_expire_and_comes_ba
     until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > 0.0);
     assert_eq!(page(&rig, "/readyz").status, 503);
     assert_eq!(page(&rig, "/livez").status, 200);
+    // Its successor is valid, and not known to the bank: it lies staged, and the configuration says so in its turn.
+    let renewed = world.seal();
+    secret.swap(&files(&world.qwac(), &renewed));
+    until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
+    assert_eq!(page(&rig, "/readyz").status, 503);
+    let known = format!(", key_id: {}", leaf_of(&der(&renewed)).sha1_hex());
+    std::fs::write(&file, world.config(&identity(&secret), &known)).expect("written");
+    rig.reload();
+    until("it is ready again", Duration::from_secs(10), || page(&rig, "/readyz").status == 200);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
 }
 
 #[test]

@@ -71,7 +71,16 @@
 //! - T-cold `one_request_a_second_on_sixteen_threads_meets_the_same_connection`
 //! - T-port `an_address_in_use_is_refused_at_start_and_a_second_process_never_shares_it`
 //! - T-yaml `equal_keys_and_merge_keys_are_reported_with_their_path` `variables_are_expanded_once_and_never_read_as_yaml`
-//! - T-rot5 `hang_ups_during_a_drain_kill_nothing`; the other rows of rotation come with it
+//! - T-res `resumption_never_carries_an_old_certificate_on`
+//! - T-pool `an_upstream_whose_inputs_did_not_change_keeps_its_connections` `identities_and_profiles_never_mix_under_load`
+//! - T-rot1 `fifty_rotations_under_load_cost_no_request_and_each_is_what_the_bank_sees`
+//! - T-rot2 `a_set_that_is_written_file_by_file_is_taken_once_it_is_whole` `files_that_are_put_back_are_no_rotation`
+//! - T-rot3 `roots_that_change_hold_for_every_new_connection` `a_seal_goes_live_when_its_time_has_come_and_not_before`
+//! - T-rot4 `what_is_under_way_with_the_old_certificate_ends_or_is_cut_at_the_drain_deadline`
+//! - T-rot5 `hang_ups_during_a_drain_kill_nothing`
+//! - T-subPath `mount_points_are_read_with_their_spaces`: mounting needs rights that a test should not have
+//! - T-ready `readiness_falls_with_the_last_identity_whose_certificates_expire_and_comes_back`
+//!   `an_identity_that_cannot_be_used_stops_its_own_routes_alone`
 //! - T-web `no_web_page_can_make_the_proxy_seal`
 //! - T-reg `routes_that_reach_the_registration_are_pointed_out`
 //! - T-dot `dot_segments_in_every_spelling_are_refused` `a_target_that_a_lenient_reader_takes_elsewhere_is_refused`

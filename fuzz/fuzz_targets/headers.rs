@@ -169,7 +169,10 @@ fn upstream(bank: &Bank, families: &Families) -> Arc<Upstream> {
     let settings = upstream::Settings {
         via: None,
         origin: Origin { host: bank.host.to_owned(), port: bank.port },
-        trust: Trust { roots: Roots::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/becm-qsealc.pem")), ..Trust::default() },
+        trust: Trust {
+            roots: Roots::File(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/becm-qsealc.pem")),
+            ..Trust::default()
+        },
         private: false,
         idle: second,
         max_age: second,

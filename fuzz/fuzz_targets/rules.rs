@@ -244,7 +244,15 @@ fn upstream(families: &Families) -> Arc<Upstream> {
             response_frame: second,
         },
     };
-    Arc::new(Upstream::new(Destination::new(BANK, settings, families, log()), Arc::new(Nobody), None, SystemTime::UNIX_EPOCH).expect("a trust anchor"))
+    Arc::new(
+        Upstream::new(
+            Destination::new(BANK, settings, families, log()),
+            Arc::new(Nobody),
+            None,
+            SystemTime::UNIX_EPOCH,
+        )
+        .expect("a trust anchor"),
+    )
 }
 
 /// Nothing is ever sent from here.

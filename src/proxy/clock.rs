@@ -118,6 +118,8 @@ impl Clock {
     pub(super) fn usefulness(&self) -> Usefulness {
         match self.state() {
             State::Fresh | State::Head => Usefulness::None,
+            // The end of an answer is still on its way.
+            State::Idle if self.blocked_since.load(Ordering::Relaxed) != NEVER => Usefulness::Busy,
             State::Idle => Usefulness::Idle,
             State::Busy if self.is_stuck() => Usefulness::Stuck,
             State::Busy => Usefulness::Busy,

@@ -2,8 +2,8 @@
 //! framing. Not signing: what the seal sets is only taken away here.
 
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, EXPECT, HOST, HeaderMap,
-    HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING, USER_AGENT,
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, EXPECT,
+    HOST, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING, USER_AGENT,
 };
 use http::request::Parts;
 use http::uri::{self, PathAndQuery, Uri};
@@ -119,7 +119,10 @@ pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
         headers.remove(CONTENT_LENGTH);
     }
     let remove: Vec<HeaderName> = headers.keys().filter(|name| foreign(name)).cloned().chain(named).collect();
-    for name in remove.into_iter().filter(|name| *name != CONTENT_LENGTH && *name != CONTENT_TYPE) {
+    for name in remove
+        .into_iter()
+        .filter(|name| ![CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE].contains(name))
+    {
         headers.remove(name);
     }
     drop_our_proxy_status(headers);
@@ -240,7 +243,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Headers that tell of the network the caller lives in.
 fn is_internal(name: &HeaderName) -> bool {
-    const INTERNAL: [Pattern; 18] = [
+    const INTERNAL: [Pattern; 21] = [
         Pattern::Exact("b3"),
         Pattern::Exact("baggage"),
         Pattern::Exact("forwarded"),
@@ -257,7 +260,11 @@ fn is_internal(name: &HeaderName) -> bool {
         Pattern::Prefix("x-cloud-trace"),
         Pattern::Prefix("x-envoy-"),
         Pattern::Prefix("x-forwarded-"),
+        // They would undo what `methods` allows.
+        Pattern::Exact("x-http-method"),
+        Pattern::Exact("x-http-method-override"),
         Pattern::Prefix("x-istio-"),
+        Pattern::Exact("x-method-override"),
         Pattern::Exact("x-real-ip"),
     ];
     INTERNAL.iter().any(|pattern| pattern.matches(name.as_str()))

@@ -74,10 +74,14 @@ fn decode_fully(path: &str) -> Result<String, Ambiguity> {
 /// mappings turn into dots and slashes are taken for these.
 fn into_plain_text(decoded: Vec<u8>) -> Result<String, Ambiguity> {
     let text = String::from_utf8(decoded).map_err(|_| Ambiguity::Encoding)?;
-    if text.contains("%u") || text.contains("%U") {
+    // A soft hyphen vanishes, and a wide percent sign begins another round.
+    if text.contains("%u") || text.contains("%U") || text.contains(['\u{ad}', '\u{ff05}', '\u{fe6a}']) {
         return Err(Ambiguity::Encoding);
     }
-    Ok(text.replace(['\u{ff0e}', '\u{2024}'], ".").replace(['\u{ff0f}', '\u{2044}', '\u{2215}', '\u{ff3c}'], "/"))
+    let text = text.replace('\u{2025}', "..");
+    Ok(text
+        .replace(['\u{ff0e}', '\u{2024}', '\u{fe52}'], ".")
+        .replace(['\u{ff0f}', '\u{2044}', '\u{2215}', '\u{ff3c}'], "/"))
 }
 
 /// One encoding is usual, a second happens to identifiers that were encoded by two layers of a client.

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -25,6 +25,8 @@ pub(super) struct Count {
     written: AtomicU64,
     read: AtomicU64,
     alert: OnceLock<AlertDescription>,
+    /// Whether the bank had sent session tickets before it.
+    accepted: AtomicBool,
     late: OnceLock<(Late, u64)>,
 }
 
@@ -51,6 +53,12 @@ impl Count {
     /// The TLS alert with which the bank ended the connection.
     pub(super) fn alert(&self) -> Option<AlertDescription> {
         self.alert.get().copied()
+    }
+
+    /// Whether the bank has sent session tickets: it does so once it is content with the handshake, our certificate
+    /// included (RFC 8446 section 4.6.1).
+    pub(super) fn was_accepted(&self) -> bool {
+        self.accepted.load(Ordering::Acquire)
     }
 
     /// What the bank asked for too late, if it has not said a word since.
@@ -124,6 +132,13 @@ impl Counted {
         self.count.written.fetch_add(left as u64, Ordering::AcqRel);
     }
 
+    /// Before an error is told: whoever hears of it looks here.
+    fn note_tickets(&self) {
+        if self.stream.get_ref().1.tls13_tickets_received() > 0 {
+            self.count.accepted.store(true, Ordering::Release);
+        }
+    }
+
     /// A write that fails because the bank hung up often leaves the reason unread: an alert, sent before.
     fn look_for_alert(&mut self, cx: &mut Context<'_>, error: &io::Error) {
         self.count.note(error);
@@ -137,6 +152,7 @@ impl Counted {
         self.count_write(&result, offered);
         if let Err(error) = &result {
             self.look_for_alert(cx, error);
+            self.note_tickets();
         }
         Poll::Ready(result)
     }
@@ -146,6 +162,7 @@ impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (before, unsent) = (buf.filled().len(), self.stream.get_ref().1.wants_write());
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.note_tickets();
         self.count.read.fetch_add((buf.filled().len() - before) as u64, Ordering::AcqRel);
         match &result {
             Poll::Ready(Err(error)) => self.count.note(error),

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{HeaderMap, TRANSFER_ENCODING};
+use http::header::{HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -109,6 +109,7 @@ impl Lease {
         let count = &self.connection.count;
         let answered = count.read() > self.read;
         let (unjudged, served) = (self.connection.unjudged, self.connection.served);
+        let unjudged = unjudged && !count.was_accepted();
         let refused = count.alert().filter(|alert| is_refusal(*alert, unjudged, served, count.read()));
         let proven = unstarted || count.written() == self.written || refused.is_some();
         let cause = match (refused, self.late()) {
@@ -132,13 +133,15 @@ impl Lease {
 
 /// Whether the only transfer coding is the one that hyper undoes (RFC 9112 section 7).
 fn is_plainly_framed(headers: &HeaderMap) -> bool {
-    let codings = headers.get_all(TRANSFER_ENCODING).iter();
-    codings.into_iter().all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    // Twice chunked is undone once.
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
 /// Whether an alert can still be about our certificate. A bank that did not ask for it has none to judge; in TLS 1.2 it
-/// was judged before the lease began, and so it was on any connection that has served a request before or carried a byte
-/// of an answer: what comes later speaks of the request, which may have been acted on.
+/// was judged before the lease began, and so it was on any connection that has served a request before, carried a byte
+/// of an answer or a session ticket: what comes later speaks of the request, which may have been acted on.
 fn is_refusal(alert: AlertDescription, unjudged: bool, served: u64, read: u64) -> bool {
     unjudged && served == 1 && read == 0 && connector::refuses_certificate(alert)
 }

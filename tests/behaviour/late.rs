@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ConnectionTrafficSecrets, ServerConfig, ServerConnection, StreamOwned};
 use sealproxy::identity::pem;
 
@@ -93,16 +94,27 @@ fn a_bank_that_renegotiates_for_the_certificate_is_named_at_once() {
 
 /// A bank on TLS 1.3 that asks for no certificate, reads a request, says this and no more. No TLS library says such
 /// things on demand, and so the record is made here: `inner` is its content with the type behind it.
-fn says_after_the_request(listener: &TcpListener, inner: Vec<u8>) -> std::io::Result<()> {
+fn says_after_the_request(listener: &TcpListener, asks: Asks, inner: Vec<u8>) -> std::io::Result<()> {
     let (socket, _) = listener.accept()?;
     let chain = pem::read_chain(&kit().path("bank.pem")).expect("a chain");
     let key = pem::read_key(&kit().path("bank.key")).expect("a key");
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("ring has suites for it")
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .expect("a pair");
+        .expect("ring has suites for it");
+    let config = match asks {
+        Asks::Nothing => config.with_no_client_auth(),
+        Asks::Certificate { .. } => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add_parsable_certificates(pem::read_chain(&kit().path("ca.pem")).expect("roots"));
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            config.with_client_cert_verifier(verifier.expect("roots"))
+        }
+    };
+    let mut config = config.with_single_cert(chain, key).expect("a pair");
+    if let Asks::Certificate { tickets } = asks {
+        config.send_tls13_tickets = tickets;
+    }
     config.enable_secret_extraction = true;
     let mut tls = StreamOwned::new(ServerConnection::new(Arc::new(config)).expect("a session"), socket);
     let mut request = [0; 4096];
@@ -113,6 +125,16 @@ fn says_after_the_request(listener: &TcpListener, inner: Vec<u8>) -> std::io::Re
     sock.write_all(&record(inner, key.as_ref(), iv.as_ref(), sequence))?;
     let _ = sock.read_to_end(&mut Vec::new());
     Ok(())
+}
+
+/// What a bank wants in the handshake.
+#[derive(Clone, Copy)]
+enum Asks {
+    Nothing,
+    /// Our certificate, content with which it sends session tickets.
+    Certificate {
+        tickets: usize,
+    },
 }
 
 /// One encrypted record (RFC 8446 section 5.2).
@@ -127,10 +149,10 @@ fn record(mut inner: Vec<u8>, key: &[u8], iv: &[u8], sequence: u64) -> Vec<u8> {
 }
 
 /// What a caller learns whose bank says this after the request.
-fn answered(inner: Vec<u8>) -> (Rig, (u16, String, String)) {
+fn answered(asks: Asks, inner: Vec<u8>) -> (Rig, (u16, String, String)) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let rig = Rig::start(&config(listener.local_addr().expect("bound"), "", ""));
-    let bank = std::thread::spawn(move || says_after_the_request(&listener, inner));
+    let bank = std::thread::spawn(move || says_after_the_request(&listener, asks, inner));
     let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}");
     assert!(bank.join().expect("no panic").is_ok());
     (rig, (answer.status, answer.problem(), answer.outcome()))
@@ -140,7 +162,7 @@ fn answered(inner: Vec<u8>) -> (Rig, (u16, String, String)) {
 fn a_bank_that_asks_after_the_handshake_is_named_and_counted() {
     // CertificateRequest (RFC 8446 section 4.3.2): a context of one byte, and ecdsa_secp256r1_sha256.
     let extensions = [0, 13, 0, 4, 0, 2, 4, 3];
-    let (rig, said) = answered([&[13, 0, 0, 12, 1, 1, 0, 8][..], &extensions, &[22]].concat());
+    let (rig, said) = answered(Asks::Nothing, [&[13, 0, 0, 12, 1, 1, 0, 8][..], &extensions, &[22]].concat());
     assert_eq!(said, (502, "upstream-post-handshake-authentication".into(), "unknown".into()));
     assert!(rig.metrics().contains(WITHOUT_QWAC), "{}", rig.metrics());
 }
@@ -149,8 +171,17 @@ fn a_bank_that_asks_after_the_handshake_is_named_and_counted() {
 fn a_refusal_by_a_bank_that_has_not_asked_for_our_certificate_speaks_of_the_request() {
     for alert in [49, 46] {
         // access_denied, certificate_unknown: fatal, from whoever has read the request and may have acted on it.
-        let (_, said) = answered(vec![2, alert, 21]);
+        let (_, said) = answered(Asks::Nothing, vec![2, alert, 21]);
         assert_eq!(said, (502, "upstream-closed".into(), "unknown".into()), "alert {alert}");
+    }
+}
+
+/// Session tickets come from a bank that is content with the handshake: what it refuses after them is the request.
+#[test]
+fn a_refusal_after_session_tickets_is_not_about_our_certificate() {
+    for (tickets, said_of_it) in [(2, ("upstream-closed", "unknown")), (0, ("qwac-refused", "not_sent"))] {
+        let (_, said) = answered(Asks::Certificate { tickets }, vec![2, 49, 21]);
+        assert_eq!(said, (502, said_of_it.0.into(), said_of_it.1.into()), "{tickets} tickets");
     }
 }
 

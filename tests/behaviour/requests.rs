@@ -38,6 +38,11 @@ fn dot_segments_in_every_spelling_are_refused() {
         "/sandbox/becm/stet-psd2-api/%5c..%5coauth2/registrations/1",
         "/sandbox/becm/stet-psd2-api/%252e%252e/oauth2/registrations/1",
         "/sandbox/becm/stet-psd2-api/./accounts",
+        // Two dot leader, small full stops, a soft hyphen between, wide percent signs.
+        "/sandbox/becm/stet-psd2-api/%E2%80%A5/oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/%EF%B9%92%EF%B9%92/oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/.%C2%AD./oauth2/registrations/1",
+        "/sandbox/becm/stet-psd2-api/%EF%BC%852e%EF%BC%852e/oauth2/registrations/1",
         "/sandbox/becm/stet-psd2-api/v2.1/accounts/..",
         "/sandbox/../becm/stet-psd2-api/v2.1/accounts",
     ];

@@ -202,14 +202,14 @@ impl Neighbours {
         began.elapsed()
     }
 
-    /// With so many callers of the bank that needs the token at a time, each asking again and again for two seconds: the p99 of
+    /// With so many callers of the bank that needs the token at a time, each asking again and again for three seconds: the p99 of
     /// the others before and meanwhile, and what these callers were answered.
     fn beside(&self, callers: usize, milliseconds: u32) -> (Duration, Duration, Vec<Answer>) {
         let address = self.proxy.address;
         self.p99();
         let quiet = self.p99();
         self.slow.takes(milliseconds);
-        let until = Instant::now() + Duration::from_secs(2);
+        let until = Instant::now() + Duration::from_secs(3);
         let ask = move || {
             let mut answers = vec![get(address)];
             while Instant::now() < until {
@@ -220,7 +220,8 @@ impl Neighbours {
         };
         let needy: Vec<_> = (0..callers).map(|_| std::thread::spawn(ask)).collect();
         std::thread::sleep(Duration::from_millis(300));
-        let loaded = self.p99();
+        // The best of three: whoever stood behind the token would stand there each time, and a busy machine does not.
+        let loaded = (0..3).map(|_| self.p99()).min().expect("three");
         let answers = needy.into_iter().flat_map(|caller| caller.join().expect("no panic")).collect();
         (quiet, loaded, answers)
     }

@@ -307,7 +307,7 @@ async fn relay_whole(
         Ok(()) => {
             head.version = Version::HTTP_11;
             headers::inbound(&mut head.headers, exchange.id());
-            Response::from_parts(head, RelayBody::whole(body.freeze(), exchange))
+            Response::from_parts(head, RelayBody::whole(body.freeze(), charge, exchange))
         }
         Err(problem) => refuse(&problem, exchange),
     }

@@ -70,9 +70,15 @@ impl RelayBody {
         Self(Hold::Own(Relay::new(Source::Problem(Some(text)), exchange, None)))
     }
 
-    /// An answer that was read to its end before it is relayed.
-    pub(super) fn whole(body: Bytes, exchange: Exchange) -> Self {
-        Self(Hold::Own(Relay::new(Source::Problem(Some(body)), Some(exchange), None)))
+    /// An answer that was read to its end before it is relayed, and what it is charged. It goes out in pieces: what the
+    /// caller does not take stays here, counted and under watch.
+    pub(super) fn whole(mut body: Bytes, charge: Charge, exchange: Exchange) -> Self {
+        let mut relay = Relay::new(Source::Ended, Some(exchange), None);
+        relay.kept = Some(charge);
+        while !body.is_empty() {
+            relay.ahead.push_back(Ok(Frame::data(body.split_to(body.len().min(PIECE)))));
+        }
+        Self(Hold::Own(relay))
     }
 
     pub(super) fn bank(answer: Answer, exchange: Exchange, patience: Patience) -> Self {
@@ -163,6 +169,8 @@ struct Relay {
     /// Read ahead, and charged.
     ahead: VecDeque<Result<Frame<Bytes>, RelayError>>,
     charge: Option<Charge>,
+    /// For an answer that is one piece of memory, however much of it has been taken.
+    kept: Option<Charge>,
     exchange: Option<Exchange>,
     busy: Option<Busy>,
     patience: Option<Patience>,
@@ -193,6 +201,7 @@ impl Relay {
             failed: None,
             ahead: VecDeque::new(),
             charge: None,
+            kept: None,
             exchange,
             busy: None,
             patience,
@@ -398,6 +407,7 @@ impl Relay {
         self.source = Source::Ended;
         self.ahead = VecDeque::new();
         self.charge = None;
+        self.kept = None;
         self.in_hand = 0;
         self.exchange = None;
         if let Some(reading) = self.reading_ahead.take() {
@@ -468,6 +478,9 @@ const LEAST_COST: u64 = 256;
 fn is_small(frame: &Frame<Bytes>) -> bool {
     frame.data_ref().is_some_and(|data| data.len() < SMALL)
 }
+
+/// Of an answer that is held as a whole.
+const PIECE: usize = 16 * 1024;
 
 /// As in a request's body: below this a copy costs less than a frame of its own.
 const SMALL: usize = 4096;

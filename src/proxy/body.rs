@@ -127,6 +127,11 @@ impl Budget {
         Arc::new(Self { used: AtomicU64::new(0), limit, reserve, whole: None })
     }
 
+    /// What one connection may hold of it when it is used up.
+    pub(super) fn share(&self) -> u64 {
+        (self.limit / 64).max(SMALL)
+    }
+
     /// A part of a budget: what it holds, the whole holds too.
     pub(super) fn part(whole: &Arc<Self>, limit: u64) -> Arc<Self> {
         Arc::new(Self { used: AtomicU64::new(0), limit, reserve: 0, whole: Some(Arc::clone(whole)) })

@@ -30,6 +30,8 @@ pub(super) struct Clock {
     streams: Mutex<BTreeMap<u64, Millis>>,
     /// Whether it speaks HTTP/2, whose control frames are no request heads.
     multiplexed: AtomicBool,
+    /// Bytes of answers on HTTP/2 that the caller was given and has not taken.
+    in_hand: AtomicU64,
     evict: Notify,
     asked_to_go: AtomicBool,
     /// Whether the next answer is to be the last: the process is on its way out, or ...
@@ -83,6 +85,7 @@ impl Clock {
             blocked_since: AtomicU64::new(NEVER),
             streams: Mutex::default(),
             multiplexed: AtomicBool::new(false),
+            in_hand: AtomicU64::new(0),
             evict: Notify::new(),
             asked_to_go: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -260,6 +263,7 @@ pub(super) struct Busy {
     clock: Arc<Clock>,
     stream: u64,
     waits: AtomicBool,
+    in_hand: AtomicU64,
 }
 
 impl Busy {
@@ -273,11 +277,18 @@ impl Busy {
         if clock.under_way.fetch_add(1, Ordering::AcqRel) == 0 {
             clock.enter(State::Idle);
         }
-        Self { clock: Arc::clone(clock), stream, waits: AtomicBool::new(false) }
+        Self { clock: Arc::clone(clock), stream, waits: AtomicBool::new(false), in_hand: AtomicU64::new(0) }
     }
 
     pub(super) fn is_multiplexed(&self) -> bool {
         self.clock.is_multiplexed()
+    }
+
+    /// The caller was given so many bytes, and has taken those before. Returns what its connection has in hand in all.
+    pub(super) fn hands(&self, bytes: u64) -> u64 {
+        let before = self.in_hand.swap(bytes, Ordering::AcqRel);
+        self.clock.in_hand.fetch_add(bytes, Ordering::AcqRel);
+        self.clock.in_hand.fetch_sub(before, Ordering::AcqRel) - before
     }
 
     /// The exchange waits for its caller from here on.
@@ -316,6 +327,7 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.goes_on();
+        self.hands(0);
         if self.clock.is_multiplexed() {
             self.clock.lock().remove(&self.stream);
         }

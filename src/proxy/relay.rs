@@ -269,6 +269,7 @@ impl Relay {
         }
         if let Some(busy) = &self.busy {
             busy.goes_on();
+            busy.hands(0);
         }
     }
 
@@ -280,8 +281,11 @@ impl Relay {
         if self.multiplexed && self.patience.is_some() {
             self.in_hand = frame.data_ref().map_or(0, |data| data.len() as u64);
             let fits = self.charge(self.in_hand);
-            // Too many callers that take nothing: this one is told so with its next frame.
-            if !fits && !self.is_end() {
+            let on_connection = self.busy.as_ref().map_or(0, |busy| busy.hands(self.in_hand));
+            let share = self.patience.as_ref().map_or(0, |patience| patience.budget.share());
+            // Too many callers that take nothing: this one is told so with its next frame. One that has the whole of its
+            // answer in hand is, unless its connection is one of those that hold the most.
+            if !fits && (!self.is_end() || on_connection > share) {
                 self.fail(RelayError::Stalled);
             }
         }

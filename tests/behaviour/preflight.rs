@@ -123,27 +123,21 @@ impl Office {
         let request =
             ["req", "-new", "-nodes", "-config", "leaf.cnf", "-subj", &subject, "-keyout", &secret, "-out", "csr"];
         self.openssl(&[&request[..], key].concat());
-        let days = wanted.days.to_string();
-        self.openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            "csr",
-            "-CA",
-            "root.pem",
-            "-CAkey",
-            "root.key",
-            "-CAcreateserial",
-            "-days",
-            &days,
-            "-extfile",
-            "leaf.cnf",
-            "-extensions",
-            "leaf",
-            "-out",
-            &pem,
-        ]);
+        self.sign(&pem, wanted.days, "-sha256");
         (self.path(&pem), self.path(&secret))
+    }
+
+    /// Signs the last request again.
+    fn sign_last(&self, pem: &Path, digest: &str) {
+        self.sign(pem.file_name().and_then(|name| name.to_str()).expect("a name"), 365, digest);
+    }
+
+    fn sign(&self, pem: &str, days: u32, digest: &str) {
+        let command = format!(
+            "x509 -req -in csr -CA root.pem -CAkey root.key -CAcreateserial -days {days} -extfile leaf.cnf -extensions leaf \
+             {digest} -out {pem}"
+        );
+        self.openssl(&command.split(' ').collect::<Vec<_>>());
     }
 
     fn join(&self, name: &str, parts: &[&Path]) -> PathBuf {
@@ -345,6 +339,64 @@ fn chains_are_judged_link_by_link() {
     );
 }
 
+/// An authority that renews its key keeps its name: both roots may come with the chain, and the right one counts.
+#[test]
+fn of_two_authorities_with_one_name_the_one_that_signed_counts() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let (root, twin) = (office.path("root.pem"), office.path("twin.pem"));
+    let (qwac, seal) = (office.issue(&Wanted::qwac(), &RSA), office.issue(&Wanted::seal(), &RSA));
+    let sealing = (office.join("seal.chain", &[&seal.0, &root]), seal.1.clone());
+    for (parts, stray) in [([&qwac.0, &root, &twin], 3), ([&qwac.0, &twin, &root], 2)] {
+        let parts = parts.map(PathBuf::as_path);
+        let checked = Checked::of(&(office.join("qwac.chain", &parts), qwac.1.clone()), &sealing, "", "", ROUTE);
+        checked.finds(&[("warning", QWAC, "chain-order")]);
+        let reason = checked.document["findings"][0]["reason"].as_str().expect("text");
+        assert!(reason.contains(&format!("not of this chain: certificate {stray} (")), "{reason}");
+    }
+}
+
+/// What is not verified is not called broken: that would take a sound identity out of use.
+#[test]
+fn a_signature_by_a_key_of_another_size_is_not_called_broken() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    for (key, size) in [("rsa:1024", 1024), ("rsa:2048", 2048)] {
+        let mut office = Office::new();
+        let renewed = format!(
+            "req -x509 -newkey {key} -nodes -days 3650 -config root.cnf -extensions ca -subj /C=FR/O=Confiance/CN=Racine \
+             -keyout root.key -out root.pem"
+        );
+        office.openssl(&renewed.split(' ').collect::<Vec<_>>());
+        let root = office.path("root.pem");
+        let (qwac, seal) = (office.issue(&Wanted::qwac(), &RSA), office.issue(&Wanted::seal(), &RSA));
+        let whole = |name: &str, (pem, key): &(PathBuf, PathBuf)| (office.join(name, &[pem, &root]), key.clone());
+        let checked = Checked::of(&whole("qwac.chain", &qwac), &whole("seal.chain", &seal), "", "", ROUTE);
+        let unverifiable = [("note", QWAC, "unverifiable-signature"), ("note", SEAL, "unverifiable-signature")];
+        checked.finds(if size < 2048 { &unverifiable } else { &[] });
+    }
+}
+
+/// Nobody needs the issuer to see that nobody takes SHA-1.
+#[test]
+fn a_signature_over_sha_1_is_noticed_without_its_issuer() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let root = office.path("root.pem");
+    let (seal, qwac) = (office.issue(&Wanted::seal(), &RSA), office.issue(&Wanted::qwac(), &RSA));
+    office.sign_last(&qwac.0, "-sha1");
+    let sealing = (office.join("seal.chain", &[&seal.0, &root]), seal.1.clone());
+    let check =
+        |parts: &[&Path]| Checked::of(&(office.join("qwac.chain", parts), qwac.1.clone()), &sealing, "", "", ROUTE);
+    check(&[&qwac.0, &root]).finds(&[("warning", QWAC, "sha1-signature")]);
+    check(&[&qwac.0]).finds(&[("warning", QWAC, "chain-incomplete"), ("warning", QWAC, "sha1-signature")]);
+}
+
 /// T-alg: what ring does not verify is said in words, and is no error: the bank's TLS stack may.
 #[test]
 fn signatures_that_cannot_be_verified_here_have_words() {
@@ -366,26 +418,7 @@ fn signatures_that_cannot_be_verified_here_have_words() {
         let mut issue = |wanted: &Wanted| {
             let (pem, secret) = office.issue(wanted, &RSA);
             if digest == "-sha512" {
-                let file = pem.file_name().expect("a name").to_str().expect("text").to_owned();
-                office.openssl(&[
-                    "x509",
-                    "-req",
-                    "-in",
-                    "csr",
-                    "-CA",
-                    "root.pem",
-                    "-CAkey",
-                    "root.key",
-                    "-days",
-                    "365",
-                    "-extfile",
-                    "leaf.cnf",
-                    "-extensions",
-                    "leaf",
-                    digest,
-                    "-out",
-                    &file,
-                ]);
+                office.sign_last(&pem, digest);
             }
             (office.join(&format!("{}.chain", pem.display()), &[&pem, &root]), secret)
         };

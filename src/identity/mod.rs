@@ -161,6 +161,10 @@ impl Qwac {
                 (resolver, certificate, chain, Some(settings.sessions + settings.waiting))
             }
         };
+        if certificate.version() != 3 {
+            let reason = Reason::OldVersion(certificate.version());
+            return Err(vec![pair.fault("certificate", &*pair.certificate, reason)]);
+        }
         let resolver = resolver.map_err(|reason| vec![pair.key_fault(reason)])?;
         Ok(Self { certificate, chain, resolver: Arc::new(resolver), at_token })
     }
@@ -324,6 +328,9 @@ pub enum Reason {
     /// An RSA key with too short a modulus.
     #[error("the certificate's RSA key has {0} bits, and no bank takes fewer than 2048")]
     RsaTooSmall(usize),
+    /// A certificate that the TLS library does not present.
+    #[error("the certificate is of X.509 version {0}, and TLS presents those of version 3 alone")]
+    OldVersion(u32),
     /// The TLS library does not sign with this key.
     #[error("the key cannot be used for TLS: {0}")]
     Tls(rustls::Error),
@@ -337,7 +344,9 @@ impl Reason {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Pem(reason) => reason.hint(),
-            Self::Certificate(_) => "give the certificate as the trust service provider issued it",
+            Self::Certificate(_) | Self::OldVersion(_) => {
+                "give the certificate as the trust service provider issued it"
+            }
             Self::Key(error) => error.hint(),
             Self::Tls(_) => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
             Self::RsaTooSmall(_) => {

@@ -339,6 +339,31 @@ fn chains_are_judged_link_by_link() {
     );
 }
 
+/// Version 1 has no extensions: it says nothing of what it is for, and TLS libraries present none.
+#[test]
+fn a_certificate_of_version_1_is_told_as_such() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let root = office.path("root.pem");
+    let whole =
+        |office: &Office, name: &str, (pem, key): &(PathBuf, PathBuf)| (office.join(name, &[pem, &root]), key.clone());
+    let good = office.issue(&Wanted::qwac(), &RSA);
+    let qwac = whole(&office, "qwac.chain", &good);
+    let old = office.issue(&Wanted::seal(), &RSA);
+    let sign = "x509 -req -in csr -CA root.pem -CAkey root.key -CAcreateserial -days 365 -out 2.pem";
+    office.openssl(&sign.split(' ').collect::<Vec<_>>());
+    let old = whole(&office, "old.chain", &old);
+    Checked::of(&qwac, &old, "", "", ROUTE)
+        .finds(&[("warning", SEAL, "old-version"), ("warning", SEAL, "not-qualified")]);
+    let refused = Checked::of(&old, &qwac, "", "", ROUTE);
+    assert_eq!(refused.code, Some(78));
+    let finding = &refused.document["findings"][0];
+    assert_eq!(finding["key"], QWAC);
+    assert!(finding["reason"].as_str().expect("text").contains("X.509 version 1"), "{finding}");
+}
+
 /// An authority that renews its key keeps its name: both roots may come with the chain, and the right one counts.
 #[test]
 fn of_two_authorities_with_one_name_the_one_that_signed_counts() {

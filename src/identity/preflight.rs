@@ -99,12 +99,17 @@ pub fn judge_together(qwac: &Certificate, seal: &Certificate) -> Option<Issue> {
 pub fn judge_key_id(key_id: &str, seal: &Certificate) -> Option<Issue> {
     let is_sha1 = key_id.len() == 40 && key_id.bytes().all(|byte| byte.is_ascii_hexdigit());
     let own = seal.sha1_hex();
-    (is_sha1 && own != key_id).then(|| {
-        let reason =
-            format!("the key id {key_id} has the form of a certificate's SHA-1, and that of the QSealC is {own}");
-        let hint = "the bank knows another certificate by this name: give the key id that it returned for this one";
-        warning("key-id-of-another-certificate", reason, hint)
-    })
+    if !is_sha1 || own == key_id {
+        return None;
+    }
+    if own.eq_ignore_ascii_case(key_id) {
+        let reason = format!("the key id {key_id} is the QSealC's SHA-1 in capitals");
+        let hint = "banks write theirs in small letters, and compare letter by letter: give it as the bank returned it";
+        return Some(warning("key-id-in-capitals", reason, hint));
+    }
+    let reason = format!("the key id {key_id} has the form of a certificate's SHA-1, and that of the QSealC is {own}");
+    let hint = "the bank knows another certificate by this name: give the key id that it returned for this one";
+    Some(warning("key-id-of-another-certificate", reason, hint))
 }
 
 /// Judges whether certificates belong to the environment that they are used in.
@@ -125,13 +130,31 @@ pub fn judge_environment(certificate: &Certificate, is_production: bool) -> Opti
     }
 }
 
-/// A word in the certificate's names that says it is not meant seriously.
+/// A word in the certificate's names that says it is not meant seriously, as it is or numbered. Whole words alone: a name may
+/// begin or end like one of them.
 fn test_word(certificate: &Certificate) -> Option<&'static str> {
-    const WORDS: [&str; 7] = ["sandbox", "test", "demo", "dummy", "uat", "staging", "invalid"];
     let names = format!("{} {}", certificate.subject(), certificate.issuer()).to_lowercase();
-    let words: Vec<&str> = names.split(|character: char| !character.is_alphanumeric()).collect();
-    WORDS.into_iter().find(|word| words.contains(word))
+    let words = names.split(|character: char| !character.is_alphanumeric());
+    let words: Vec<&str> = words.map(|word| word.trim_end_matches(|last: char| last.is_ascii_digit())).collect();
+    TEST_WORDS.into_iter().find(|word| words.contains(word))
 }
+
+/// English, and what French and German authorities and banks call their environments for tests.
+const TEST_WORDS: [&str; 13] = [
+    "sandbox",
+    "test",
+    "tests",
+    "testing",
+    "demo",
+    "dummy",
+    "uat",
+    "staging",
+    "invalid",
+    "preprod",
+    "recette",
+    "homologation",
+    "testzertifikat",
+];
 
 struct Judged {
     issues: Vec<Issue>,
@@ -170,6 +193,10 @@ impl Judged {
         let hint = "give the certificate that the trust service provider issued to you, followed by its chain";
         if certificate.is_ca() {
             self.error("authority-as-leaf", "the first certificate is an authority's own".into(), hint);
+        }
+        if certificate.is_self_issued() && !certificate.is_ca() {
+            let reason = "the certificate names itself as its issuer: nobody vouches for it".to_owned();
+            self.warning("self-signed", reason, hint);
         }
         if certificate.version() != 3 {
             let reason =
@@ -223,6 +250,7 @@ impl Judged {
             }
             Err(error) => {
                 let reason = format!("its qualified-certificate statements cannot be read: {error}");
+                self.roles(None, expectations);
                 return self.warning("malformed-statements", reason, "give the certificate as it was issued");
             }
         };
@@ -286,8 +314,12 @@ impl Judged {
             let reason = format!("the competent authority's id {:?} is not COUNTRY-CODE, such as FR-ACPR", psd2.nca_id);
             return self.warning("malformed-nca-id", reason, "give the certificate as it was issued");
         }
-        let named = certificate.organization_identifier().and_then(|id| id.strip_prefix("PSD"));
-        if let Some(named) = named
+        let Some(organization) = certificate.organization_identifier() else {
+            let reason = "its subject has no organizationIdentifier, by which banks know a provider".to_owned();
+            let hint = "ask the trust service provider for a certificate with the authorisation number";
+            return self.warning("no-organization-identifier", reason, hint);
+        };
+        if let Some(named) = organization.strip_prefix("PSD")
             && !named.strip_prefix(&psd2.nca_id).is_some_and(|rest| rest.starts_with('-'))
         {
             let reason = format!(
@@ -339,5 +371,283 @@ fn name_of(kind: &QcType) -> &str {
         QcType::ESeal => "electronic seals (QSealC)",
         QcType::ESign => "electronic signatures of a person",
         QcType::Other(oid) => oid,
+    }
+}
+
+// rcgen issues the certificates.
+#[cfg(test)]
+#[cfg(feature = "sandbox")]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, PublicKeyData, SignatureAlgorithm,
+    };
+
+    use super::*;
+    use crate::identity::qcstatements;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + 20_000 * DAY
+    }
+
+    /// A certificate in the making, without fault.
+    struct Draft {
+        purpose: Purpose,
+        params: CertificateParams,
+        statements: QcStatements,
+        key: Public,
+    }
+
+    impl Draft {
+        fn of(purpose: Purpose, qc_type: QcType, usage: KeyUsagePurpose) -> Self {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::OrganizationName, "Paiements SAS");
+            params.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 97]), "PSDFR-ACPR-12345");
+            (params.not_before, params.not_after) = ((now() - DAY).into(), (now() + 365 * DAY).into());
+            params.key_usages = vec![usage];
+            let psd2 = Psd2 {
+                roles: vec![Role::AccountInformation, Role::PaymentInitiation],
+                nca_name: "Autorite".into(),
+                nca_id: "FR-ACPR".into(),
+            };
+            let key = Public { bytes: key().der_bytes().to_vec(), algorithm: &PKCS_ECDSA_P256_SHA256 };
+            let statements =
+                QcStatements { compliance: true, qc_type: Some(qc_type), psd2: Some(psd2), ..QcStatements::default() };
+            Self { purpose, params, statements, key }
+        }
+
+        fn qwac() -> Self {
+            let mut draft = Self::of(Purpose::Presenting, QcType::Web, KeyUsagePurpose::DigitalSignature);
+            draft.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            draft
+        }
+
+        fn seal() -> Self {
+            Self::of(Purpose::Sealing, QcType::ESeal, KeyUsagePurpose::ContentCommitment)
+        }
+
+        /// Leaf and root.
+        fn issued(mut self) -> Issued {
+            let content = self.statements.encode();
+            if self.statements != QcStatements::default() {
+                let extension = CustomExtension::from_oid_content(qcstatements::EXTENSION, content);
+                self.params.custom_extensions.push(extension);
+            }
+            let mut root = CertificateParams::default();
+            root.distinguished_name.push(DnType::CommonName, "Confiance");
+            root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let own = key();
+            let above = root.self_signed(&own).unwrap().der().clone();
+            let leaf = self.params.signed_by(&self.key, &Issuer::new(root, own)).unwrap().der().clone();
+            let certificate = Certificate::from_der(leaf.clone()).unwrap();
+            Issued { certificate, chain: vec![leaf, above], purpose: self.purpose }
+        }
+
+        fn found(self, expectations: &Expectations) -> Vec<(Level, &'static str)> {
+            self.issued().found(expectations, now())
+        }
+
+        fn finds(self, expected: &[(Level, &str)]) {
+            assert_eq!(self.found(&Expectations::default()), expected);
+        }
+    }
+
+    /// What a certificate is over: nobody here signs with its key.
+    struct Public {
+        bytes: Vec<u8>,
+        algorithm: &'static SignatureAlgorithm,
+    }
+
+    impl PublicKeyData for Public {
+        fn der_bytes(&self) -> &[u8] {
+            &self.bytes
+        }
+
+        fn algorithm(&self) -> &'static SignatureAlgorithm {
+            self.algorithm
+        }
+    }
+
+    struct Issued {
+        certificate: Certificate,
+        chain: Vec<CertificateDer<'static>>,
+        purpose: Purpose,
+    }
+
+    impl Issued {
+        fn found(&self, expectations: &Expectations, now: SystemTime) -> Vec<(Level, &'static str)> {
+            let subject = Subject { certificate: &self.certificate, chain: &self.chain, purpose: self.purpose };
+            judge(&subject, expectations, now).into_iter().map(|issue| (issue.level, issue.code)).collect()
+        }
+    }
+
+    fn key() -> KeyPair {
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
+    }
+
+    #[test]
+    fn certificates_without_fault_have_no_issue() {
+        Draft::qwac().finds(&[]);
+        Draft::seal().finds(&[]);
+        for usages in [vec![KeyUsagePurpose::DigitalSignature], Vec::new()] {
+            let mut draft = Draft::seal();
+            draft.params.key_usages = usages;
+            draft.finds(&[]);
+        }
+        for usages in [vec![ExtendedKeyUsagePurpose::Any], Vec::new()] {
+            let mut draft = Draft::qwac();
+            draft.params.extended_key_usages = usages;
+            draft.finds(&[]);
+        }
+    }
+
+    #[test]
+    fn the_time_is_judged_by_the_clock_that_is_given() {
+        let issued = Draft::seal().issued();
+        let at = |now: SystemTime| issued.found(&Expectations::default(), now);
+        let end = now() + 365 * DAY;
+        assert_eq!(at(now() - 2 * DAY), [(Level::Error, "not-yet-valid")]);
+        assert_eq!(at(end - 30 * DAY), []);
+        assert_eq!(at(end - 30 * DAY + Duration::from_secs(1)), [(Level::Warning, "expires-soon")]);
+        assert_eq!(at(end), [(Level::Warning, "expires-soon")]);
+        assert_eq!(at(end + Duration::from_secs(1)), [(Level::Error, "expired")]);
+    }
+
+    #[test]
+    fn statements_that_are_missing_or_unreadable_have_their_codes() {
+        let mut none = Draft::seal();
+        none.statements = QcStatements::default();
+        none.finds(&[(Level::Warning, "not-qualified")]);
+        let mut malformed = Draft::seal();
+        malformed.statements = QcStatements::default();
+        let extension = CustomExtension::from_oid_content(qcstatements::EXTENSION, vec![0x30, 0x03, 0x02]);
+        malformed.params.custom_extensions.push(extension);
+        malformed.finds(&[(Level::Warning, "malformed-statements")]);
+        let mut device = Draft::seal();
+        device.statements.sscd = true;
+        device.finds(&[(Level::Note, "qualified-device")]);
+    }
+
+    #[test]
+    fn roles_that_are_stated_are_errors_however_they_are_missing() {
+        let stated = Expectations { roles: vec![Role::AccountInformation], ..Expectations::default() };
+        let needed = vec![(Role::CardIssuing, "/funds-confirmations".to_owned())];
+        let needed = Expectations { needed, ..Expectations::default() };
+        assert_eq!(Draft::qwac().found(&stated), []);
+        assert_eq!(Draft::qwac().found(&needed), [(Level::Warning, "role-missing-for-route")]);
+        let mut none = Draft::seal();
+        none.statements.psd2 = None;
+        assert_eq!(none.found(&stated), [(Level::Error, "role-missing"), (Level::Warning, "no-psd2-statement")]);
+        let mut malformed = Draft::seal();
+        malformed.statements = QcStatements::default();
+        malformed.params.custom_extensions =
+            vec![CustomExtension::from_oid_content(qcstatements::EXTENSION, vec![0x30, 0x03, 0x02])];
+        assert_eq!(
+            malformed.found(&stated),
+            [(Level::Error, "role-missing"), (Level::Warning, "malformed-statements")]
+        );
+    }
+
+    #[test]
+    fn an_organisation_must_be_named_and_its_authority_the_same() {
+        let named = |name: Option<&str>| {
+            let mut draft = Draft::seal();
+            draft.params.distinguished_name.remove(DnType::CustomDnType(vec![2, 5, 4, 97]));
+            if let Some(name) = name {
+                draft.params.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 97]), name);
+            }
+            draft
+        };
+        named(None).finds(&[(Level::Warning, "no-organization-identifier")]);
+        named(Some("PSDFR-ACP-12345")).finds(&[(Level::Warning, "two-authorities")]);
+        named(Some("PSDFR-ACPRX-12345")).finds(&[(Level::Warning, "two-authorities")]);
+        named(Some("PSDDE-BAFIN-12345")).finds(&[(Level::Warning, "two-authorities")]);
+        // Since V1.5.1 of TS 119 495 other schemes may name the organisation.
+        named(Some("VATFR-12345")).finds(&[]);
+        let stated = Expectations { authorisation: Some("PSDFR-ACPR-12345".into()), ..Expectations::default() };
+        assert_eq!(named(Some("PSDFR-ACPR-12345")).found(&stated), []);
+        let issues = named(None).found(&stated);
+        assert_eq!(issues, [(Level::Warning, "no-organization-identifier"), (Level::Error, "other-authorisation")]);
+        let other = named(Some("PSDFR-ACPR-54321")).issued().certificate;
+        let issue = judge_together(&Draft::qwac().issued().certificate, &other).unwrap();
+        assert!(issue.reason.contains("PSDFR-ACPR-12345") && issue.reason.contains("PSDFR-ACPR-54321"), "{issue:?}");
+        assert_eq!(judge_together(&other, &other), None);
+    }
+
+    #[test]
+    fn a_competent_authority_s_id_has_a_form() {
+        for (id, legal) in
+            [("FR-ACPR", true), ("FRACPR", false), ("fr-ACPR", false), ("FR-A", false), ("FR-ACPRACPRA", false)]
+        {
+            assert_eq!(is_nca_id(id), legal, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_vouches_for_itself_is_noticed() {
+        let own = key();
+        let mut draft = Draft::qwac();
+        draft.statements = QcStatements::default();
+        let der = draft.params.self_signed(&own).unwrap().der().clone();
+        let issued = Issued {
+            certificate: Certificate::from_der(der.clone()).unwrap(),
+            chain: vec![der],
+            purpose: Purpose::Presenting,
+        };
+        let found = issued.found(&Expectations::default(), now());
+        assert_eq!(found, [(Level::Warning, "self-signed"), (Level::Warning, "not-qualified")]);
+    }
+
+    #[test]
+    fn a_key_that_is_too_large_to_sign_with_is_noticed() {
+        for (bytes, expected) in [(512, &[][..]), (513, &[(Level::Warning, "large-key")])] {
+            let mut draft = Draft::seal();
+            let bytes = yasna::construct_der(|writer| {
+                writer.write_sequence(|writer| {
+                    writer.next().write_bigint_bytes(&vec![0xff; bytes], true);
+                    writer.next().write_u32(65537);
+                });
+            });
+            draft.key = Public { bytes, algorithm: &PKCS_RSA_SHA256 };
+            draft.finds(expected);
+        }
+    }
+
+    #[test]
+    fn a_key_id_is_compared_where_it_has_the_form_of_a_fingerprint() {
+        let seal = Draft::seal().issued().certificate;
+        let code = |key_id: &str| judge_key_id(key_id, &seal).map(|issue| issue.code);
+        let own = seal.sha1_hex();
+        assert_eq!(code(&own), None);
+        assert_eq!(code(&own.to_uppercase()), Some("key-id-in-capitals"));
+        assert_eq!(code(&own[1..]), None);
+        assert_eq!(code("https://paiements.example/qsealc.pem"), None);
+        let other = judge_key_id(&"0".repeat(40), &seal).unwrap();
+        assert_eq!((other.level, other.code), (Level::Warning, "key-id-of-another-certificate"));
+        assert!(other.reason.contains(&own) && other.reason.contains(&"0".repeat(40)), "{other:?}");
+    }
+
+    #[test]
+    fn an_environment_has_its_certificates() {
+        let named = |name: &str| {
+            let mut draft = Draft::seal();
+            draft.params.distinguished_name.push(DnType::CommonName, name);
+            draft.issued().certificate
+        };
+        for name in ["Sandbox CA", "tpp.test", "UAT2", "paiements-preprod", "Recette"] {
+            let code = judge_environment(&named(name), true).map(|issue| issue.code);
+            assert_eq!(code, Some("test-certificate-in-production"), "{name}");
+            assert_eq!(judge_environment(&named(name), false), None, "{name}");
+        }
+        for name in ["Testa Pagamenti", "Contest SA", "Demos Bank", "tpp.paiements.fr"] {
+            assert_eq!(judge_environment(&named(name), true), None, "{name}");
+            let code = judge_environment(&named(name), false).map(|issue| issue.code);
+            assert_eq!(code, Some("qualified-certificate-in-sandbox"), "{name}");
+        }
+        let mut plain = Draft::seal();
+        plain.statements.compliance = false;
+        assert_eq!(judge_environment(&plain.issued().certificate, false), None);
     }
 }

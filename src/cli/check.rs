@@ -15,8 +15,8 @@ use crate::log::Log;
 use crate::upstream::{Report, Upstream};
 
 pub(super) fn run(file: &Path, connect: bool, json: bool) -> Result<(), Failure> {
-    let mut told = Told { file, json, findings: Vec::new(), connect: BTreeMap::new() };
-    let ended = told.check(connect);
+    let mut told = Told { file, json, findings: Vec::new(), connect: connect.then(BTreeMap::new) };
+    let ended = told.check();
     if json {
         say(told.document(ended.is_ok()));
     } else if ended.is_ok() {
@@ -30,30 +30,30 @@ struct Told<'a> {
     file: &'a Path,
     json: bool,
     findings: Vec<Finding>,
-    /// By upstream.
-    connect: BTreeMap<String, Vec<Finding>>,
+    /// By upstream; `None` without `--connect`.
+    connect: Option<BTreeMap<String, Vec<Finding>>>,
 }
 
 impl Told<'_> {
-    fn check(&mut self, connect: bool) -> Result<(), Failure> {
+    fn check(&mut self) -> Result<(), Failure> {
         let (config, findings) = Config::load(self.file).map_err(|findings| self.refused(findings))?;
         self.tell(findings);
         // Nothing is served, so nothing is logged.
         let (log, writer) = Log::start(std::io::sink(), 1)?;
         let runtime = control_runtime()?;
-        let checked = runtime.block_on(self.build(config, log, connect));
+        let checked = runtime.block_on(self.build(config, log));
         // A name that is still being looked up must not hold up the end.
         runtime.shutdown_background();
         writer.close();
         checked
     }
 
-    async fn build(&mut self, config: Config, log: Log, connect: bool) -> Result<(), Failure> {
+    async fn build(&mut self, config: Config, log: Log) -> Result<(), Failure> {
         let app = App::build(config, log, SystemTime::now()).await.map_err(|findings| self.refused(findings))?;
         // `run` would start without these identities, and whoever checks wants to know.
         let sound = !app.findings().iter().any(Finding::is_error);
         self.tell(app.findings().to_vec());
-        let reached = !connect || self.connect(&app).await?;
+        let reached = self.connect(&app).await?;
         match (sound, reached) {
             (false, _) => Err(Failure::Checked),
             (true, false) => Err(Failure::Unreached),
@@ -61,8 +61,9 @@ impl Told<'_> {
         }
     }
 
-    /// Whether every bank was reached.
+    /// Whether every bank was reached, if that was asked.
     async fn connect(&mut self, app: &App) -> Result<bool, Failure> {
+        let Some(mut told) = self.connect.take() else { return Ok(true) };
         // All at once, because each may wait for its deadlines; told in the order of their names.
         let upstreams = app.upstreams().into_iter();
         let probes: Vec<_> = upstreams.map(|(name, upstream)| (name, tokio::spawn(probe(upstream)))).collect();
@@ -72,8 +73,9 @@ impl Told<'_> {
             reached &= !findings.iter().any(Finding::is_error);
             findings.extend(x5u::findings(self.file, &name, app).await);
             self.say(&findings);
-            self.connect.insert(name, findings);
+            told.insert(name, findings);
         }
+        self.connect = Some(told);
         Ok(reached)
     }
 
@@ -95,7 +97,8 @@ impl Told<'_> {
 
     fn document(&self, ok: bool) -> String {
         let lines = |findings: &[Finding]| findings.iter().map(Line::of).collect::<Vec<_>>();
-        let connect = self.connect.iter().map(|(name, findings)| (name.clone(), lines(findings))).collect();
+        let by_upstream = |(name, findings): (&String, &Vec<Finding>)| (name.clone(), lines(findings));
+        let connect = self.connect.as_ref().map(|connect| connect.iter().map(by_upstream).collect());
         let file = self.file.display().to_string();
         let document = Document { file, ok, findings: lines(&self.findings), connect };
         serde_json::to_string_pretty(&document).expect("plain strings")
@@ -108,8 +111,9 @@ struct Document {
     file: String,
     ok: bool,
     findings: Vec<Line>,
-    /// By upstream; empty without `--connect`.
-    connect: BTreeMap<String, Vec<Line>>,
+    /// By upstream, with `--connect`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect: Option<BTreeMap<String, Vec<Line>>>,
 }
 
 /// One finding.

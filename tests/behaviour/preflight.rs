@@ -455,6 +455,45 @@ fn signatures_that_cannot_be_verified_here_have_words() {
     }
 }
 
+/// Whatever is wrong, machines read one document, and the exit code is the same as for people.
+#[test]
+fn check_prints_one_document_for_machines() {
+    let check = |file: &Path, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealproxy"));
+        let output = command.args(["check", "--config"]).arg(file).args(more).output().expect("it starts");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        (output.status.code(), output.stdout)
+    };
+    let folder = folder("json");
+    let bank = FakeBank::good();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let files = [
+        ("missing.yaml", None, 78, 78),
+        ("no.yaml", Some("a: [".to_owned()), 78, 78),
+        ("binary.yaml", Some("a: \u{0}".to_owned()), 78, 78),
+        ("good.yaml", Some(crate::support::config(bank.address, "", "")), 0, 0),
+        ("closed.yaml", Some(crate::support::config(closed, "", "")), 0, 1),
+    ];
+    for (name, text, alone, connected) in files {
+        let file = folder.join(name);
+        text.iter().for_each(|text| std::fs::write(&file, text).expect("written"));
+        for (more, code) in [(&["--json"][..], alone), (&["--json", "--connect"], connected)] {
+            let (found, stdout) = check(&file, more);
+            assert_eq!((found, check(&file, &more[1..]).0), (Some(code), Some(code)), "{name} {more:?}");
+            let document: Value = serde_json::from_slice(&stdout).expect("one JSON document");
+            assert_eq!(document["file"], file.display().to_string());
+            assert_eq!(document["ok"], code == 0, "{document}");
+            assert_eq!(document.get("connect").is_some(), more.len() > 1, "{document}");
+            let errors = |findings: &Value| {
+                let findings = findings.as_array().map(Vec::as_slice).unwrap_or_default();
+                findings.iter().filter(|finding| finding["level"] == "error" && finding["reason"].is_string()).count()
+            };
+            assert_eq!(errors(&document["findings"]) > 0, code == 78, "{document}");
+            assert_eq!(errors(&document["connect"]["bank"]) > 0, code == 1, "{document}");
+        }
+    }
+}
+
 /// The bank verifies seals with what the URL serves.
 #[test]
 fn an_x5u_must_serve_the_certificate_that_seals() {

@@ -13,6 +13,8 @@ use serde_json::Value;
 use crate::sealing::{leaf, verify_by};
 use crate::support::{Act, Answer, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls};
 
+/// Whoever comes before the connection is back waits for it, instead of making another.
+const ONE: &str = ", connections: 1";
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -366,7 +368,7 @@ fn files_that_are_put_back_are_no_rotation() {
     let world = World::new();
     let (qwac, seal) = (world.qwac(), world.seal());
     let mut secret = Secret::new(&files(&qwac, &seal));
-    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    let rig = Rig::start(&world.config(&identity(&secret), ONE));
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     secret.swap(&files(&Issued { key_pem: world.qwac().key_pem, ..qwac.clone() }, &seal));
     until("it is refused", Duration::from_secs(10), || metric(&rig, "sealproxy_reload_refused") == 1.0);
@@ -461,7 +463,7 @@ fn an_upstream_whose_inputs_did_not_change_keeps_its_connections() {
             world.bank.address.port(),
             kit().path("ca.pem").display()
         ));
-    let rig = Rig::start(&two);
+    let rig = Rig::start(&two.replace("private: true", "private: true, connections: 1"));
     let of_other = "/sandbox/cic/stet-psd2-api/v2.1/accounts";
     // Both have the same host: the proxy's own name is used, and the paths tell them apart.
     assert_eq!((rig.get(ACCOUNTS).status, rig.get(of_other).status), (200, 200));
@@ -576,7 +578,7 @@ fn sighup_takes_a_configuration_whole_or_not_at_all() {
     let (qwac, seal) = (world.qwac(), world.seal());
     let secret = Secret::new(&files(&qwac, &seal));
     let file = folder("config").join("sealproxy.yaml");
-    let good = world.config(&identity(&secret), "");
+    let good = world.config(&identity(&secret), ONE);
     std::fs::write(&file, &good).expect("written");
     let rig = Rig::start_file(&file);
     let token = "/sandbox/becm/oauth2/token";

@@ -43,8 +43,12 @@ impl Sandbox {
 
     /// A proxy in front of it, with these timeouts.
     fn rig(&self, timeouts: &str) -> Rig {
+        self.rig_with("", timeouts)
+    }
+
+    fn rig_with(&self, more: &str, timeouts: &str) -> Rig {
         let top = format!("timeouts: {{ {timeouts} }}\n");
-        Rig::start(&config(self.address, "    pass: [x-sandbox-fault]\n", &top))
+        Rig::start(&config(self.address, &format!("    pass: [x-sandbox-fault]\n{more}"), &top))
     }
 }
 
@@ -113,7 +117,8 @@ const CLEAN: Expected = (201, "", &["answered"], 1);
 #[test]
 fn what_a_caller_gets_for_each_fault_of_a_request() {
     let sandbox = Sandbox::start("");
-    let rig = sandbox.rig("response: 500ms, response_frame: 300ms");
+    // Whoever comes before the connection is back waits for it: a second one would stay when the first is gone.
+    let rig = sandbox.rig_with("    connections: 1\n", "response: 500ms, response_frame: 300ms");
     let table: [(&str, Expected); 25] = [
         ("reset-after-head", (502, "upstream-closed", &["unknown"], 0)),
         ("reset-in-body", (502, "upstream-closed", &["unknown"], 0)),

@@ -32,6 +32,8 @@ pub(super) struct Clock {
     multiplexed: AtomicBool,
     /// Bytes of answers on HTTP/2 that the caller was given and has not taken.
     in_hand: AtomicU64,
+    /// Whether its caller has used up its patience: then nothing on it is worth keeping.
+    given_up: AtomicBool,
     evict: Notify,
     asked_to_go: AtomicBool,
     /// Whether the next answer is to be the last: the process is on its way out, or ...
@@ -86,6 +88,7 @@ impl Clock {
             streams: Mutex::default(),
             multiplexed: AtomicBool::new(false),
             in_hand: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
             evict: Notify::new(),
             asked_to_go: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -120,6 +123,7 @@ impl Clock {
     /// How much would be lost with the connection.
     pub(super) fn usefulness(&self) -> Usefulness {
         match self.state() {
+            _ if self.given_up.load(Ordering::Acquire) => Usefulness::None,
             State::Fresh | State::Head => Usefulness::None,
             // The end of an answer is still on its way.
             State::Idle if self.blocked_since.load(Ordering::Relaxed) != NEVER => Usefulness::Busy,
@@ -319,6 +323,7 @@ impl Busy {
             clock.leave();
             clock.say_goodbye();
         } else {
+            clock.given_up.store(true, Ordering::Release);
             clock.evict();
         }
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use rustls::pki_types::CertificateDer;
@@ -60,7 +60,8 @@ pub(super) async fn build(
         holdings.insert(name.clone(), holding);
     }
     let edition = match earlier {
-        Some(earlier) if Arc::ptr_eq(&earlier.config, config) => earlier.edition,
+        // Read anew and the same, it has the same routes in the same order.
+        Some(earlier) if *earlier.config == **config => earlier.edition,
         Some(earlier) => earlier.edition + 1,
         None => 1,
     };
@@ -164,7 +165,9 @@ impl Generation {
     pub(super) fn next_change(&self, now: SystemTime) -> Option<SystemTime> {
         const A_MOMENT: Duration = Duration::from_millis(1001);
         let validity = |certificate: &Certificate| [certificate.not_before(), certificate.not_after() + A_MOMENT];
-        let ends = self.holdings.values().flat_map(Holding::certificates).flat_map(|(_, it)| validity(it));
+        let known = self.lines.values().flat_map(|line| line.known.values());
+        let known = known.flat_map(|known| validity(known.credential.certificate()));
+        let ends = self.holdings.values().flat_map(Holding::certificates).flat_map(|(_, it)| validity(it)).chain(known);
         let begins = self.config.upstreams.values().flat_map(|upstream| &upstream.registrations);
         ends.chain(begins.filter_map(|registration| registration.from)).filter(|moment| *moment > now).min()
     }
@@ -190,7 +193,7 @@ impl Generation {
     }
 
     /// The seal of this name that a bank knows.
-    fn known(&self, identity: &str, name: &str) -> Option<&Arc<Credential>> {
+    pub(super) fn known(&self, identity: &str, name: &str) -> Option<&Arc<Credential>> {
         let own = self.config.upstreams.iter().filter(|(_, upstream)| upstream.identity == identity);
         own.filter_map(|(upstream, _)| self.lines.get(upstream)?.known.get(name)).map(|known| &known.credential).next()
     }
@@ -209,12 +212,12 @@ impl Generation {
     }
 
     /// Ends the use of what `next` has others for. A request may ask for the successor where the configuration is the same.
-    pub(super) fn retire(&self, next: &Self, deadline: Instant) {
+    pub(super) fn retire(&self, next: &Self) {
         for (name, line) in &self.lines {
             let Some(upstream) = &line.upstream else { continue };
             let successor = next.lines.get(name).and_then(|line| line.upstream.as_ref());
             if !successor.is_some_and(|successor| Arc::ptr_eq(successor, upstream)) {
-                upstream.retire(deadline, self.edition == next.edition);
+                upstream.retire(next.config.drain, self.edition == next.edition);
             }
         }
     }

@@ -11,7 +11,9 @@ use super::marks::Marks;
 use super::{KnownSeal, Process};
 use crate::config::{Finding, Registration, Upstream as Config};
 use crate::identity::certificate::Validity;
+use crate::identity::preflight::EXPIRES_SOON;
 use crate::identity::{Credential, Qwac, preflight};
+use crate::log::timestamp;
 use crate::proxy::api::Environment;
 use crate::seal::{Profile, Sealer, SetupError as SealError};
 use crate::upstream::{Destination, SetupError, Upstream};
@@ -95,11 +97,11 @@ impl Line {
         };
         let mut drawn = Drawn { line, findings: Vec::new(), is_faulty: false };
         drawn.connect(file, &key, earlier_line, now);
-        if seals {
-            drawn.adopt(file, &key, config, holding, earlier);
-        }
+        // Even where nothing is sealed at present: what the bank knows is not to be forgotten.
+        drawn.adopt(file, &key, config, holding, earlier);
         drawn.judge_environment(file, &key, config);
         drawn.line.active = drawn.line.choose(config, now);
+        drawn.judge_seals(file, &key, now);
         drawn.line.is_usable = drawn.line.leads(config, now);
         drawn
     }
@@ -234,6 +236,25 @@ impl Drawn {
         self.findings.extend(issue.map(|issue| finding(file, key("key_id"), "", issue)));
     }
 
+    /// The seals in use may be older than those in the files, which are judged where they are read.
+    fn judge_seals(&mut self, file: &Path, key: &impl Fn(&str) -> String, now: SystemTime) {
+        let soon = now + EXPIRES_SOON;
+        if let Some(known) = self.line.active.as_ref().and_then(|active| self.line.known.get(active))
+            && known.credential.certificate().not_after() < soon
+            && self.line.staged.iter().any(|staged| Some(&staged.name) == self.line.active.as_ref())
+        {
+            let end = timestamp(known.credential.certificate().not_after());
+            let reason = format!("the seal in use ends on {end}, and its successor lies staged");
+            let hint = "register the successor's key with the bank, then say so in `seal_keys` or `key_id`";
+            self.findings.push(Finding::warning(file, key("seal_keys"), reason).hint(hint).code("expires-soon"));
+        }
+        if self.line.seals && self.line.active.is_none() && !self.line.known.is_empty() {
+            let reason = "no seal is registered, valid and due now: the sealed routes cannot be used";
+            let hint = "see `registered` and `active_from`, and the ends of the certificates";
+            self.findings.push(Finding::error(file, key("seal_keys"), reason).hint(hint).code("no-seal"));
+        }
+    }
+
     /// The QWAC or, if that is beyond suspicion, a seal.
     fn judge_environment(&mut self, file: &Path, key: &impl Fn(&str) -> String, config: &Config) {
         let is_production = config.environment == Environment::Production;
@@ -276,11 +297,13 @@ impl Drawn {
 /// it may if it is the same, if the configuration now says otherwise than then, or if the bank's name for the key fits.
 fn may_follow(before: &Known, registration: &Registration, credential: &Credential) -> bool {
     let (old, new) = (before.credential.certificate(), credential.certificate());
-    if old.der() == new.der() || before.registration.key_id != registration.key_id {
+    if old.der() == new.der() {
         return true;
     }
     match &registration.key_id {
         Some(key_id) if is_sha1(key_id) => new.sha1_hex().eq_ignore_ascii_case(key_id),
+        // Another name than before: that of the new key.
+        Some(_) if before.registration.key_id != registration.key_id => true,
         // The certificate was renewed over the same key, which is what the bank checks seals with.
         Some(_) => old.public_key() == new.public_key(),
         // The key id is made from the certificate: a new one would name a key that the bank has never seen.

@@ -45,7 +45,13 @@ impl Mark {
     fn of(file: &Path) -> Self {
         // Of a key too: what was read must not stay in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
-        let read = File::open(file).and_then(|file| file.take(MOST).read_to_end(&mut bytes));
+        // Whoever opens a pipe waits for its writer.
+        let is_file = std::fs::metadata(file).map(|found| found.is_file());
+        let read = match is_file {
+            Ok(false) => Err(io::ErrorKind::InvalidInput.into()),
+            Ok(true) => File::open(file).and_then(|file| file.take(MOST).read_to_end(&mut bytes)),
+            Err(error) => Err(error),
+        };
         match read {
             Ok(_) => {
                 let digest = digest(&SHA256, &bytes);
@@ -59,7 +65,7 @@ impl Mark {
 /// More than any chain, so that a buffer with a key in it is never moved and left behind.
 const ROOM: usize = 64 * 1024;
 /// A path that leads to a disk is not read to its end.
-const MOST: u64 = 16 << 20;
+const MOST: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {

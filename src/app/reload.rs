@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
@@ -25,7 +26,7 @@ pub(super) struct Reloader {
     shared: Arc<Shared>,
     pages: Arc<admin::State>,
     log: Log,
-    present: Generation,
+    present: Arc<Generation>,
     /// Counts what was put in place.
     number: u64,
     since: SystemTime,
@@ -49,6 +50,7 @@ impl Reloader {
         seen: Marks,
     ) -> Self {
         let (since, judged) = (SystemTime::now(), Instant::now());
+        let present = Arc::new(present);
         let folders = Folders::new();
         let mut reloader = Self {
             process,
@@ -107,16 +109,20 @@ impl Reloader {
             // A list of revocations may be among them.
             self.process.revocation.look_again();
         }
-        let mut next = self.build(&self.present.config, &marks).await;
-        for _ in 0..ROUNDS {
-            // Whoever writes certificate and key one after the other is given a moment to finish.
+        let Some(mut next) = self.build(&Arc::clone(&self.present.config), &marks).await else { return };
+        // Whoever writes certificate and key one after the other is given a moment to finish. What is tried again, or has
+        // not changed meanwhile, is as it was: a token must not be asked again and again.
+        for _ in 0..if changed { ROUNDS } else { 0 } {
             let after = self.marks(&self.present.config).await;
             if after == marks && next.errors().next().is_none() {
                 break;
             }
             tokio::time::sleep(SETTLE).await;
-            marks = after;
-            next = self.build(&self.present.config, &marks).await;
+            if after != marks {
+                marks = after;
+                let Some(built) = self.build(&Arc::clone(&self.present.config), &marks).await else { return };
+                next = built;
+            }
         }
         let refused = changed || next.errors().ne(self.present.errors());
         self.seen = marks;
@@ -142,7 +148,7 @@ impl Reloader {
             return self.refuse(&fixed);
         }
         let marks = self.marks(&config).await;
-        let mut next = self.build(&config, &marks).await;
+        let Some(mut next) = self.build(&config, &marks).await else { return };
         if self.loses(&next) {
             return self.refuse(&next.findings);
         }
@@ -161,11 +167,32 @@ impl Reloader {
             let is_same = self.present.config.identities.get(name) == next.config.identities.get(name);
             (holding.is_bad() && !is_same) || (self.present.is_usable(name, now) && !next.is_usable(name, now))
         });
-        next.is_faulty || worse
+        // A bank that could be reached by the one is to be reached by the other.
+        let cut_off = next
+            .lines
+            .iter()
+            .any(|(name, line)| !line.is_usable && self.present.lines.get(name).is_some_and(|before| before.is_usable));
+        next.is_faulty || worse || cut_off
     }
 
-    async fn build(&self, config: &Arc<Config>, marks: &Marks) -> Generation {
-        generation::build(config, &self.process, Some(&self.present), marks, SystemTime::now()).await
+    /// Not on this thread, which has the acceptors too: keys may be derived from passphrases, and disks are slow.
+    /// `None` if it panicked, which is told: what is served goes on.
+    async fn build(&mut self, config: &Arc<Config>, marks: &Marks) -> Option<Generation> {
+        let (config, process, present) = (Arc::clone(config), Arc::clone(&self.process), Arc::clone(&self.present));
+        let (file, seen) = (config.file.clone(), marks.clone());
+        let (marks, runtime) = (marks.clone(), Handle::current());
+        let building = spawn_blocking(move || {
+            runtime.block_on(generation::build(&config, &process, Some(&present), &marks, SystemTime::now()))
+        });
+        match building.await {
+            Ok(generation) => Some(generation),
+            Err(_) => {
+                let reason = "a fault of this program: the files or the configuration could not be judged";
+                self.seen = seen;
+                self.refuse(&[Finding::error(&file, "", reason).hint("report it, and put the files back")]);
+                None
+            }
+        }
     }
 
     async fn marks(&self, config: &Arc<Config>) -> Marks {
@@ -177,13 +204,12 @@ impl Reloader {
     /// Puts a generation in the place of the present one. Those who arrive from now on are served by it; what is under
     /// way under the old one has the drain time.
     fn put(&mut self, next: Generation, trigger: &'static str, refused: bool) {
-        let earlier = std::mem::replace(&mut self.present, next);
+        let earlier = std::mem::replace(&mut self.present, Arc::new(next));
         if self.present.differs(&earlier) {
             self.shared.replace(self.present.routes(&self.process));
             self.number += 1;
             self.since = SystemTime::now();
-            let deadline = Instant::now() + self.present.config.drain;
-            earlier.retire(&self.present, deadline);
+            earlier.retire(&self.present);
             self.tell(trigger, "applied", self.present.findings.clone());
         } else if self.present.edition != earlier.edition {
             self.tell(trigger, "applied", self.present.findings.clone());

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::generation::Generation;
+use super::holding::QWAC;
 
 /// The families, by identity and by upstream.
 pub(super) struct Standing {
@@ -69,7 +70,10 @@ impl Standing {
         self.staged.reset();
         for (identity, holding) in &generation.holdings {
             self.usable.with_label_values(&[identity]).set(generation.is_usable(identity, now).into());
-            for (part, certificate) in holding.certificates() {
+            for (part, held) in holding.certificates() {
+                // Of a seal the one that seals: its successor may lie staged.
+                let known = generation.known(identity, part).filter(|_| part != QWAC);
+                let certificate = known.map_or(held, |known| known.certificate());
                 let end = certificate.not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 self.expiry.with_label_values(&[identity.as_str(), part]).set(end.as_secs_f64());
             }

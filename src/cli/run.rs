@@ -16,7 +16,10 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     let (config, findings) = Config::load(file).map_err(Failure::Configuration)?;
     findings.iter().for_each(tell);
     let (log, writer) = Log::start(std::io::stdout(), LOG_LINES)?;
-    let ended = control_runtime()?.block_on(serve(config, log));
+    let runtime = control_runtime()?;
+    let ended = runtime.block_on(serve(config, log));
+    // A slow disk or a token must not hold up the end.
+    runtime.shutdown_background();
     writer.close();
     ended
 }

@@ -37,7 +37,7 @@ pub use revocation::{Ocsp, Revocation};
 use section::{Section, Value};
 
 /// All settings of one proxy. A value of this type has passed every check that needs no other file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where it was read from.
     pub file: PathBuf,
@@ -70,7 +70,7 @@ pub struct Config {
 }
 
 /// One bank: how it is reached, who we are there, how it wants requests.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// How it is reached.
     pub settings: upstream::Settings,

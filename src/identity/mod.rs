@@ -80,7 +80,7 @@ impl Pair {
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let key = match &self.key {
             KeySource::File(path) => Some(path.as_path()),
-            KeySource::Token(_) => None,
+            KeySource::Token(token) => token.uri.pin.as_deref(),
         };
         let passphrase = match &self.passphrase {
             Some(PassphraseSource::File(path)) => Some(path.as_path()),
@@ -151,7 +151,7 @@ impl Qwac {
             KeySource::File(path) => {
                 let (chain, key) = both(pair.read_chain(), read_key(pair, path))?;
                 let certificate = pair.read_leaf(&chain).map_err(|error| vec![error])?;
-                (tls::ClientIdentity::new(chain.clone(), &Zeroizing::new(key)), certificate, chain, None)
+                (tls::ClientIdentity::new(chain.clone(), &key), certificate, chain, None)
             }
             KeySource::Token(settings) => {
                 let leaf = |chain: Vec<_>| Ok((pair.read_leaf(&chain)?, chain));
@@ -264,14 +264,18 @@ async fn in_time<T>(trial: impl Future<Output = Result<T, Reason>>) -> Result<T,
     timeout(PATIENCE, trial).await.unwrap_or(Err(key::Error::Late.into()))
 }
 
-fn read_key(pair: &Pair, path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+fn read_key(pair: &Pair, path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, Error> {
     let passphrase = pair.read_passphrase()?;
-    pem::read_key_with(path, passphrase.as_ref()).map_err(|error| pair.key_fault(error.reason.into()))
+    let key = pem::read_key_with(path, passphrase.as_ref()).map_err(|error| pair.key_fault(error.reason.into()))?;
+    Ok(Zeroizing::new(key))
 }
 
 async fn open_key(pair: &Pair) -> Result<Key, Error> {
     let opened = match &pair.key {
-        KeySource::File(path) => Key::from_der(&Zeroizing::new(read_key(pair, path)?)),
+        KeySource::File(path) => {
+            let key = read_key(pair, path)?;
+            Key::from_der(&key)
+        }
         KeySource::Token(settings) => {
             let settings = settings.clone();
             // A token may take its time, and its module may block.

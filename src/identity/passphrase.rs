@@ -22,6 +22,11 @@ impl PassphraseSource {
     pub fn read(&self) -> Result<Passphrase, PassphraseError> {
         let text = match self {
             Self::File(path) => {
+                // Whoever opens a pipe waits for its writer.
+                let is_file = std::fs::metadata(path).map_err(PassphraseError::Unreadable)?.is_file();
+                if !is_file {
+                    return Err(PassphraseError::Unreadable(io::ErrorKind::InvalidInput.into()));
+                }
                 let mut bytes = Zeroizing::new(std::fs::read(path).map_err(PassphraseError::Unreadable)?);
                 let text = String::from_utf8(std::mem::take(&mut *bytes)).map_err(|error| {
                     error.into_bytes().zeroize();

@@ -153,6 +153,9 @@ pub enum Reason {
     /// Another failure of reading.
     #[error("the file cannot be read")]
     Unreadable(#[source] io::Error),
+    /// A folder, a pipe or a device.
+    #[error("the path does not name a regular file")]
+    NoFile,
     /// More than this many bytes.
     #[error("the file is larger than {} MiB", .0 >> 20)]
     TooLarge(u64),
@@ -246,7 +249,7 @@ impl Reason {
         match self {
             Self::Missing(_) => "check the path; a relative one starts at the configuration's folder",
             Self::Forbidden(_) => "make the file and its directories readable to the user that runs sealproxy",
-            Self::Unreadable(_) => "the path must name a regular file",
+            Self::Unreadable(_) | Self::NoFile => "the path must name a regular file",
             Self::TooLarge(_) => "name the file of this certificate or key alone, not an archive",
             Self::Empty => "write the file again; a mounted secret may be missing",
             Self::Unknown => {
@@ -429,6 +432,10 @@ fn members(der: &[u8]) -> Vec<Tag> {
 
 /// Into a buffer that is never moved, and wiped: it may be a key.
 fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    // Whoever opens a pipe waits for its writer.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(Reason::NoFile);
+    }
     let file = File::open(path)?;
     let length = file.metadata()?.len().min(limit);
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + ROOM));

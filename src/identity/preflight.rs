@@ -357,7 +357,7 @@ fn is_nca_id(id: &str) -> bool {
 }
 
 /// A trust service provider needs days to weeks to issue a certificate.
-pub(super) const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A moment in words. httpdate writes only years from 1970 to 9999, and a certificate may name others.
 pub(super) fn day(moment: SystemTime) -> String {

@@ -4,7 +4,7 @@
 //! A lost token is looked for anew with the next signature. A PIN that was refused once is not tried again until its
 //! file says something else: tokens lock themselves after three wrong ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -54,10 +54,11 @@ impl Key {
     pub(super) fn open(settings: &TokenSettings, patience: Duration) -> Result<Self, Error> {
         let (jobs, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));
-        let door = Arc::new(Door { uri: settings.uri.clone(), refused: Mutex::default() });
+        let door = Arc::new(Door { uri: settings.uri.clone(), refused: refused_at(&settings.uri) });
         let (ready, opened) = channel();
+        let opening = Opening::begin(&settings.uri).ok_or(Error::Token(Fault::Silent(patience)))?;
         let first = Station::new(&door);
-        start(first, Arc::clone(&queue), Some(ready))?;
+        start(first, Arc::clone(&queue), Some(First { ready, opening }))?;
         let schemes = opened.recv_timeout(patience).map_err(|_| Error::Token(Fault::Silent(patience)))??;
         for _ in 1..settings.sessions {
             start(Station::new(&door), Arc::clone(&queue), None)?;
@@ -123,14 +124,11 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn start(
-    mut station: Station,
-    queue: Arc<Mutex<Receiver<Job>>>,
-    ready: Option<Sender<Result<Vec<Scheme>, Error>>>,
-) -> Result<(), Error> {
+fn start(mut station: Station, queue: Arc<Mutex<Receiver<Job>>>, first: Option<First>) -> Result<(), Error> {
     let work = move || {
-        if let Some(ready) = ready {
+        if let Some(First { ready, opening }) = first {
             let opened = station.open().map(Place::schemes).map_err(Error::Token);
+            drop(opening);
             let failed = opened.is_err();
             // Who waited for it may have lost patience: then nobody will ever ask for a signature either.
             if ready.send(opened).is_err() || failed {
@@ -156,8 +154,43 @@ fn next(queue: &Mutex<Receiver<Job>>) -> Option<Job> {
 /// What the stations of one key share.
 struct Door {
     uri: TokenUri,
-    /// The PIN that the token has refused.
-    refused: Mutex<Option<AuthPin>>,
+    refused: Refused,
+}
+
+/// The PIN that a token has refused. Of the process, because a key may be opened anew again and again, and a token counts.
+type Refused = Arc<Mutex<Option<AuthPin>>>;
+
+static REFUSED: LazyLock<Mutex<HashMap<String, Refused>>> = LazyLock::new(Mutex::default);
+
+fn refused_at(uri: &TokenUri) -> Refused {
+    // All keys of a token have one PIN.
+    let token = format!("{} {:?} {:?}", uri.module.display(), uri.token, uri.slot_id);
+    Arc::clone(lock(&REFUSED).entry(token).or_default())
+}
+
+/// What the first station of a key has beside the others: somebody waits for it.
+struct First {
+    ready: Sender<Result<Vec<Scheme>, Error>>,
+    opening: Opening,
+}
+
+/// The only attempt to open a key: where a token hangs, further ones would gather threads.
+struct Opening(String);
+
+static OPENING: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+
+impl Opening {
+    /// `None` while an earlier one has yet to end.
+    fn begin(uri: &TokenUri) -> Option<Self> {
+        let name = uri.to_string();
+        lock(&OPENING).insert(name.clone()).then_some(Self(name))
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        lock(&OPENING).remove(&self.0);
+    }
 }
 
 /// One thread's place at the token.

@@ -2,7 +2,7 @@
 //! rather than somebody's data, how its environments are told apart. Nothing here decides anything.
 
 /// A bank's API.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Api {
     /// The profile's name in the configuration.
     pub name: &'static str,

@@ -18,7 +18,7 @@ use crate::seal::Sealer;
 use crate::upstream::{Origin, Upstream};
 
 /// One route of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Ends in `/`: a prefix; otherwise the exact path.
     pub path: String,

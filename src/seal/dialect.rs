@@ -4,7 +4,7 @@
 use crate::key::Scheme;
 
 /// How one bank wants requests signed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
     /// The profile's name in the configuration.
     pub name: &'static str,
@@ -25,7 +25,7 @@ pub struct Dialect {
 }
 
 /// One line of the signing string: `(request-target)` or a lower-case header name, and when it is there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Covered {
     /// [`REQUEST_TARGET`] or a header's name in lower case.
     pub name: &'static str,
@@ -48,7 +48,7 @@ pub enum When {
 }
 
 /// How a body's digest is computed and printed (RFC 3230 section 4.1.1).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DigestRule {
     /// The hash.
     pub algorithm: DigestAlgorithm,

@@ -28,7 +28,7 @@ pub const DIGEST: HeaderName = HeaderName::from_static("digest");
 pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 
 /// How requests to one upstream are sealed: a dialect and what the configuration changes of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// The dialect to start from.
     pub dialect: &'static Dialect,

@@ -75,6 +75,9 @@ impl Connector {
         let began = Instant::now();
         let tcp = self.reach(self.addresses().await?).await?;
         metrics.connect.observe(began.elapsed().as_secs_f64());
+        if self.pool.is_replaced() {
+            return Err(AcquireError::Replaced);
+        }
         let began = Instant::now();
         let (tls, question) = self.shake_hands(self.tls.connector(), tcp).await;
         let tls = tls?;

@@ -193,10 +193,10 @@ impl Upstream {
         Ok(Self { pool, connector, destination })
     }
 
-    /// Ends the use of this identity or trust: idle connections close at once, leased ones have until `deadline`. Where
+    /// Ends the use of this identity or trust: idle connections close at once, leased ones have `grace`. Where
     /// it has been `replaced`, nothing is dialled any more: whoever wants a connection is told to ask the successor.
-    pub fn retire(&self, deadline: Instant, replaced: bool) {
-        self.pool.retire(Retired { deadline, replaced });
+    pub fn retire(&self, grace: Duration, replaced: bool) {
+        self.pool.retire(Retired { deadline: Instant::now() + grace, grace, replaced });
     }
 
     /// Where requests go.
@@ -262,6 +262,10 @@ impl Upstream {
             return Err(AcquireError::Replaced);
         }
         let established = self.connector.connect(permit).await?;
+        // Nothing has been sent on it: whoever asked asks the successor.
+        if self.pool.is_replaced() {
+            return Err(AcquireError::Replaced);
+        }
         Ok(Connection::new(established, reactor))
     }
 }

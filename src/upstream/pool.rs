@@ -24,8 +24,10 @@ pub(super) struct Pool {
 /// The end of a pool's use: its certificate or its trust has a successor.
 #[derive(Clone, Copy)]
 pub(super) struct Retired {
-    /// When the last connection is cut.
+    /// When the last connection is cut that was there by then.
     pub(super) deadline: Instant,
+    /// How long a later one has: where nobody has taken its place, some still need it.
+    pub(super) grace: Duration,
     /// Whether the same request would find its way through another pool.
     pub(super) replaced: bool,
 }
@@ -91,10 +93,10 @@ impl Pool {
 
     /// Ends at the deadline of a pool that was retired, and never of another.
     pub(super) fn cut(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut retired = self.retired.subscribe();
+        let (mut retired, born) = (self.retired.subscribe(), Instant::now());
         async move {
             let deadline = match retired.wait_for(Option::is_some).await {
-                Ok(retired) => retired.map(|retired| retired.deadline),
+                Ok(retired) => retired.map(|retired| retired.deadline.max(born + retired.grace)),
                 Err(_) => None,
             };
             match deadline {

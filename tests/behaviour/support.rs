@@ -310,6 +310,8 @@ pub(crate) struct Received {
     pub(crate) body: Vec<u8>,
     /// When its last byte was there.
     pub(crate) at: SystemTime,
+    /// When its connection came in.
+    pub(crate) connected: SystemTime,
     /// The leaf of the client certificate, DER.
     pub(crate) client: Vec<u8>,
     /// Whether its TLS session was resumed.
@@ -465,6 +467,7 @@ fn converse(
     received: &Mutex<Vec<Received>>,
     _: usize,
 ) -> std::io::Result<()> {
+    let connected = SystemTime::now();
     let session = ServerConnection::new(Arc::clone(&manner.tls)).expect("a session");
     let mut tls = StreamOwned::new(session, socket);
     let mut buffer = Vec::new();
@@ -473,7 +476,7 @@ fn converse(
         let client = tls.conn.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.to_vec());
         let resumed = tls.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
         let client = client.unwrap_or_default();
-        let request = Received { head, body, at: SystemTime::now(), client, resumed };
+        let request = Received { head, body, at: SystemTime::now(), connected, client, resumed };
         received.lock().expect("no panic").push(request.clone());
         match act(&request) {
             Act::Answer(answer) => tls.write_all(&answer)?,

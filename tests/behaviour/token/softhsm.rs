@@ -1,6 +1,7 @@
 //! A token of SoftHSM2 and the ways to it: the module itself, and one in front of it that makes it slow or poor.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -30,6 +31,8 @@ impl SoftHsm {
         let conf = format!("directories.tokendir = {}\nobjectstore.backend = file\n", folder.join("tokens").display());
         std::fs::write(folder.join("softhsm2.conf"), conf).expect("a file");
         std::fs::write(folder.join("pin"), format!("{PIN}\n")).expect("a file");
+        // As PINs are kept: one that every user may read is pointed out.
+        std::fs::set_permissions(folder.join("pin"), std::fs::Permissions::from_mode(0o600)).expect("a file");
         let token = Self { folder, module };
         token.util(&["--init-token", "--free", "--label", "seals", "--pin", PIN, "--so-pin", "12345678"]);
         token.import(&kit().path("qsealc.key"), "qseal", "01");

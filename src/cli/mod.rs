@@ -6,6 +6,7 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -132,6 +133,14 @@ pub fn parse() -> Result<Command, Failure> {
 impl Command {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
+        let done = self.work();
+        match UNWRITTEN.get() {
+            Some(error) if done.is_ok() => Err(Failure::Unwritten(error.to_string())),
+            _ => done,
+        }
+    }
+
+    fn work(self) -> Result<(), Failure> {
         match self {
             Self::Run { config } => run::run(&config),
             #[cfg(feature = "sandbox")]
@@ -160,6 +169,8 @@ pub enum Failure {
     Checked,
     /// A bank, and `check --connect` said so already.
     Unreached,
+    /// Standard output took not all of what was asked for.
+    Unwritten(String),
     /// Anything else.
     Other(Box<dyn Error + Send + Sync>),
 }
@@ -192,6 +203,10 @@ impl Failure {
             }
             Self::Checked => ExitCode::from(CONFIGURATION),
             Self::Unreached => ExitCode::FAILURE,
+            Self::Unwritten(error) => {
+                tell(format_args!("error: standard output cannot be written: {error}"));
+                ExitCode::FAILURE
+            }
             Self::Other(error) => {
                 tell(format_args!("error: {}", chain(&*error)));
                 ExitCode::FAILURE
@@ -224,8 +239,17 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 
 /// One line of data. A reader that has seen enough is nobody's fault.
 fn say(line: impl fmt::Display) {
-    let _ = writeln!(io::stdout(), "{line}");
+    match writeln!(io::stdout(), "{line}").and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            // Of several the first.
+            let _ = UNWRITTEN.set(error);
+        }
+        _ => {}
+    }
 }
+
+/// Why standard output did not take what was said.
+static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
 
 /// One line for people. Whether anybody reads it is their affair.
 fn tell(line: impl fmt::Display) {

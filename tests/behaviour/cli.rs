@@ -296,6 +296,15 @@ fn a_configuration_that_is_not_meant_so_is_refused() {
     refused(&fault, "upstreams.bank.pass", "x-sandbox-fault");
 }
 
+/// A full disk: nothing that was asked for may seem to be there.
+#[test]
+fn output_that_cannot_be_written_is_no_success() {
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device"));
+    let output = sealproxy(&["init", "becm"]).stdout(full()).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).starts_with("error: standard output cannot be written: "), "{}", text(&output.stderr));
+}
+
 #[test]
 fn a_missing_configuration_is_named() {
     for command in ["check", "run"] {

@@ -1,10 +1,11 @@
-//! Files of certificates and keys: the same bytes as PEM or DER, as a qcStatements extension, and as each part of a
-//! certificate that is otherwise sound, where no mutation would find the way to.
+//! Files of certificates and keys: the same bytes as PEM or DER, as an encrypted key and a bundle, as a qcStatements
+//! extension, and as each part of a certificate that is otherwise sound, where no mutation would find the way to.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sealproxy::identity::Passphrase;
 use sealproxy::identity::certificate::Certificate;
 use sealproxy::identity::pem::{self, Reason};
 use sealproxy::identity::qcstatements::QcStatements;
@@ -13,6 +14,7 @@ use sealproxy::key::{Key, Scheme};
 fuzz_target!(|bytes: &[u8]| {
     chain(bytes);
     key(bytes);
+    opened(bytes);
     certificate(bytes);
     statements(bytes);
     for part in Part::ALL {
@@ -43,6 +45,37 @@ fn key(bytes: &[u8]) {
         }
         Err(reason) => is_a_reason(&reason),
     }
+}
+
+/// As an encrypted key and as a bundle, with the passphrase of those in the corpus.
+fn opened(bytes: &[u8]) {
+    if asks_for_much(bytes) || bytes.first() != Some(&SEQUENCE) {
+        return;
+    }
+    let passphrase = Passphrase::new("fuzz").expect("a text");
+    match pem::encrypted_key(bytes, &passphrase) {
+        Ok(key) => usable(&key),
+        Err(reason) => is_a_reason(&reason),
+    }
+    match pem::bundle(bytes, &passphrase) {
+        Ok(bundle) => {
+            assert!(!bundle.chain.is_empty(), "a bundle without a certificate");
+            usable(&bundle.key);
+            bundle.chain.iter().for_each(|der| certificate(der));
+        }
+        Err(reason) => is_a_reason(&reason),
+    }
+}
+
+/// What is refused as too costly is more than a fuzzer waits for: here no work factor has more than two bytes. Told by
+/// what follows it in such files: a number, a text, a sequence, encrypted content, or nothing.
+fn asks_for_much(bytes: &[u8]) -> bool {
+    let ends =
+        |rest: &[u8]| rest.first().is_none_or(|next| [INTEGER, OCTET_STRING, SEQUENCE, 0x80, 0xa0].contains(next));
+    (0..bytes.len()).any(|at| match &bytes[at..] {
+        [INTEGER, 3, _, _, _, rest @ ..] | [INTEGER, 4, _, _, _, _, rest @ ..] => ends(rest),
+        _ => false,
+    })
 }
 
 fn usable(der: &PrivateKeyDer<'_>) {

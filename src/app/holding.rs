@@ -201,7 +201,7 @@ impl Set {
         );
         let hint =
             "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`";
-        let key = format!("identities.{}.qwac.certificate", place.identity);
+        let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
         self.add("qwac", Finding::error(place.file, key, reason).hint(hint).code("other-subject"));
     }
 
@@ -250,7 +250,7 @@ impl Set {
         subject: &Subject<'_>,
         expectations: &Expectations,
     ) {
-        let key = format!("identities.{}.{}.certificate", place.identity, pair.setting);
+        let key = format!("identities.{}.{}.{}", place.identity, pair.setting, pair.certificate_setting());
         let path = format!("{}: ", pair.certificate.display());
         for issue in preflight::judge(subject, expectations, place.now) {
             self.add(&pair.setting, finding(place.file, key.clone(), &path, issue));

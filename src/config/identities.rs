@@ -163,7 +163,7 @@ fn pair(section: &Section<'_>, setting: String, folder: &Path, waiting: usize) -
         section.required("passphrase", "say where the bundle's passphrase is: a file, or { env: NAME }");
     }
     let (bundle, passphrase) = (bundle?, passphrase??);
-    Some(Pair { setting, certificate: bundle.clone(), key: KeySource::File(bundle), passphrase: Some(passphrase) })
+    Some(Pair { setting, certificate: bundle, key: KeySource::Bundle, passphrase: Some(passphrase) })
 }
 
 /// A file's path, or a map that names a file or an environment variable. Never the passphrase itself.

@@ -1,7 +1,6 @@
 //! Who we are: certificates and their keys, checked against each other. A key that does not match its
 //! certificate is never built. Must not know routes, HTTP, clocks or threads.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +30,7 @@ pub use passphrase::{Passphrase, PassphraseError, PassphraseSource};
 pub use tls::failed_key;
 
 use certificate::{Certificate, PublicKey};
+use pem::Bundle;
 use preflight::Expectations;
 
 /// Where an identity's certificates and keys are.
@@ -60,11 +60,11 @@ pub struct SealSettings {
 pub struct Pair {
     /// Where it stands in the identity's settings: `qwac`, `qsealc` or `qsealc[1]`.
     pub setting: String,
-    /// PEM or DER.
+    /// PEM or DER; or the PKCS#12 bundle.
     pub certificate: PathBuf,
-    /// The key of the first certificate. In a PKCS#12 bundle both are in one file.
+    /// The key of the first certificate.
     pub key: KeySource,
-    /// What opens the key, if it is encrypted.
+    /// What opens the key, if it is encrypted. A bundle always has one.
     pub passphrase: Option<PassphraseSource>,
 }
 
@@ -80,6 +80,7 @@ impl Pair {
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let key = match &self.key {
             KeySource::File(path) => Some(path.as_path()),
+            KeySource::Bundle => None,
             KeySource::Token(token) => token.uri.pin.as_deref(),
         };
         let passphrase = match &self.passphrase {
@@ -89,50 +90,75 @@ impl Pair {
         std::iter::once(self.certificate.as_path()).chain(key).chain(passphrase)
     }
 
+    /// The name in the settings of what holds the certificate.
+    pub fn certificate_setting(&self) -> &'static str {
+        if self.key == KeySource::Bundle { "pkcs12" } else { "certificate" }
+    }
+
+    /// The name in the settings of what holds the key.
+    pub fn key_setting(&self) -> &'static str {
+        if self.key == KeySource::Bundle { "pkcs12" } else { "key" }
+    }
+
     fn fault(&self, file: &str, place: impl Into<PathBuf>, reason: Reason) -> Error {
         Error { setting: format!("{}.{file}", self.setting), place: place.into(), reason }
     }
 
     fn read_passphrase(&self) -> Result<Option<Passphrase>, Error> {
-        let read = self.passphrase.as_ref().map(PassphraseSource::read).transpose();
-        read.map_err(|error| {
-            let place = self.passphrase.as_ref().map(PassphraseSource::to_string).unwrap_or_default();
+        let Some(source) = &self.passphrase else { return Ok(None) };
+        source.read().map(Some).map_err(|error| {
+            let place = source.place(&error);
             self.fault("passphrase", place, pem::Reason::from(error).into())
         })
     }
 
     fn read_chain(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
-        // That there is none is told of the key.
-        let passphrase = self.read_passphrase().ok().flatten();
-        pem::read_chain_with(&self.certificate, passphrase.as_ref())
-            .map_err(|error| self.fault("certificate", &*self.certificate, error.reason.into()))
+        pem::read_chain(&self.certificate).map_err(|error| self.certificate_fault(error.reason.into()))
+    }
+
+    fn read_key(&self, path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, Error> {
+        let key = match self.read_passphrase()? {
+            Some(passphrase) => pem::read_encrypted_key(path, &passphrase),
+            None => pem::read_key(path),
+        };
+        key.map(Zeroizing::new).map_err(|error| self.key_fault(error.reason.into()))
+    }
+
+    fn read_bundle(&self) -> Result<Bundle, Error> {
+        let Some(passphrase) = self.read_passphrase()? else {
+            return Err(self.key_fault(pem::Reason::Encrypted.into()));
+        };
+        let bundle = pem::read_bundle(&self.certificate, &passphrase);
+        bundle.map_err(|error| self.key_fault(error.reason.into()))
     }
 
     fn read_leaf(&self, chain: &[CertificateDer<'static>]) -> Result<Certificate, Error> {
-        leaf(chain).map_err(|reason| self.fault("certificate", &*self.certificate, reason))
+        leaf(chain).map_err(|reason| self.certificate_fault(reason))
+    }
+
+    fn certificate_fault(&self, reason: Reason) -> Error {
+        self.fault(self.certificate_setting(), &*self.certificate, reason)
     }
 
     fn key_fault(&self, reason: Reason) -> Error {
-        self.fault("key", self.key.to_string(), reason)
+        let place = match &self.key {
+            KeySource::Bundle => self.certificate.clone(),
+            KeySource::File(path) => path.clone(),
+            KeySource::Token(settings) => settings.uri.to_string().into(),
+        };
+        self.fault(self.key_setting(), place, reason)
     }
 }
 
 /// Where a private key is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
-    /// In a file, PEM or DER: PKCS#8, PKCS#1, SEC1, or PKCS#12.
+    /// In a file, PEM or DER: PKCS#8, PKCS#1 or SEC1.
     File(PathBuf),
+    /// With its certificates, in the PKCS#12 bundle that the pair's `certificate` names.
+    Bundle,
     /// On a token, which it never leaves.
     Token(TokenSettings),
-}
-
-impl fmt::Display for KeySource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => path.display().fmt(f),
-            Self::Token(settings) => settings.uri.fmt(f),
-        }
-    }
 }
 
 /// The certificate of TLS connections, with the key that fits it.
@@ -148,14 +174,15 @@ impl Qwac {
     /// Reads certificate and key and checks that they belong together. Reports every fault, not only the first.
     pub async fn load(pair: &Pair) -> Result<Self, Vec<Error>> {
         let (resolver, certificate, chain, at_token) = match &pair.key {
-            KeySource::File(path) => {
-                let (chain, key) = both(pair.read_chain(), read_key(pair, path))?;
+            KeySource::File(_) | KeySource::Bundle => {
+                let Bundle { chain, key } = read_both(pair).await?;
                 let certificate = pair.read_leaf(&chain).map_err(|error| vec![error])?;
                 (tls::ClientIdentity::new(chain.clone(), &key), certificate, chain, None)
             }
             KeySource::Token(settings) => {
                 let leaf = |chain: Vec<_>| Ok((pair.read_leaf(&chain)?, chain));
-                let ((certificate, chain), key) = both(pair.read_chain().and_then(leaf), open_key(pair).await)?;
+                let ((certificate, chain), key) =
+                    both(pair.read_chain().and_then(leaf), open_token(pair, settings).await)?;
                 let fitting = fitting(&key, &certificate).await;
                 let resolver = fitting.map(|schemes| tls::ClientIdentity::at_token(chain.clone(), key, schemes));
                 (resolver, certificate, chain, Some(settings.sessions + settings.waiting))
@@ -202,8 +229,15 @@ pub struct Credential {
 impl Credential {
     /// Reads the certificate, opens the key and checks that they belong together. Reports every fault.
     pub async fn load(pair: &Pair) -> Result<Self, Vec<Error>> {
+        let (chain, key) = match &pair.key {
+            KeySource::File(_) | KeySource::Bundle => {
+                let Bundle { chain, key } = read_both(pair).await?;
+                (Ok(chain), Key::from_der(&key).map_err(|error| pair.key_fault(error.into())))
+            }
+            KeySource::Token(settings) => (pair.read_chain(), open_token(pair, settings).await),
+        };
         let leaf = |chain: Vec<_>| Ok((pair.read_leaf(&chain)?, chain));
-        let ((certificate, chain), key) = both(pair.read_chain().and_then(leaf), open_key(pair).await)?;
+        let ((certificate, chain), key) = both(chain.and_then(leaf), key)?;
         let fitting = in_time(Self::new(certificate, key)).await.map_err(|reason| vec![pair.key_fault(reason)])?;
         Ok(Self { chain, ..fitting })
     }
@@ -264,26 +298,22 @@ async fn in_time<T>(trial: impl Future<Output = Result<T, Reason>>) -> Result<T,
     timeout(PATIENCE, trial).await.unwrap_or(Err(key::Error::Late.into()))
 }
 
-fn read_key(pair: &Pair, path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, Error> {
-    let passphrase = pair.read_passphrase()?;
-    let key = pem::read_key_with(path, passphrase.as_ref()).map_err(|error| pair.key_fault(error.reason.into()))?;
-    Ok(Zeroizing::new(key))
+/// The chain and the key that files hold. On a thread that may take its time, because a key that is encrypted well takes
+/// long to open, and whoever waits here may have connections to accept.
+async fn read_both(pair: &Pair) -> Result<Bundle, Vec<Error>> {
+    let pair = pair.clone();
+    let reading = tokio::task::spawn_blocking(move || match &pair.key {
+        KeySource::File(path) => both(pair.read_chain(), pair.read_key(path)).map(|(chain, key)| Bundle { chain, key }),
+        _ => pair.read_bundle().map_err(|error| vec![error]),
+    });
+    reading.await.expect("reading files does not panic")
 }
 
-async fn open_key(pair: &Pair) -> Result<Key, Error> {
-    let opened = match &pair.key {
-        KeySource::File(path) => {
-            let key = read_key(pair, path)?;
-            Key::from_der(&key)
-        }
-        KeySource::Token(settings) => {
-            let settings = settings.clone();
-            // A token may take its time, and its module may block.
-            let opening = tokio::task::spawn_blocking(move || Key::on_token(&settings, PATIENCE)).await;
-            opening.expect("opening a token does not panic")
-        }
-    };
-    opened.map_err(|error| pair.key_fault(error.into()))
+async fn open_token(pair: &Pair, settings: &TokenSettings) -> Result<Key, Error> {
+    let settings = settings.clone();
+    // A token may take its time, and its module may block.
+    let opening = tokio::task::spawn_blocking(move || Key::on_token(&settings, PATIENCE)).await;
+    opening.expect("opening a token does not panic").map_err(|error| pair.key_fault(error.into()))
 }
 
 /// For a token to show its key when it is loaded, and for each of its test signatures.

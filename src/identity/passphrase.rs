@@ -2,11 +2,12 @@
 //! message. Must not know what it opens.
 
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 /// Where a passphrase is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,31 +22,43 @@ impl PassphraseSource {
     /// Reads it.
     pub fn read(&self) -> Result<Passphrase, PassphraseError> {
         let text = match self {
-            Self::File(path) => {
-                // Whoever opens a pipe waits for its writer.
-                let is_file = std::fs::metadata(path).map_err(PassphraseError::Unreadable)?.is_file();
-                if !is_file {
-                    return Err(PassphraseError::Unreadable(io::ErrorKind::InvalidInput.into()));
-                }
-                let mut bytes = Zeroizing::new(std::fs::read(path).map_err(PassphraseError::Unreadable)?);
-                let text = String::from_utf8(std::mem::take(&mut *bytes)).map_err(|error| {
-                    error.into_bytes().zeroize();
-                    PassphraseError::NotText
-                })?;
-                Zeroizing::new(text)
-            }
-            Self::Variable(name) => match std::env::var(name) {
-                Ok(text) => Zeroizing::new(text),
-                Err(_) => return Err(PassphraseError::Unset),
-            },
+            Self::File(path) => text(path)?,
+            Self::Variable(name) => Zeroizing::new(std::env::var(name).map_err(|_| PassphraseError::Unset)?),
         };
-        let passphrase = text.trim_end_matches(['\r', '\n']);
-        if passphrase.is_empty() {
-            return Err(PassphraseError::Empty);
+        Passphrase::new(text.trim_end_matches(['\r', '\n'])).ok_or(PassphraseError::Empty)
+    }
+
+    /// What an error may say of it. Where there is no such file the folders alone that there are: the rest may be the
+    /// passphrase.
+    pub(super) fn place(&self, error: &PassphraseError) -> String {
+        match (self, error) {
+            (Self::File(path), PassphraseError::Missing(_)) => {
+                let there = path.ancestors().find(|folder| folder.exists());
+                there.unwrap_or(Path::new("/")).display().to_string()
+            }
+            _ => self.to_string(),
         }
-        Ok(Passphrase(Zeroizing::new(passphrase.to_owned())))
     }
 }
+
+/// Into a buffer that is never moved, and wiped.
+fn text(path: &Path) -> Result<Zeroizing<String>, PassphraseError> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
+    // Whoever opens a pipe waits for its writer.
+    if !std::fs::metadata(path).map_err(PassphraseError::of_file)?.is_file() {
+        return Err(PassphraseError::Unreadable(io::ErrorKind::InvalidInput.into()));
+    }
+    let file = File::open(path).map_err(PassphraseError::of_file)?;
+    file.take(LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(PassphraseError::Unreadable)?;
+    if bytes.len() > LIMIT {
+        return Err(PassphraseError::TooLong);
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| PassphraseError::NotText)?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Bytes of a passphrase's file: nobody types more, and OpenSSL reads no more of a passphrase.
+const LIMIT: usize = 1024;
 
 impl fmt::Display for PassphraseSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,6 +73,11 @@ impl fmt::Display for PassphraseSource {
 pub struct Passphrase(Zeroizing<String>);
 
 impl Passphrase {
+    /// Any text but none.
+    pub fn new(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(Zeroizing::new(text.to_owned())))
+    }
+
     pub(super) fn expose(&self) -> &str {
         &self.0
     }
@@ -74,9 +92,15 @@ impl fmt::Debug for Passphrase {
 /// Why there is no passphrase.
 #[derive(Debug, Error)]
 pub enum PassphraseError {
+    /// There is no such file: what stands in the configuration may be the passphrase itself.
+    #[error("there is no such passphrase file here")]
+    Missing(#[source] io::Error),
     /// Its file.
     #[error("the passphrase cannot be read")]
     Unreadable(#[source] io::Error),
+    /// Another file, in all likelihood.
+    #[error("the passphrase is longer than {LIMIT} bytes")]
+    TooLong,
     /// Something else than text.
     #[error("the passphrase is not UTF-8")]
     NotText,
@@ -89,11 +113,24 @@ pub enum PassphraseError {
 }
 
 impl PassphraseError {
+    fn of_file(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename | io::ErrorKind::NotADirectory => {
+                Self::Missing(error)
+            }
+            _ => Self::Unreadable(error),
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "name a file with the passphrase alone, readable to the user that runs sealproxy",
-            Self::NotText | Self::Empty => "write the passphrase alone, as UTF-8",
+            Self::Missing(_) => {
+                "name a file that holds the passphrase; the passphrase itself never stands in the configuration, so a name \
+                 that leads nowhere is not shown"
+            }
+            Self::NotText | Self::TooLong | Self::Empty => "write the passphrase alone into its file, as UTF-8",
             Self::Unset => "set it where the process is started, or name a file",
         }
     }
@@ -107,7 +144,11 @@ mod tests {
     fn a_passphrase_is_the_file_without_its_line_end_and_never_shown() {
         let file = std::env::temp_dir().join(format!("sealproxy-passphrase-{}", std::process::id()));
         let source = PassphraseSource::File(file.clone());
-        assert!(matches!(source.read(), Err(PassphraseError::Unreadable(_))));
+        assert!(matches!(source.read(), Err(PassphraseError::Missing(_))));
+        assert!(matches!(PassphraseSource::File("/".into()).read(), Err(PassphraseError::Unreadable(_))));
+        assert!(matches!(PassphraseSource::File("/dev/zero".into()).read(), Err(PassphraseError::Unreadable(_))));
+        std::fs::write(&file, [b'a'; LIMIT + 1]).unwrap();
+        assert!(matches!(source.read(), Err(PassphraseError::TooLong)));
         for (bytes, expected) in [
             (&b"hunter2 \r\n"[..], Some("hunter2 ")),
             (b"\n", None),

@@ -12,49 +12,40 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 use rustls_pemfile::Item;
 use thiserror::Error;
+use x509_parser::asn1_rs::{Any, Class, FromBer as _, Tag};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
-use yasna::tags::{TAG_BITSTRING, TAG_INTEGER, TAG_OCTETSTRING, TAG_OID, TAG_SEQUENCE};
-use yasna::{BERMode, Tag};
-
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::certificate;
-use super::encrypted::{self, Bundle};
+pub use super::encrypted::Bundle;
 use super::passphrase::{Passphrase, PassphraseError};
 use super::revocation_list::RevocationList;
+use super::{certificate, encrypted};
 
 /// Reads a certificate chain, leaf first: PEM with any text around, or one DER certificate. Keys beside the
 /// certificates are left alone. At least one certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    read_chain_with(path, None)
-}
-
-/// The same, or the chain of a PKCS#12 bundle, which a passphrase opens.
-pub fn read_chain_with(path: &Path, passphrase: Option<&Passphrase>) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let chain = read(path, LIMIT).and_then(|bytes| match passphrase {
-        Some(passphrase) if is_bundle(&bytes) => Bundle::open(&bytes, passphrase).map(|bundle| bundle.chain),
-        _ => chain(&bytes),
-    });
+    let chain = read(path, LIMIT).and_then(|bytes| chain(&bytes));
     chain.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the one unencrypted private key of a file: PKCS#8 (RFC 5208), PKCS#1 (RFC 8017) or SEC1 (RFC 5915), as PEM
 /// or DER. Certificates beside the key are left alone.
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    read_key_with(path, None)
+    let key = read(path, LIMIT).and_then(|bytes| key(&bytes));
+    key.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
-/// The same, or with a passphrase the encrypted key (PKCS#8) or the PKCS#12 bundle that it opens, and nothing else: whoever
-/// gives a passphrase believes that the key is encrypted.
-pub fn read_key_with(path: &Path, passphrase: Option<&Passphrase>) -> Result<PrivateKeyDer<'static>, Error> {
-    let key = read(path, LIMIT).and_then(|bytes| match passphrase {
-        Some(passphrase) if is_bundle(&bytes) => {
-            Bundle::open(&bytes, passphrase).map(|bundle| PrivatePkcs8KeyDer::from(bundle.key.to_vec()).into())
-        }
-        Some(passphrase) => encrypted_key(&bytes, passphrase),
-        None => key(&bytes),
-    });
+/// Reads the one private key of a file that a passphrase opens (PKCS#8, RFC 5958 section 3), and no unencrypted one:
+/// whoever gives a passphrase believes that the key is encrypted.
+pub fn read_encrypted_key(path: &Path, passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, Error> {
+    let key = read(path, LIMIT).and_then(|bytes| encrypted_key(&bytes, passphrase));
     key.map_err(|reason| Error { path: path.to_owned(), reason })
+}
+
+/// Reads the certificate chain, leaf first, and the one key of a PKCS#12 bundle (RFC 7292).
+pub fn read_bundle(path: &Path, passphrase: &Passphrase) -> Result<Bundle, Error> {
+    let bundle = read(path, LIMIT).and_then(|bytes| bundle(&bytes, passphrase));
+    bundle.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the certificate revocation lists of a file: PEM with any text around, or one in DER. At least one list.
@@ -71,7 +62,8 @@ pub fn chain(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, Reason> {
     if chain.is_empty() { Err(refusal(&blocks, Reason::NoCertificate)) } else { Ok(chain) }
 }
 
-fn encrypted_key(bytes: &[u8], passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, Reason> {
+/// The key in the content of a file, as [`read_encrypted_key`] takes it.
+pub fn encrypted_key(bytes: &[u8], passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, Reason> {
     let blocks = blocks(bytes)?;
     let keys: Vec<_> = blocks.iter().filter(|block| block.kind.is_key()).collect();
     match keys.as_slice() {
@@ -89,9 +81,14 @@ fn encrypted_key(bytes: &[u8], passphrase: &Passphrase) -> Result<PrivateKeyDer<
     }
 }
 
-/// Whether the content of a file is a PKCS#12 bundle, which has no PEM form.
-fn is_bundle(bytes: &[u8]) -> bool {
-    bytes.first() == Some(&SEQUENCE) && Kind::of_der(bytes) == Kind::Pkcs12
+/// What the content of a file holds, as [`read_bundle`] takes it. Bundles have no PEM form.
+pub fn bundle(bytes: &[u8], passphrase: &Passphrase) -> Result<Bundle, Reason> {
+    match blocks(bytes)?.as_slice() {
+        [Block { kind: Kind::Pkcs12, der, .. }] if !der.is_empty() => Bundle::open(der, passphrase),
+        // What an archive cut short looks like.
+        [Block { kind: Kind::Other, der, .. }] if !der.is_empty() => Err(Reason::Damaged),
+        _ => Err(Reason::NoBundle),
+    }
 }
 
 /// The key in the content of a file, as [`read_key`] takes it.
@@ -214,7 +211,13 @@ pub enum Reason {
     /// A passphrase, and nothing that it would open.
     #[error("a passphrase is given, and the private key is not encrypted")]
     NotEncrypted,
-    /// The passphrase is another one; a damaged file looks the same.
+    /// Something else where a bundle is expected.
+    #[error("the file is not a PKCS#12 bundle")]
+    NoBundle,
+    /// Its structure, not only what is encrypted.
+    #[error("the file is damaged, or encoded in a way that is not read here")]
+    Damaged,
+    /// The passphrase is another one; a file whose encrypted part is damaged looks the same.
     #[error("the passphrase does not open the file")]
     WrongPassphrase,
     /// A cipher or a way of deriving its key that is not supported.
@@ -267,9 +270,15 @@ impl Reason {
             Self::CertificateForKey => "name the file of the key; are `certificate` and `key` swapped?",
             Self::SeveralKeys(_) => "keep the key of this certificate alone in the file",
             Self::Encrypted => "say where its passphrase is: `passphrase: FILE`, or `passphrase: { env: NAME }`",
-            Self::OldEncryption | Self::Cipher(_) => {
+            Self::OldEncryption => "convert it: `openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out KEY`",
+            Self::Cipher(_) => {
                 "convert it: `openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out KEY`; a bundle with `openssl pkcs12 -legacy \
-                 -in FILE -out BOTH.pem` first"
+                 -in FILE -out BOTH.pem` and `openssl pkcs12 -export -in BOTH.pem -out BUNDLE`"
+            }
+            Self::NoBundle => "PEM files and keys alone belong in `certificate` and `key`",
+            Self::Damaged => {
+                "copy it again; if OpenSSL reads it, let it write it anew: `openssl pkcs8 -topk8 -in FILE -out KEY`, or \
+                 `openssl pkcs12 -in FILE -out BOTH.pem` and `openssl pkcs12 -export -in BOTH.pem -out BUNDLE`"
             }
             Self::NotEncrypted => {
                 "take `passphrase` away, or encrypt the key: `openssl pkcs8 -topk8 -in FILE -out KEY`"
@@ -277,7 +286,10 @@ impl Reason {
             Self::WrongPassphrase => {
                 "compare with `openssl pkey -in FILE -noout`, or `openssl pkcs12 -in FILE -info -noout`"
             }
-            Self::TooCostly => "write it anew with OpenSSL's defaults: `openssl pkcs8 -topk8 -in FILE -out KEY`",
+            Self::TooCostly => {
+                "write it anew with OpenSSL's defaults: `openssl pkcs8 -topk8 -in FILE -out KEY`, or `openssl pkcs12 -in \
+                 FILE -out BOTH.pem` and `openssl pkcs12 -export -in BOTH.pem -out BUNDLE`"
+            }
             Self::Passphrase(error) => error.hint(),
             Self::Pkcs12 => "name it in `pkcs12`, in place of `certificate` and `key`, with its `passphrase`",
             Self::Pkcs7 => {
@@ -369,17 +381,17 @@ impl Kind {
             return Self::Key;
         }
         match members(der).as_slice() {
-            [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] if X509CertificationRequest::from_der(der).is_ok() => {
+            [Tag::Sequence, Tag::Sequence, Tag::BitString] if X509CertificationRequest::from_der(der).is_ok() => {
                 Self::Request
             }
-            [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] if RevocationList::from_der(der).is_some() => {
+            [Tag::Sequence, Tag::Sequence, Tag::BitString] if RevocationList::from_der(der).is_some() => {
                 Self::RevocationList
             }
-            [TAG_SEQUENCE, TAG_SEQUENCE, TAG_BITSTRING] => Self::Certificate,
-            [TAG_SEQUENCE, TAG_OCTETSTRING] => Self::Encrypted,
-            [TAG_SEQUENCE, TAG_BITSTRING] | [TAG_INTEGER, TAG_INTEGER] => Self::PublicKey,
-            [TAG_INTEGER, TAG_SEQUENCE] | [TAG_INTEGER, TAG_SEQUENCE, TAG_SEQUENCE] => Self::Pkcs12,
-            [TAG_OID, _] => Self::Pkcs7,
+            [Tag::Sequence, Tag::Sequence, Tag::BitString] => Self::Certificate,
+            [Tag::Sequence, Tag::OctetString] => Self::Encrypted,
+            [Tag::Sequence, Tag::BitString] | [Tag::Integer, Tag::Integer] => Self::PublicKey,
+            [Tag::Integer, Tag::Sequence] | [Tag::Integer, Tag::Sequence, Tag::Sequence] => Self::Pkcs12,
+            [Tag::Oid, _] => Self::Pkcs7,
             _ => Self::Other,
         }
     }
@@ -411,24 +423,32 @@ enum KeyForm {
 impl KeyForm {
     fn of(der: &[u8]) -> Option<Self> {
         match members(der).as_slice() {
-            [TAG_INTEGER, TAG_SEQUENCE, TAG_OCTETSTRING, ..] => Some(Self::Pkcs8),
-            tags if tags.len() == 9 && tags.iter().all(|tag| *tag == TAG_INTEGER) => Some(Self::Pkcs1),
-            [TAG_INTEGER, TAG_OCTETSTRING, ..] => Some(Self::Sec1),
+            [Tag::Integer, Tag::Sequence, Tag::OctetString, ..] => Some(Self::Pkcs8),
+            tags if tags.len() == 9 && tags.iter().all(|tag| *tag == Tag::Integer) => Some(Self::Pkcs1),
+            [Tag::Integer, Tag::OctetString, ..] => Some(Self::Sec1),
             _ => None,
         }
     }
 }
 
-/// The tags of the members of a SEQUENCE; none for anything else. BER, because PKCS#12 and PKCS#7 come as BER.
+/// The tags of the members of a SEQUENCE; none for anything else. BER, because PKCS#12 and PKCS#7 come as BER. Copies
+/// nothing, because it may be a key.
 fn members(der: &[u8]) -> Vec<Tag> {
-    let tags = yasna::parse_ber_general(der, BERMode::Ber, |reader| {
-        reader.collect_sequence_of(|reader| {
-            let tag = reader.lookahead_tag()?;
-            reader.read_tagged_der().map(|_| tag)
-        })
-    });
-    tags.unwrap_or_default()
+    let Ok(([], Any { header, mut data })) = Any::from_ber(der) else { return Vec::new() };
+    if header.class() != Class::Universal || header.tag() != Tag::Sequence {
+        return Vec::new();
+    }
+    let mut tags = Vec::new();
+    while !data.is_empty() {
+        let Ok((rest, member)) = Any::from_ber(data) else { return Vec::new() };
+        tags.push(if member.class() == Class::Universal { member.tag() } else { FOREIGN });
+        data = rest;
+    }
+    tags
 }
+
+/// Stands for every tag that is not universal.
+const FOREIGN: Tag = Tag(u32::MAX);
 
 /// Into a buffer that is never moved, and wiped: it may be a key.
 fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
@@ -676,7 +696,7 @@ mod tests {
         let error = read_key(Path::new("/no/such/file")).unwrap_err();
         assert_eq!(error.to_string(), "/no/such/file: the file does not exist");
         assert!(error.source().is_some_and(<dyn StdError>::is::<io::Error>));
-        assert!(matches!(read_chain(Path::new("/")).unwrap_err().reason, Reason::Unreadable(_)));
+        assert!(matches!(read_chain(Path::new("/")).unwrap_err().reason, Reason::NoFile));
         let secret = PKCS8.lines().nth(1).unwrap();
         let broken = PKCS8.replace(secret, &secret.replace('M', "!"));
         assert!(!format!("{:?}", reason_of_key(broken)).contains(&secret[4..12]));

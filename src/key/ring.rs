@@ -3,6 +3,7 @@
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
 use rustls::pki_types::PrivateKeyDer;
+use zeroize::Zeroizing;
 
 use super::{Error, Scheme};
 
@@ -64,7 +65,7 @@ fn ec(pkcs8: &[u8], random: &SystemRandom) -> Result<Pair, Error> {
 }
 
 /// Wraps a SEC1 `ECPrivateKey` (RFC 5915) in PKCS#8 (RFC 5208), the only form of EC key that ring takes.
-fn pkcs8_of_sec1(sec1: &[u8]) -> Result<Vec<u8>, Error> {
+fn pkcs8_of_sec1(sec1: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
     // SEQUENCE { INTEGER 0, SEQUENCE { id-ecPublicKey, prime256v1 }, OCTET STRING { sec1 } }
     const VERSION_AND_ALGORITHM: [u8; 24] = [
         0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
@@ -73,9 +74,7 @@ fn pkcs8_of_sec1(sec1: &[u8]) -> Result<Vec<u8>, Error> {
     let Ok(short) = u8::try_from(sec1.len()).and_then(|length| u8::try_from(usize::from(length) + 27)) else {
         return Err(Error::Rejected("an EC key that is not on P-256".into()));
     };
-    let mut pkcs8 = vec![0x30, 0x81, short];
-    pkcs8.extend_from_slice(&VERSION_AND_ALGORITHM);
-    pkcs8.extend_from_slice(&[0x04, 0x81, short - 27]);
-    pkcs8.extend_from_slice(sec1);
-    Ok(pkcs8)
+    let parts = [&[0x30, 0x81, short], &VERSION_AND_ALGORITHM[..], &[0x04, 0x81, short - 27], sec1];
+    // In one piece: a buffer that grows leaves copies behind.
+    Ok(Zeroizing::new(parts.concat()))
 }

@@ -4,6 +4,11 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::PrivateKeyDer;
+use sealproxy::identity::{Credential, KeySource, Pair, Passphrase, PassphraseSource, Qwac, pem};
+use sealproxy::key::Key;
 use serde_json::Value;
 
 use crate::cli::start;
@@ -133,6 +138,34 @@ fn bundles_that_openssl_made_hold_certificate_chain_and_key() {
     }
 }
 
+/// OpenSSL puts the leaf first and keeps the order of the others.
+#[test]
+fn the_chain_of_a_bundle_has_the_order_that_banks_expect() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let safe = Safe::new();
+    let authority = "-addext basicConstraints=critical,CA:true";
+    for (name, issuer, more) in [("root", "root", authority), ("middle", "root", authority), ("leaf", "middle", "")] {
+        safe.openssl(&format!("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {name}.key"));
+        let issued = if name == issuer { String::new() } else { format!(" -CA {issuer}.pem -CAkey {issuer}.key") };
+        let command = format!("req -x509 -key {name}.key -subj /CN={name} -days 30 -out {name}.pem{issued} {more}");
+        safe.openssl(command.trim_end());
+    }
+    let text = |name: &str| std::fs::read_to_string(safe.path(name)).expect("PEM");
+    safe.write("others.pem", &format!("{}{}", text("root.pem"), text("middle.pem")));
+    let passphrase = Passphrase::new(SECRET).expect("a text");
+    for how in ["-macalg sha256", "-legacy", "-nomac", "-keypbe NONE -certpbe NONE"] {
+        let files = "-inkey leaf.key -in leaf.pem -certfile others.pem -out leaf.p12";
+        safe.openssl(&format!("pkcs12 -export {how} -passout PASS {files}"));
+        let bundle = pem::read_bundle(&safe.path("leaf.p12"), &passphrase).expect("a bundle");
+        let expected =
+            ["leaf.pem", "middle.pem", "root.pem"].map(|name| pem::chain(text(name).as_bytes()).expect("PEM"));
+        assert_eq!(bundle.chain, expected.concat(), "{how}");
+        assert_eq!(*bundle.key, pem::read_key(&safe.path("leaf.key")).expect("a key"), "{how}");
+    }
+}
+
 #[test]
 fn what_does_not_open_says_why_and_never_what_was_tried() {
     if !present(&["openssl"]) {
@@ -148,11 +181,14 @@ fn what_does_not_open_says_why_and_never_what_was_tried() {
         "pkcs8 -topk8 -v2 aes-256-cbc -iter 11000000 -passout PASS -in {} -out costly.key",
         plain.display()
     ));
-    safe.openssl(&format!(
-        "pkcs12 -export -passout PASS -inkey {} -in {} -out good.p12",
-        plain.display(),
-        kit().path("qsealc.pem").display()
-    ));
+    safe.openssl(&format!("pkcs8 -topk8 -v2 camellia-256-cbc -passout PASS -in {} -out camellia.key", plain.display()));
+    for (name, how) in [("good.p12", "-macalg sha256"), ("costly.p12", "-iter 1000001")] {
+        let certificate = kit().path("qsealc.pem");
+        let (key, certificate) = (plain.display(), certificate.display());
+        safe.openssl(&format!("pkcs12 -export {how} -passout PASS -inkey {key} -in {certificate} -out {name}"));
+    }
+    let whole = std::fs::read(safe.path("good.p12")).expect("a bundle");
+    std::fs::write(safe.path("cut.p12"), &whole[..whole.len() / 2]).expect("written");
     safe.write("wrong", "hunter2\n");
     safe.write("empty", "\n");
     let certificate = kit().path("qsealc.pem");
@@ -161,6 +197,7 @@ fn what_does_not_open_says_why_and_never_what_was_tried() {
         format!("certificate: {}, key: {}{more}", certificate.display(), key.display())
     };
     let pass = |name: &str| format!(", passphrase: {}", safe.path(name).display());
+    let bundle = |name: &str, passphrase: &str| format!("pkcs12: {}{}", safe.path(name).display(), pass(passphrase));
     let plain = plain.display().to_string();
     for (pair, reason) in [
         (pair("good.key", &pass("pass")), None),
@@ -168,25 +205,37 @@ fn what_does_not_open_says_why_and_never_what_was_tried() {
         (pair("good.key", ""), Some("the private key is encrypted")),
         (pair("good.key", &pass("wrong")), Some("the passphrase does not open the file")),
         (pair("good.key", &pass("empty")), Some("the passphrase is empty")),
-        (pair("good.key", &pass("gone")), Some("the passphrase cannot be read")),
+        (pair("good.key", &pass("gone")), Some("there is no such passphrase file here")),
+        // Who writes the passphrase itself there must not find it in a log.
+        (pair("good.key", ", passphrase: hunter2"), Some("there is no such passphrase file here")),
+        (pair("good.key", ", passphrase: hunter2/hunter2"), Some("there is no such passphrase file here")),
+        (pair("good.key", ", passphrase: /dev/zero"), Some("the passphrase cannot be read")),
         (
             pair("good.key", ", passphrase: { env: NO_SUCH }"),
             Some("the environment variable of the passphrase is not set"),
         ),
         (pair(&plain, &pass("pass")), Some("a passphrase is given, and the private key is not encrypted")),
-        (pair("pbes1.key", &pass("pass")), Some("the encryption of the file is not supported")),
+        (pair("pbes1.key", &pass("pass")), Some("the encryption of the file is not supported: PBES1")),
+        (pair("camellia.key", &pass("pass")), Some("the encryption of the file is not supported: an algorithm")),
         (pair("old.key", &pass("pass")), Some("encrypted in OpenSSL's older way")),
         (pair("costly.key", &pass("pass")), Some("asks for more work")),
         (pair("good.p12", ""), Some("the file is a PKCS#12 container")),
-        (format!("pkcs12: {}{}", safe.path("good.p12").display(), pass("pass")), None),
-        (
-            format!("pkcs12: {}{}", safe.path("good.p12").display(), pass("wrong")),
-            Some("the passphrase does not open the file"),
-        ),
+        (pair("good.p12", &pass("pass")), Some("the file is a PKCS#12 container")),
+        (bundle("good.p12", "pass"), None),
+        (bundle("good.p12", "wrong"), Some("the passphrase does not open the file")),
+        (bundle("costly.p12", "pass"), Some("asks for more work")),
+        (bundle("cut.p12", "pass"), Some("the file is damaged")),
+        (bundle("good.key", "pass"), Some("the file is not a PKCS#12 bundle")),
     ] {
-        let (ok, text, _) = checked(&safe.config(&bank, "qsealc", &pair));
+        let (ok, text, document) = checked(&safe.config(&bank, "qsealc", &pair));
         assert_eq!(ok, reason.is_none(), "{pair}: {text}");
         assert!(reason.is_none_or(|reason| text.contains(reason)), "{pair}: {text}");
+        let errors = document["findings"].as_array().expect("a list").iter().filter(|it| it["level"] == "error");
+        let places: Vec<_> = errors.map(|it| it["key"].as_str().expect("a key").to_owned()).collect();
+        let place = ["pkcs12", "key", "passphrase"].map(|part| format!("identities.main.qsealc.{part}"));
+        let is_told =
+            places.len() == 1 && place.contains(&places[0]) && pair.contains("pkcs12") == (places[0] == place[0]);
+        assert!(ok || is_told, "{pair}: {places:?}");
         assert!(!text.contains("hunter2"), "{text}");
     }
 }
@@ -235,4 +284,112 @@ fn a_running_process_leaves_no_core_and_cannot_be_dumped() {
     // What the kernel gives to root once a process is not dumpable.
     let environment = std::fs::metadata(format!("/proc/{}/environ", started.child.0.id())).expect("a file");
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&environment), 0);
+}
+
+/// The thread that reads them accepts connections too.
+#[test]
+fn nobody_waits_for_a_costly_key() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let safe = Safe::new();
+    let (certificate, plain) = (kit().path("qsealc.pem"), kit().path("qsealc.key"));
+    safe.openssl(&format!("pkcs8 -topk8 -iter 100000 -passout PASS -in {} -out costly.key", plain.display()));
+    let (key, passphrase) = (KeySource::File(safe.path("costly.key")), PassphraseSource::File(safe.path("pass")));
+    let pair = Pair { setting: "qsealc".into(), certificate, key, passphrase: Some(passphrase) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut loading = std::pin::pin!(Credential::load(&pair));
+        tokio::select! {
+            biased;
+            _ = &mut loading => panic!("it was opened here"),
+            () = std::future::ready(()) => {}
+        }
+        loading.await.expect("a key that fits");
+    });
+}
+
+/// Whatever is made of a secret, and whatever goes wrong with it.
+#[test]
+fn no_debug_and_no_error_holds_a_secret() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let safe = Safe::new();
+    let (certificate, plain) = (kit().path("qsealc.pem"), kit().path("qsealc.key"));
+    let input = format!("-passout PASS -in {}", plain.display());
+    safe.openssl(&format!("pkcs8 -topk8 -v2 aes-256-cbc -iter 1 -outform DER {input} -out one.key"));
+    let input = format!("-passout PASS -inkey {} -in {}", plain.display(), certificate.display());
+    safe.openssl(&format!("pkcs12 -export -iter 1 {input} -out one.p12"));
+    let key = pem::read_key(&plain).expect("a key");
+    let secrets = renderings(key.secret_der());
+    let hides = |shown: String| {
+        let found = secrets.iter().find(|secret| shown.contains(*secret));
+        assert_eq!(found, None, "{shown}");
+    };
+    let passphrase = Passphrase::new(SECRET).expect("a text");
+    let read = |name: &str| std::fs::read(safe.path(name)).expect("a file");
+    hides(format!("{passphrase:?} {:?} {:?}", pem::read_key(&plain), Key::from_der(&key)));
+    for (kind, whole) in [(0, key.secret_der().to_vec()), (1, read("one.key")), (2, read("one.p12"))] {
+        for at in (0..=whole.len()).step_by(3) {
+            let mut damaged = whole.clone();
+            damaged.get_mut(at).into_iter().for_each(|byte| *byte ^= 0x41);
+            for bytes in [&damaged, &whole[..at]] {
+                match kind {
+                    0 => hides(told(pem::key(bytes).map(|key| told_key(&key)))),
+                    1 => hides(told(pem::encrypted_key(bytes, &passphrase).map(|key| told_key(&key)))),
+                    _ => hides(told(pem::bundle(bytes, &passphrase).map(|it| format!("{it:?}{}", told_key(&it.key))))),
+                }
+            }
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    for (file, pass) in [("one.key", "pass"), ("one.p12", "pass"), ("one.key", "one.key"), ("one.p12", "one.p12")] {
+        let is_bundle = file.ends_with("p12");
+        let pair = Pair {
+            setting: "qsealc".into(),
+            certificate: if is_bundle { safe.path(file) } else { certificate.clone() },
+            key: if is_bundle { KeySource::Bundle } else { KeySource::File(safe.path(file)) },
+            passphrase: Some(PassphraseSource::File(safe.path(pass))),
+        };
+        let (seal, qwac) = runtime.block_on(async { (Credential::load(&pair).await, Qwac::load(&pair).await) });
+        assert_eq!((seal.is_ok(), qwac.is_ok()), (pass == "pass", pass == "pass"), "{seal:?} {qwac:?}");
+        hides(format!("{pair:?} {seal:?} {qwac:?}"));
+    }
+}
+
+/// Bytes of an RSA key of 2048 bits, in PKCS#8, that the certificate holds too: the modulus and what stands before it.
+const PUBLIC: usize = 320;
+
+/// The forms in which bytes of a key, or the passphrase, might stand in a text.
+fn renderings(key: &[u8]) -> Vec<String> {
+    let bytes = |at: usize| &key[at..at + 12];
+    let forms = (PUBLIC..key.len() - 12).step_by(6).flat_map(|at| {
+        let list = format!("{:?}", bytes(at));
+        let hex: String = bytes(at).iter().map(|byte| format!("{byte:02x}")).collect();
+        [list.trim_matches(['[', ']']).to_owned(), hex.to_uppercase(), hex, STANDARD.encode(bytes(at))]
+    });
+    forms.chain([SECRET.to_owned(), format!("{SECRET:?}")]).collect()
+}
+
+fn told(result: Result<String, pem::Reason>) -> String {
+    match result {
+        Ok(text) => text,
+        Err(reason) => {
+            let mut text = format!("{reason:?} {reason} {}", reason.hint());
+            let mut source = std::error::Error::source(&reason);
+            while let Some(error) = source {
+                text += &format!(" {error:?} {error}");
+                source = error.source();
+            }
+            text
+        }
+    }
+}
+
+fn told_key(der: &PrivateKeyDer<'_>) -> String {
+    match Key::from_der(der) {
+        Ok(key) => format!("{der:?} {key:?}"),
+        Err(error) => format!("{der:?} {error:?} {error} {}", error.hint()),
+    }
 }

@@ -56,7 +56,7 @@ impl Key {
         let queue = Arc::new(Mutex::new(queue));
         let door = Arc::new(Door { uri: settings.uri.clone(), refused: refused_at(&settings.uri) });
         let (ready, opened) = channel();
-        let opening = Opening::begin(&settings.uri).ok_or(Error::Token(Fault::Silent(patience)))?;
+        let opening = Opening::begin(&settings.uri, patience).ok_or(Error::Token(Fault::Silent(patience)))?;
         let first = Station::new(&door);
         start(first, Arc::clone(&queue), Some(First { ready, opening }))?;
         let schemes = opened.recv_timeout(patience).map_err(|_| Error::Token(Fault::Silent(patience)))??;
@@ -180,12 +180,24 @@ struct Opening(String);
 static OPENING: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
 
 impl Opening {
-    /// `None` while an earlier one has yet to end.
-    fn begin(uri: &TokenUri) -> Option<Self> {
-        let name = uri.to_string();
-        lock(&OPENING).insert(name.clone()).then_some(Self(name))
+    /// Waits for an earlier one to end; `None` if it has not within `patience`.
+    fn begin(uri: &TokenUri, patience: Duration) -> Option<Self> {
+        let (name, began) = (uri.to_string(), Instant::now());
+        while !Self::claim(&name) {
+            if began.elapsed() >= patience {
+                return None;
+            }
+            std::thread::sleep(LOOK);
+        }
+        Some(Self(name))
+    }
+
+    fn claim(name: &str) -> bool {
+        lock(&OPENING).insert(name.to_owned())
     }
 }
+
+const LOOK: Duration = Duration::from_millis(5);
 
 impl Drop for Opening {
     fn drop(&mut self) {

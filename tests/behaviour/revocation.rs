@@ -17,7 +17,7 @@ use sealproxy::upstream::Via;
 use tokio::sync::watch;
 
 use crate::outside::{free_port, output, present};
-use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, config, folder, kit, ok, send, tls};
+use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, file_config, folder, kit, ok, send, tls};
 use crate::way::{ESTABLISHED, Egress};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -592,7 +592,7 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         authority.crl(&[]);
         let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &authority.file("ca.pem"), rustls::ALL_VERSIONS);
         let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")));
-        let text = config(bank.address, "", "");
+        let text = file_config(bank.address, "", "");
         let text = text
             .replace(&kit().path("qwac.pem").display().to_string(), &authority.file("chain.pem").display().to_string());
         let text = text

@@ -2,11 +2,12 @@
 //! checked against the others before anything is served. What has not changed since the generation before is taken from
 //! it, warm connections included. Binds nothing and changes nothing that lives longer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use http::HeaderValue;
 use rustls::pki_types::CertificateDer;
 
@@ -15,10 +16,10 @@ use super::holding::{Holding, Place, QWAC};
 use super::line::Line;
 use super::marks::Marks;
 use super::revocation::{Name, Watched};
-use crate::config::{Config, Finding};
-use crate::identity::certificate::Certificate;
+use crate::config::{self, Config, Finding};
+use crate::identity::certificate::{Certificate, Fingerprint};
 use crate::identity::qcstatements::Role;
-use crate::identity::{Credential, Pair, Settings};
+use crate::identity::{Pair, Settings};
 use crate::proxy::api::Environment;
 use crate::proxy::route::{self, Route, Routes};
 use crate::upstream::Upstream;
@@ -47,18 +48,16 @@ pub(super) async fn build(
     marks: &Marks,
     now: SystemTime,
 ) -> Generation {
-    let mut holdings = BTreeMap::new();
-    let mut findings = Vec::new();
-    for (name, settings) in &config.identities {
+    // All at a time: a token that hangs holds the others up no longer than once.
+    let looks = config.identities.iter().map(async |(name, settings)| {
         let (file, needed, is_for_tests) = (&config.file, needed(config, name), is_for_tests(config, name));
-        let place = Place { file, identity: name, is_for_tests, needed, now };
+        let (registered, stopped) = (registered(config, name), stopped(config, process, name));
+        let place = Place { file, identity: name, is_for_tests, needed, registered, stopped, now };
         let held = earlier.and_then(|earlier| earlier.holdings.get(name));
-        let mut holding = Holding::look(&place, settings, held, marks).await;
-        holding.stopped = process.revocation.stopped(name);
-        findings.extend(holding.stopped.iter().map(|part| revoked(config, name, part)));
-        findings.extend(holding.findings.iter().cloned());
-        holdings.insert(name.clone(), holding);
-    }
+        (name.clone(), Holding::look(&place, settings, held, marks).await)
+    });
+    let holdings: BTreeMap<_, _> = join_all(looks).await.into_iter().collect();
+    let findings = holdings.values().flat_map(|holding| &holding.findings).cloned().collect();
     let edition = match earlier {
         // Read anew and the same, it has the same routes in the same order.
         Some(earlier) if *earlier.config == **config => earlier.edition,
@@ -68,6 +67,7 @@ pub(super) async fn build(
     let (config, lines) = (Arc::clone(config), BTreeMap::new());
     let mut generation = Generation { config, edition, holdings, lines, findings, is_faulty: false };
     generation.draw_lines(process, earlier, marks, now);
+    generation.note_revoked();
     generation.note_nested();
     generation
 }
@@ -77,11 +77,17 @@ fn is_for_tests(config: &Config, identity: &str) -> bool {
     used.all(|upstream| upstream.environment == Environment::Sandbox)
 }
 
-fn revoked(config: &Config, identity: &str, part: &str) -> Finding {
-    let reason = format!("the certificate of {part} has been revoked, and `revocation.stops` keeps it from being used");
-    Finding::warning(&config.file, format!("identities.{identity}.revocation"), reason)
-        .hint("ask the trust service provider, and install a successor")
-        .code("revoked")
+/// The seals of an identity that some bank knows.
+fn registered<'a>(config: &'a Config, identity: &str) -> BTreeSet<&'a str> {
+    let own = config.upstreams.values().filter(|upstream| upstream.identity == identity);
+    let registrations = own.flat_map(|upstream| &upstream.registrations);
+    registrations.filter(|registration| registration.from.is_some()).map(|known| known.seal.as_str()).collect()
+}
+
+/// The certificates of an identity that are not to be used any more.
+pub(super) fn stopped(config: &Config, process: &Process, identity: &str) -> BTreeSet<Fingerprint> {
+    let stops = config.revocation.get(identity).is_some_and(|revocation| revocation.stops);
+    if stops { process.revocation.revoked(identity) } else { BTreeSet::new() }
 }
 
 /// The roles that the routes of an identity need, as far as their paths say so.
@@ -98,8 +104,12 @@ fn needed(config: &Config, identity: &str) -> Vec<(Role, String)> {
 /// The files of a configuration that are watched.
 pub(super) fn files(config: &Config) -> impl Iterator<Item = &Path> {
     let identities = config.identities.values().flat_map(Settings::pairs).flat_map(Pair::files);
-    let lists = config.revocation.values().flat_map(|revocation| revocation.crl.iter().map(PathBuf::as_path));
-    identities.chain(config.upstreams.values().flat_map(|upstream| upstream.settings.files())).chain(lists)
+    identities.chain(config.upstreams.values().flat_map(|upstream| upstream.settings.files())).chain(lists(config))
+}
+
+/// Those of them that tell of our own certificates.
+pub(super) fn lists(config: &Config) -> impl Iterator<Item = &Path> {
+    config.revocation.values().flat_map(|revocation| revocation.crl.iter().map(PathBuf::as_path))
 }
 
 impl Generation {
@@ -109,13 +119,25 @@ impl Generation {
             // A configuration's identities are legal, and each has its holding.
             let Some(holding) = self.holdings.get(&upstream.identity) else { continue };
             let seals = config.routes.iter().any(|route| route.seal && route.upstream == *name);
-            let earlier =
-                earlier.and_then(|earlier| Some((earlier.lines.get(name)?, earlier.config.upstreams.get(name)?)));
+            let earlier = earlier.and_then(|earlier| earlier.line_like(name, upstream, &config));
             let drawn = Line::draw(process, &config.file, name, upstream, seals, holding, earlier, marks, now);
             self.is_faulty |= drawn.is_faulty;
             self.findings.extend(drawn.findings);
             self.lines.insert(name.clone(), drawn.line);
         }
+    }
+
+    /// The line of the same name, or else the one that has been renamed: what the bank knows does not depend on its name
+    /// here.
+    fn line_like(&self, name: &str, upstream: &config::Upstream, next: &Config) -> Option<(&Line, &config::Upstream)> {
+        let is_renamed = |(name, earlier): &(&String, &config::Upstream)| {
+            !next.upstreams.contains_key(*name)
+                && earlier.settings.origin == upstream.settings.origin
+                && earlier.identity == upstream.identity
+        };
+        let found = self.config.upstreams.get_key_value(name);
+        let (name, config) = found.or_else(|| self.config.upstreams.iter().find(is_renamed))?;
+        Some((self.lines.get(name)?, config))
     }
 
     /// What requests see of it.
@@ -153,12 +175,11 @@ impl Generation {
         self.holdings.keys().any(|identity| self.is_usable(identity, now))
     }
 
-    /// What of it depends on the time alone: which upstreams can be used, and by which seal.
+    /// What of it depends on the time alone: which upstreams can be used, by which certificate and which seal.
     pub(super) fn has_aged(&self, now: SystemTime) -> bool {
-        self.config
-            .upstreams
-            .iter()
-            .any(|(name, upstream)| self.lines.get(name).is_some_and(|line| line.has_aged(upstream, now)))
+        let mut lines = self.config.upstreams.iter().filter_map(|(name, config)| Some((self.lines.get(name)?, config)));
+        lines.any(|(line, config)| line.has_aged(config, now))
+            || self.holdings.values().any(|holding| holding.has_aged(now))
     }
 
     /// The next moment at which that may change.
@@ -167,35 +188,62 @@ impl Generation {
         let validity = |certificate: &Certificate| [certificate.not_before(), certificate.not_after() + A_MOMENT];
         let known = self.lines.values().flat_map(|line| line.known.values());
         let known = known.flat_map(|known| validity(known.credential.certificate()));
-        let ends = self.holdings.values().flat_map(Holding::certificates).flat_map(|(_, it)| validity(it)).chain(known);
+        let held = self.holdings.values().flat_map(Holding::certificates).flat_map(validity);
+        let due = self.holdings.values().filter_map(Holding::due);
         let begins = self.config.upstreams.values().flat_map(|upstream| &upstream.registrations);
-        ends.chain(begins.filter_map(|registration| registration.from)).filter(|moment| *moment > now).min()
+        let begins = begins.filter_map(|registration| registration.from);
+        known.chain(held).chain(due).chain(begins).filter(|moment| *moment > now).min()
     }
 
-    /// The certificates in use, where it is to be looked whether they have been revoked: of a seal the one that seals, or
-    /// else the one that lies ready.
+    /// The certificates in use, where it is to be looked whether they have been revoked.
     pub(super) fn watched(&self) -> Vec<Watched> {
         let mut watched = Vec::new();
-        for (identity, holding) in &self.holdings {
-            let Some(settings) = self.config.revocation.get(identity) else { continue };
-            let mut watch = |part: &str, chain: &[CertificateDer<'static>]| {
+        for (identity, settings) in &self.config.revocation {
+            for (part, _, chain) in self.in_use(identity) {
                 let name = Name { identity: identity.clone(), part: part.to_owned() };
                 watched.push(Watched { name, chain: chain.to_vec(), settings: settings.clone() });
-            };
-            if let Some(qwac) = &holding.qwac {
-                watch(QWAC, qwac.chain());
-            }
-            for (name, held) in &holding.seals {
-                watch(name, self.known(identity, name).unwrap_or(held).chain());
             }
         }
         watched
     }
 
-    /// The seal of this name that a bank knows.
-    pub(super) fn known(&self, identity: &str, name: &str) -> Option<&Arc<Credential>> {
+    /// An identity's certificates under their names in metrics, with their chains: what the banks know and, of seals that
+    /// none knows, what lies ready. Banks may know different ones by the same name.
+    pub(super) fn in_use(&self, identity: &str) -> Vec<(&str, &Certificate, &[CertificateDer<'static>])> {
         let own = self.config.upstreams.iter().filter(|(_, upstream)| upstream.identity == identity);
-        own.filter_map(|(upstream, _)| self.lines.get(upstream)?.known.get(name)).map(|known| &known.credential).next()
+        let lines: Vec<&Line> = own.filter_map(|(upstream, _)| self.lines.get(upstream)).collect();
+        let holding = self.holdings.get(identity);
+        let qwacs = lines.iter().filter_map(|line| line.qwac.as_ref());
+        let qwacs = qwacs.chain(holding.and_then(|holding| holding.qwac.as_ref()));
+        let mut found: Vec<_> = qwacs.map(|qwac| (QWAC, qwac.certificate(), qwac.chain())).collect();
+        let known = lines.iter().flat_map(|line| &line.known);
+        let known =
+            known.map(|(name, known)| (name.as_str(), known.credential.certificate(), known.credential.chain()));
+        found.extend(known);
+        for (name, held) in holding.into_iter().flat_map(|holding| &holding.seals) {
+            if !found.iter().any(|(known, ..)| known == name) {
+                found.push((name, held.certificate(), held.chain()));
+            }
+        }
+        found.sort_by_key(|(name, certificate, _)| (*name, certificate.id()));
+        found.dedup_by_key(|(name, certificate, _)| (*name, certificate.id()));
+        found
+    }
+
+    fn note_revoked(&mut self) {
+        let mut found = Vec::new();
+        for (identity, holding) in &self.holdings {
+            let own = self.in_use(identity).into_iter();
+            for (part, ..) in own.filter(|(_, certificate, _)| holding.stopped.contains(&certificate.id())) {
+                let reason = format!(
+                    "the certificate of {part} has been revoked, and `revocation.stops` keeps it from being used"
+                );
+                let key = format!("identities.{identity}.revocation");
+                let hint = "ask the trust service provider, and install a successor";
+                found.push(Finding::warning(&self.config.file, key, reason).hint(hint).code("revoked"));
+            }
+        }
+        self.findings.extend(found);
     }
 
     /// The upstreams by name.
@@ -209,6 +257,11 @@ impl Generation {
         let is_same =
             |(name, line): (&String, &Line)| earlier.lines.get(name).is_some_and(|earlier| line.is_like(earlier));
         self.edition != earlier.edition || !self.lines.iter().all(is_same)
+    }
+
+    /// Shows when the banks' revocation lists become too old.
+    pub(super) fn show_lists(&self) {
+        self.lines.values().filter_map(|line| line.upstream.as_ref()).for_each(|upstream| upstream.show_lists());
     }
 
     /// Ends the use of what `next` has others for. A request may ask for the successor where the configuration is the same.

@@ -1,5 +1,6 @@
 //! What is held of one identity: the last good set of certificates and keys, whatever lies on disk now. A bad set changes
-//! nothing. Must not know upstreams and routes.
+//! nothing, except that a certificate that is missing or has expired is replaced by a sound one. Seals that no bank knows
+//! are not of the set: what is wrong with them holds nothing up. Must not know upstreams and routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::time::SystemTime;
 
 use super::marks::Marks;
 use crate::config::Finding;
-use crate::identity::certificate::{Certificate, Validity};
+use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::exposure::{self, Exposed};
 use crate::identity::preflight::{self, Expectations, Issue, Level, Purpose, Subject};
 use crate::identity::qcstatements::Role;
@@ -21,10 +22,14 @@ pub(super) struct Holding {
     pub(super) qwac: Option<Arc<Qwac>>,
     /// By name; one that could not be loaded is missing.
     pub(super) seals: BTreeMap<String, Arc<Credential>>,
-    /// The names in metrics of the certificates that are revoked and not to be used any more.
-    pub(super) stopped: BTreeSet<String>,
+    /// The certificates that are revoked and not to be used any more.
+    pub(super) stopped: BTreeSet<Fingerprint>,
     /// What was found in the files at the last look.
     pub(super) findings: Vec<Finding>,
+    /// Whether that was a bad set.
+    is_bad: bool,
+    /// When a QWAC that lies on disk begins to be valid.
+    due: Option<SystemTime>,
     /// The files that the held certificates and keys were read from, by pair.
     read: BTreeMap<String, Marks>,
 }
@@ -40,34 +45,49 @@ pub(super) struct Place<'a> {
     pub(super) is_for_tests: bool,
     /// The roles that its routes need, with their paths.
     pub(super) needed: Vec<(Role, String)>,
+    /// The seals that some bank knows.
+    pub(super) registered: BTreeSet<&'a str>,
+    /// The certificates that are known to be revoked and not to be used.
+    pub(super) stopped: BTreeSet<Fingerprint>,
     pub(super) now: SystemTime,
 }
 
 impl Holding {
-    /// Looks at the files, whose state is `marks`. What has not changed since `earlier` is kept as it is. Of a set with
-    /// an error nothing takes the place of what is held, and only what is missing is filled in.
+    /// Looks at the files, whose state is `marks`. What has not changed since `earlier` is kept as it is.
     pub(super) async fn look(place: &Place<'_>, settings: &Settings, earlier: Option<&Self>, marks: &Marks) -> Self {
-        let found = Set::read(place, settings, earlier, marks).await;
-        match earlier {
-            Some(earlier) if found.is_bad() => found.fill(earlier),
-            _ => found.into_holding(settings),
-        }
+        Set::read(place, settings, earlier, marks).await.settle(place, settings, earlier)
     }
 
     /// Whether the QWAC can be presented.
     pub(super) fn presents(&self, now: SystemTime) -> bool {
-        let is_valid = |qwac: &Arc<Qwac>| qwac.certificate().validity_at(now) == Validity::Valid;
-        self.qwac.as_ref().is_some_and(is_valid) && !self.stopped.contains(QWAC)
+        self.qwac.as_ref().is_some_and(|qwac| is_usable(qwac.certificate(), &self.stopped, now))
     }
 
-    /// Each certificate that is held, under its name in metrics: `qwac`, `qsealc` or a seal's own.
-    pub(super) fn certificates(&self) -> impl Iterator<Item = (&str, &Certificate)> {
-        let qwac = self.qwac.iter().map(|qwac| (QWAC, qwac.certificate()));
-        qwac.chain(self.seals.iter().map(|(name, seal)| (name.as_str(), seal.certificate())))
+    /// Whether a QWAC that was too early at the last look has become valid.
+    pub(super) fn has_aged(&self, now: SystemTime) -> bool {
+        self.due.is_some_and(|due| due <= now)
     }
 
+    /// The moment at which it does.
+    pub(super) fn due(&self) -> Option<SystemTime> {
+        self.due
+    }
+
+    /// Each certificate that is held.
+    pub(super) fn certificates(&self) -> impl Iterator<Item = &Certificate> {
+        let qwac = self.qwac.iter().map(|qwac| qwac.certificate());
+        qwac.chain(self.seals.values().map(|seal| seal.certificate()))
+    }
+
+    /// Whether the files hold a set that was not taken over as a whole.
     pub(super) fn is_bad(&self) -> bool {
-        self.findings.iter().any(Finding::is_error)
+        self.is_bad
+    }
+
+    /// The valid QWAC whose place in the same files `new` would take.
+    fn replaced(&self, new: &Arc<Qwac>, settings: &Settings, now: SystemTime) -> Option<&Qwac> {
+        let held = self.qwac.as_ref().filter(|held| !Arc::ptr_eq(held, new) && self.presents(now))?;
+        (self.settings.qwac == settings.qwac).then_some(held)
     }
 
     fn qwac_like(&self, settings: &Settings, marks: &Marks) -> Option<Arc<Qwac>> {
@@ -84,13 +104,20 @@ impl Holding {
     }
 }
 
+/// Whether a certificate can be used at `now`.
+pub(super) fn is_usable(certificate: &Certificate, stopped: &BTreeSet<Fingerprint>, now: SystemTime) -> bool {
+    certificate.validity_at(now) == Validity::Valid && !stopped.contains(&certificate.id())
+}
+
 /// What the files hold, good or bad.
 struct Set {
     qwac: Option<Arc<Qwac>>,
     seals: BTreeMap<String, Arc<Credential>>,
     findings: Vec<Finding>,
-    /// The pairs with an error; an empty name is the identity as a whole.
-    bad: Vec<String>,
+    /// The pairs with an error, whether or not they are of the set.
+    unsound: BTreeSet<String>,
+    /// Whether one of them is of the set.
+    is_bad: bool,
     read: BTreeMap<String, Marks>,
 }
 
@@ -100,97 +127,116 @@ impl Set {
             qwac: earlier.and_then(|earlier| earlier.qwac_like(settings, marks)),
             seals: BTreeMap::new(),
             findings: Vec::new(),
-            bad: Vec::new(),
+            unsound: BTreeSet::new(),
+            is_bad: false,
             read: settings.pairs().map(|pair| (pair.setting.clone(), marks.only(pair.files()))).collect(),
         };
         if set.qwac.is_none() {
-            set.qwac = set.loaded(place, &settings.qwac, Qwac::load(&settings.qwac).await);
+            set.qwac = set.loaded(place, settings, &settings.qwac, Qwac::load(&settings.qwac).await);
         }
         for seal in &settings.seals {
             let held = earlier.and_then(|earlier| earlier.seal_like(&seal.name, &seal.pair, marks));
             let loaded = match held {
                 Some(held) => Some(held),
-                None => set.loaded(place, &seal.pair, Credential::load(&seal.pair).await),
+                None => set.loaded(place, settings, &seal.pair, Credential::load(&seal.pair).await),
             };
             set.seals.extend(loaded.map(|loaded| (seal.name.clone(), loaded)));
         }
         set.judge_exposure(place, settings);
-        set.judge(place, settings);
-        set.judge_subject(place, settings, earlier);
+        set.judge(place, settings, earlier);
+        set.judge_succession(place, settings, earlier);
         set
     }
 
-    fn loaded<T>(&mut self, place: &Place<'_>, pair: &Pair, loaded: Result<T, Vec<Error>>) -> Option<Arc<T>> {
+    fn loaded<T>(
+        &mut self,
+        place: &Place<'_>,
+        settings: &Settings,
+        pair: &Pair,
+        loaded: Result<T, Vec<Error>>,
+    ) -> Option<Arc<T>> {
         match loaded {
             Ok(it) => Some(Arc::new(it)),
             Err(errors) => {
                 for error in errors {
                     let key = format!("identities.{}.{}", place.identity, error.setting);
                     let finding = Finding::error(place.file, key, error.to_string()).hint(error.reason.hint());
-                    self.add(&pair.setting, finding);
+                    self.add(place, settings, &pair.setting, finding.code(error.reason.code()));
                 }
                 None
             }
         }
     }
 
-    fn is_bad(&self) -> bool {
-        !self.bad.is_empty()
+    /// Notes what was found in a pair. A seal that no bank knows seals nothing, and what is wrong with it is no error yet.
+    fn add(&mut self, place: &Place<'_>, settings: &Settings, setting: &str, finding: Finding) {
+        if !finding.is_error() {
+            return self.findings.push(finding);
+        }
+        let seal = settings.seals.iter().find(|seal| seal.pair.setting == setting);
+        let is_idle = seal.is_some_and(|seal| !place.registered.contains(seal.name.as_str()));
+        self.unsound.insert(setting.to_owned());
+        self.is_bad |= !is_idle;
+        self.findings.push(if is_idle { finding.lowered() } else { finding });
     }
 
-    fn add(&mut self, setting: &str, finding: Finding) {
-        if finding.is_error() {
-            self.bad.push(setting.to_owned());
+    /// What is to be held from now on: of each pair what was found or what is held already.
+    fn settle(self, place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>) -> Holding {
+        let found = |pair: &Pair| !self.unsound.contains(&pair.setting);
+        // The names of a bad set mean nothing either.
+        let held = earlier.filter(|_| self.is_bad);
+        let settings = held.map_or(settings, |held| &held.settings);
+        let mut read = BTreeMap::new();
+        let mut take = |pair: &Pair, is_new: bool| {
+            let from = if is_new { Some(&self.read) } else { earlier.map(|earlier| &earlier.read) };
+            read.extend(from.and_then(|from| from.get_key_value(&pair.setting)).map(|(k, v)| (k.clone(), v.clone())));
+        };
+        let qwac = choose(
+            self.qwac.clone().filter(|_| found(&settings.qwac)),
+            earlier.and_then(|earlier| earlier.qwac.clone()),
+            |old| !self.is_bad || old.certificate().validity_at(place.now) != Validity::Valid,
+        );
+        take(&settings.qwac, same(&qwac, &self.qwac));
+        let mut seals = BTreeMap::new();
+        for seal in &settings.seals {
+            let new = self.seals.get(&seal.name);
+            let chosen = choose(
+                new.cloned().filter(|_| found(&seal.pair)),
+                earlier.and_then(|earlier| earlier.seals.get(&seal.name).cloned()),
+                |_| !self.is_bad,
+            );
+            take(&seal.pair, same(&chosen, &new.cloned()));
+            seals.extend(chosen.map(|chosen| (seal.name.clone(), chosen)));
         }
-        self.findings.push(finding);
+        let begin = self.qwac.as_ref().map(|qwac| qwac.certificate().not_before());
+        let (is_bad, settings) = (self.is_bad, settings.clone());
+        let (findings, due) = (self.findings, begin.filter(|begin| *begin > place.now));
+        Holding { settings, qwac, seals, stopped: place.stopped.clone(), findings, is_bad, due, read }
     }
 
-    /// As it is, without what has an error.
-    fn into_holding(self, settings: &Settings) -> Holding {
-        let is_good = |setting: &str| !self.bad.iter().any(|bad| bad == setting || bad.is_empty());
-        let seals = settings.seals.iter().filter(|seal| is_good(&seal.pair.setting));
-        let seals = seals.filter_map(|seal| Some((seal.name.clone(), self.seals.get(&seal.name)?.clone()))).collect();
-        Holding {
-            qwac: self.qwac.clone().filter(|_| is_good(&settings.qwac.setting)),
-            seals,
-            settings: settings.clone(),
-            stopped: BTreeSet::new(),
-            findings: self.findings,
-            read: self.read,
+    /// What a QWAC must not be that comes after another: what the bank would not take for its successor.
+    fn judge_succession(&mut self, place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>) {
+        let held = earlier.and_then(|earlier| earlier.qwac.clone());
+        let (Some(held), Some(new)) = (held, self.qwac.clone()) else { return };
+        if Arc::ptr_eq(&held, &new) {
+            return;
         }
-    }
-
-    /// What is held, and from this set what is missing there.
-    fn fill(self, earlier: &Holding) -> Holding {
-        let mut held = earlier.clone();
-        let new = self.into_holding(&earlier.settings);
-        for (pair, marks) in new.read {
-            let is_missing = if pair == held.settings.qwac.setting {
-                held.qwac.is_none()
-            } else {
-                held.settings.seals.iter().any(|seal| seal.pair.setting == pair && !held.seals.contains_key(&seal.name))
-            };
-            if is_missing {
-                held.read.insert(pair, marks);
-            }
+        self.judge_subject(place, settings, &held, &new);
+        if place.stopped.contains(&new.certificate().id()) {
+            let reason = format!("{}: the certificate has been revoked", settings.qwac.certificate.display());
+            let hint = "it was in use before, and `revocation.stops` keeps it from being used again";
+            let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
+            self.add(place, settings, QWAC, Finding::error(place.file, key, reason).hint(hint).code("revoked"));
         }
-        held.qwac = held.qwac.or(new.qwac);
-        for (name, seal) in new.seals {
-            held.seals.entry(name).or_insert(seal);
-        }
-        held.findings = new.findings;
-        held
     }
 
     /// The bank knows its client by the QWAC's subject.
-    fn judge_subject(&mut self, place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>) {
-        let held = earlier.and_then(|earlier| earlier.qwac.clone());
-        let (Some(held), Some(new)) = (held, self.qwac.clone()) else { return };
+    fn judge_subject(&mut self, place: &Place<'_>, settings: &Settings, held: &Qwac, new: &Qwac) {
         let name = |qwac: &Qwac| {
             let certificate = qwac.certificate();
             (certificate.subject().to_owned(), certificate.organization_identifier().map(str::to_owned))
         };
-        if settings.allow_subject_change || name(&held) == name(&new) {
+        if settings.allow_subject_change || name(held) == name(new) {
             return;
         }
         let reason = format!(
@@ -202,7 +248,7 @@ impl Set {
         let hint =
             "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`";
         let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
-        self.add("qwac", Finding::error(place.file, key, reason).hint(hint).code("other-subject"));
+        self.add(place, settings, QWAC, Finding::error(place.file, key, reason).hint(hint).code("other-subject"));
     }
 
     /// A key that everybody on the machine may read is everybody's key.
@@ -218,44 +264,70 @@ impl Set {
             let hint = "`chmod o-rwx` the file; in Kubernetes write `defaultMode: 0440` into the secret's volume and \
                         `fsGroup: GID` into the pod's securityContext";
             let (pair, _) = setting.rsplit_once('.').unwrap_or((&setting, ""));
-            self.add(pair, finding.hint(hint).code("exposed-secret"));
+            self.add(place, settings, pair, finding.hint(hint).code("exposed-secret"));
         }
     }
 
     /// What is true of certificates whose files are sound.
-    fn judge(&mut self, place: &Place<'_>, settings: &Settings) {
+    fn judge(&mut self, place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>) {
         let expectations = Expectations { needed: place.needed.clone(), ..settings.expectations.clone() };
         let qwac = self.qwac.clone();
         if let Some(qwac) = &qwac {
-            let (certificate, chain) = (qwac.certificate(), qwac.chain());
-            let subject = Subject { certificate, chain, purpose: Purpose::Presenting };
-            self.judge_certificate(place, &settings.qwac, &subject, &expectations);
+            let mut issues = preflight::judge(&presented(qwac), &expectations, place.now);
+            if let Some(held) = earlier.and_then(|earlier| earlier.replaced(qwac, settings, place.now)) {
+                let before = preflight::judge(&presented(held), &expectations, place.now);
+                issues.iter_mut().for_each(|issue| issue.compare(&before));
+            }
+            self.add_issues(place, settings, &settings.qwac, issues);
         }
         for seal in &settings.seals {
             let Some(credential) = self.seals.get(&seal.name).cloned() else { continue };
             let (certificate, chain) = (credential.certificate(), credential.chain());
             let subject = Subject { certificate, chain, purpose: Purpose::Sealing };
-            self.judge_certificate(place, &seal.pair, &subject, &expectations);
+            let issues = preflight::judge(&subject, &expectations, place.now);
+            self.add_issues(place, settings, &seal.pair, issues);
             let together = qwac.as_ref().and_then(|qwac| preflight::judge_together(qwac.certificate(), certificate));
-            if let Some(issue) = together {
-                self.add("", finding(place.file, format!("identities.{}", place.identity), "", issue));
-            }
+            let key = format!("identities.{}", place.identity);
+            self.findings.extend(together.map(|issue| finding(place.file, key, "", issue)));
         }
     }
 
-    fn judge_certificate(
-        &mut self,
-        place: &Place<'_>,
-        pair: &Pair,
-        subject: &Subject<'_>,
-        expectations: &Expectations,
-    ) {
+    fn add_issues(&mut self, place: &Place<'_>, settings: &Settings, pair: &Pair, issues: Vec<Issue>) {
         let key = format!("identities.{}.{}.{}", place.identity, pair.setting, pair.certificate_setting());
         let path = format!("{}: ", pair.certificate.display());
-        for issue in preflight::judge(subject, expectations, place.now) {
-            self.add(&pair.setting, finding(place.file, key.clone(), &path, issue));
+        let is_seal = pair.setting != settings.qwac.setting;
+        for mut issue in issues {
+            if issue.code == preflight::OTHER_TYPE && !place.is_for_tests {
+                // The bank is going to refuse whatever is presented or sealed with it.
+                issue.level = Level::Error;
+            }
+            let finding = finding(place.file, key.clone(), &path, issue);
+            match finding.code {
+                // Which seal is used is decided at every moment anew; it may wait for its time, or stay until its end.
+                Some(preflight::EXPIRED | preflight::NOT_YET_VALID) if is_seal => {
+                    let is_alone = settings.seals.len() == 1;
+                    self.findings.push(if is_alone { finding } else { finding.lowered() });
+                }
+                _ => self.add(place, settings, &pair.setting, finding),
+            }
         }
     }
+}
+
+fn presented(qwac: &Qwac) -> Subject<'_> {
+    Subject { certificate: qwac.certificate(), chain: qwac.chain(), purpose: Purpose::Presenting }
+}
+
+/// The new one, if there is one and it `may_follow` the old one or there is none.
+fn choose<T>(new: Option<Arc<T>>, old: Option<Arc<T>>, may_follow: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+    match (new, old) {
+        (Some(new), Some(old)) => Some(if may_follow(&old) { new } else { old }),
+        (new, old) => new.or(old),
+    }
+}
+
+fn same<T>(one: &Option<Arc<T>>, other: &Option<Arc<T>>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if Arc::ptr_eq(one, other))
 }
 
 /// An issue at its place in the configuration.

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::holding::{Holding, QWAC, finding};
+use super::holding::{Holding, finding, is_usable};
 use super::marks::Marks;
 use super::{KnownSeal, Process};
 use crate::config::{Finding, Registration, Upstream as Config};
-use crate::identity::certificate::Validity;
+use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::preflight::EXPIRES_SOON;
 use crate::identity::{Credential, Qwac, preflight};
 use crate::log::timestamp;
@@ -32,8 +32,10 @@ pub(super) struct Line {
     pub(super) active: Option<String>,
     /// Seals that lie ready, and are not used here.
     pub(super) staged: Vec<Staged>,
-    /// The names of certificates that are not to be used.
-    stopped: BTreeSet<String>,
+    /// The certificates that are not to be used.
+    stopped: BTreeSet<Fingerprint>,
+    /// When a certificate that lies ready, and may take the place of the one in use, begins to be valid.
+    due: Option<SystemTime>,
     /// Whether any of its routes seals.
     seals: bool,
     /// Whether requests may take it.
@@ -81,7 +83,7 @@ impl Line {
         let earlier_line = earlier.map(|(line, _)| line);
         let destination = earlier_line
             .map(|line| Arc::clone(&line.destination))
-            .filter(|destination| *destination.settings() == config.settings)
+            .filter(|destination| destination.name() == name && *destination.settings() == config.settings)
             .unwrap_or_else(|| Destination::new(name, config.settings.clone(), &process.families, process.log.clone()));
         let line = Self {
             destination,
@@ -92,13 +94,14 @@ impl Line {
             active: None,
             staged: Vec::new(),
             stopped: holding.stopped.clone(),
+            due: None,
             seals,
             is_usable: false,
         };
         let mut drawn = Drawn { line, findings: Vec::new(), is_faulty: false };
         drawn.connect(file, &key, earlier_line, now);
         // Even where nothing is sealed at present: what the bank knows is not to be forgotten.
-        drawn.adopt(file, &key, config, holding, earlier);
+        drawn.adopt(file, &key, config, holding, earlier, now);
         drawn.judge_environment(file, &key, config);
         drawn.line.active = drawn.line.choose(config, now);
         drawn.judge_seals(file, &key, now);
@@ -131,15 +134,16 @@ impl Line {
 
     /// Whether another seal's time has come, or a certificate's has ended.
     pub(super) fn has_aged(&self, config: &Config, now: SystemTime) -> bool {
-        self.choose(config, now) != self.active || self.leads(config, now) != self.is_usable
+        self.choose(config, now) != self.active
+            || self.leads(config, now) != self.is_usable
+            || self.due.is_some_and(|due| due <= now)
     }
 
     /// Whether there is a certificate to present, and one to seal with where that is needed.
     fn leads(&self, config: &Config, now: SystemTime) -> bool {
-        let is_valid = |qwac: &Arc<Qwac>| qwac.certificate().validity_at(now) == Validity::Valid;
+        let presents = |qwac: &Arc<Qwac>| is_usable(qwac.certificate(), &self.stopped, now);
         self.upstream.is_some()
-            && self.qwac.as_ref().is_some_and(is_valid)
-            && !self.stopped.contains(QWAC)
+            && self.qwac.as_ref().is_some_and(presents)
             && (!self.seals || self.choose(config, now).is_some())
     }
 
@@ -147,10 +151,8 @@ impl Line {
     fn choose(&self, config: &Config, now: SystemTime) -> Option<String> {
         let usable = config.registrations.iter().filter(|registration| {
             let known = self.known.get(&registration.seal);
-            let valid = |known: &Known| known.credential.certificate().validity_at(now) == Validity::Valid;
-            registration.from.is_some_and(|from| from <= now)
-                && known.is_some_and(valid)
-                && !self.stopped.contains(&registration.seal)
+            let seals = |known: &Known| is_usable(known.credential.certificate(), &self.stopped, now);
+            registration.from.is_some_and(|from| from <= now) && known.is_some_and(seals)
         });
         // Of several with the same moment the one that stands last.
         usable.max_by_key(|registration| registration.from).map(|registration| registration.seal.clone())
@@ -200,6 +202,7 @@ impl Drawn {
         config: &Config,
         holding: &Holding,
         earlier: Option<(&Line, &Config)>,
+        now: SystemTime,
     ) {
         let listed = |name: &String| config.registrations.iter().find(|registration| registration.seal == *name);
         for (name, credential) in &holding.seals {
@@ -207,22 +210,24 @@ impl Drawn {
                 self.stage(file, key, name, credential, "the bank does not know it: `seal_keys` does not list it");
                 continue;
             };
-            let before = earlier.filter(|(_, before)| before.identity == config.identity);
-            let before = before.and_then(|(line, _)| line.known.get(name));
-            let kept = before.filter(|before| !may_follow(before, registration, credential));
-            let used = kept.map_or(credential, |kept| &kept.credential);
-            if kept.is_some() {
-                let reason = "its file has changed, and the bank knows the certificate that was there before";
-                self.stage(file, key, name, credential, reason);
-            } else if registration.from.is_none() {
+            if registration.from.is_none() {
                 self.stage(file, key, name, credential, "`seal_keys` says that it is not registered yet");
             }
+            let before = earlier.filter(|(_, before)| before.identity == config.identity);
+            let before = before.and_then(|(line, _)| line.known.get(name));
+            let Succession { used, key_id, reason } = succession(before, registration, credential, now);
+            if let Some(reason) = reason {
+                self.stage(file, key, name, credential, reason);
+            }
+            if reason == Some(EARLY) {
+                self.line.due = self.line.due.into_iter().chain([credential.certificate().not_before()]).min();
+            }
+            let registration = Registration { key_id, ..registration.clone() };
             let profile = Profile { key_id: registration.key_id.clone(), ..config.profile.clone() };
-            match Sealer::new(&profile, used) {
+            match Sealer::new(&profile, &used) {
                 Ok(sealer) => {
-                    self.judge_key_id(file, key, registration, used);
-                    let (credential, sealer) = (Arc::clone(used), Arc::new(sealer));
-                    let known = Known { registration: registration.clone(), credential, sealer };
+                    self.judge_key_id(file, key, listed(name), &registration, &used);
+                    let known = Known { registration, credential: used, sealer: Arc::new(sealer) };
                     self.line.known.insert(name.clone(), known);
                 }
                 Err(error) => self.refuse_sealer(file, key, config, &error),
@@ -230,7 +235,27 @@ impl Drawn {
         }
     }
 
-    fn judge_key_id(&mut self, file: &Path, key: &impl Fn(&str) -> String, known: &Registration, used: &Credential) {
+    fn judge_key_id(
+        &mut self,
+        file: &Path,
+        key: &impl Fn(&str) -> String,
+        wanted: Option<&Registration>,
+        known: &Registration,
+        used: &Credential,
+    ) {
+        if let Some(wanted) = wanted
+            && wanted.key_id != known.key_id
+        {
+            let or = |key_id: &Option<String>| key_id.clone().unwrap_or_else(|| "made from the certificate".to_owned());
+            let reason = format!(
+                "the key id is now {}, and the certificate that the bank knew as {} is still the one in use",
+                or(&wanted.key_id),
+                or(&known.key_id)
+            );
+            let hint = "install the certificate that the new key id belongs to; if the bank renamed the key, restart";
+            let finding = Finding::warning(file, key("key_id"), reason);
+            return self.findings.push(finding.hint(hint).code("key-id-without-certificate"));
+        }
         let key_id = known.key_id.as_ref();
         let issue = key_id.and_then(|key_id| preflight::judge_key_id(key_id, used.certificate()));
         self.findings.extend(issue.map(|issue| finding(file, key("key_id"), "", issue)));
@@ -293,22 +318,61 @@ impl Drawn {
     }
 }
 
-/// Whether a certificate may seal in the place of another under the same name. The bank knows keys by what was registered:
-/// it may if it is the same, if the configuration now says otherwise than then, or if the bank's name for the key fits.
-fn may_follow(before: &Known, registration: &Registration, credential: &Credential) -> bool {
+/// What seals under a name, and by which name the bank knows it.
+struct Succession {
+    used: Arc<Credential>,
+    key_id: Option<String>,
+    /// Why what is held is not what is used.
+    reason: Option<&'static str>,
+}
+
+/// Whether a certificate may seal in the place of another under the same name. The bank knows keys by what was registered: it
+/// may if the bank knew none yet, if it is the same, if the configuration now says otherwise than then, or if the bank's
+/// name for the key fits. A key id goes with its certificate: one that was written down ahead of the certificate waits for it.
+fn succession(
+    before: Option<&Known>,
+    registration: &Registration,
+    credential: &Arc<Credential>,
+    now: SystemTime,
+) -> Succession {
+    let taken = || Succession { used: Arc::clone(credential), key_id: registration.key_id.clone(), reason: None };
+    let Some(before) = before.filter(|before| before.registration.from.is_some()) else { return taken() };
     let (old, new) = (before.credential.certificate(), credential.certificate());
-    if old.der() == new.der() {
-        return true;
-    }
-    match &registration.key_id {
-        Some(key_id) if is_sha1(key_id) => new.sha1_hex().eq_ignore_ascii_case(key_id),
-        // Another name than before: that of the new key.
-        Some(_) if before.registration.key_id != registration.key_id => true,
-        // The certificate was renewed over the same key, which is what the bank checks seals with.
-        Some(_) => old.public_key() == new.public_key(),
+    let is_same = old.der() == new.der();
+    let is_renamed = before.registration.key_id != registration.key_id;
+    let fits = match &registration.key_id {
+        Some(key_id) if is_sha1(key_id) => names(key_id, new) || (is_same && !is_renamed),
+        // Another name than before is that of a new key, and the same name that of the same key: the bank checks seals with the
+        // key, over which the certificate may have been renewed.
+        Some(_) => {
+            if is_renamed {
+                !is_same
+            } else {
+                old.public_key() == new.public_key()
+            }
+        }
         // The key id is made from the certificate: a new one would name a key that the bank has never seen.
-        None => false,
+        None => is_same,
+    };
+    let is_early = !is_same && new.validity_at(now) != Validity::Valid && old.validity_at(now) == Validity::Valid;
+    if fits && !is_early {
+        return taken();
     }
+    let (used, own) = (Arc::clone(&before.credential), registration.key_id.clone());
+    let key_id = own.filter(|key_id| is_sha1(key_id) && names(key_id, old)).or(before.registration.key_id.clone());
+    let reason = match (is_same, fits) {
+        (true, _) => None,
+        (false, true) => Some(EARLY),
+        (false, false) => Some("its file has changed, and the bank knows the certificate that was there before"),
+    };
+    Succession { used, key_id, reason }
+}
+
+/// Why a successor waits that the bank knows.
+const EARLY: &str = "the bank knows it, and it is not valid now";
+
+fn names(key_id: &str, certificate: &Certificate) -> bool {
+    certificate.sha1_hex().eq_ignore_ascii_case(key_id)
 }
 
 /// Whether a key id has the form of the SHA-1 of a certificate, which is how the banks name keys.

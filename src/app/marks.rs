@@ -1,9 +1,10 @@
-//! What files hold, as digests: whether anything has changed, and whether what was read one after the other belongs
+//! What files hold, as digests, and who may read them: whether anything has changed, and whether what was read one after the other belongs
 //! together. Must not know what the files mean.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
@@ -15,7 +16,7 @@ pub(super) struct Marks(BTreeMap<PathBuf, Mark>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Mark {
-    Content([u8; SHA256_OUTPUT_LEN]),
+    Content { digest: [u8; SHA256_OUTPUT_LEN], mode: u32 },
     Unreadable(io::ErrorKind),
 }
 
@@ -46,16 +47,17 @@ impl Mark {
         // Of a key too: what was read must not stay in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         // Whoever opens a pipe waits for its writer.
-        let is_file = std::fs::metadata(file).map(|found| found.is_file());
-        let read = match is_file {
-            Ok(false) => Err(io::ErrorKind::InvalidInput.into()),
-            Ok(true) => File::open(file).and_then(|file| file.take(MOST).read_to_end(&mut bytes)),
-            Err(error) => Err(error),
-        };
+        let read = std::fs::metadata(file).and_then(|found| {
+            if !found.is_file() {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            File::open(file)?.take(MOST).read_to_end(&mut bytes)?;
+            Ok(found.mode())
+        });
         match read {
-            Ok(_) => {
+            Ok(mode) => {
                 let digest = digest(&SHA256, &bytes);
-                Self::Content(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+                Self::Content { digest: digest.as_ref().try_into().expect("SHA-256 has 32 bytes"), mode }
             }
             Err(error) => Self::Unreadable(error.kind()),
         }
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_follows_the_content_and_not_the_name() {
+    fn a_mark_follows_the_content_and_the_mode_and_not_the_name() {
         let folder = std::env::temp_dir().join(format!("sealproxy-marks-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let file = folder.join("a");
@@ -86,6 +88,8 @@ mod tests {
         assert_ne!(look(), one);
         std::fs::write(&file, "one").expect("written");
         assert_eq!(look(), one);
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
+        assert_ne!(look(), one);
         assert_eq!(one.only(std::iter::once(Path::new("/elsewhere"))), Marks::default());
         std::fs::remove_dir_all(&folder).expect("removed");
     }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 
 use super::Process;
 use super::folders::Folders;
@@ -36,6 +37,8 @@ pub(super) struct Reloader {
     last: Option<Reload>,
     /// Whether the configuration that was read last was refused.
     rejected: bool,
+    /// Work that has not come to its end in time.
+    stuck: Option<JoinHandle<()>>,
     folders: Folders,
 }
 
@@ -64,8 +67,10 @@ impl Reloader {
             judged,
             last: None,
             rejected: false,
+            stuck: None,
             folders,
         };
+        reloader.present.show_lists();
         reloader.follow();
         reloader.report();
         reloader
@@ -94,35 +99,32 @@ impl Reloader {
 
     /// Looks at the files, and builds a generation where they or the time give a reason to.
     async fn look(&mut self) {
-        let mut marks = self.marks(&self.present.config).await;
+        let config = Arc::clone(&self.present.config);
+        let Some(mut marks) = self.marks(&config).await else { return };
         let changed = marks != self.seen;
         let retries = self.present.errors().next().is_some() && self.judged.elapsed() > RETRY;
-        let stopped = self
-            .present
-            .holdings
-            .iter()
-            .any(|(name, holding)| self.process.revocation.stopped(name) != holding.stopped);
+        let mut held = self.present.holdings.iter();
+        let stopped = held.any(|(name, holding)| generation::stopped(&config, &self.process, name) != holding.stopped);
         if !changed && !retries && !stopped && !self.present.has_aged(SystemTime::now()) {
             return;
         }
-        if changed {
-            // A list of revocations may be among them.
-            self.process.revocation.look_again();
-        }
-        let Some(mut next) = self.build(&Arc::clone(&self.present.config), &marks).await else { return };
+        let Some(mut next) = self.build(&config, &marks).await else { return };
         // Whoever writes certificate and key one after the other is given a moment to finish. What is tried again, or has
         // not changed meanwhile, is as it was: a token must not be asked again and again.
         for _ in 0..if changed { ROUNDS } else { 0 } {
-            let after = self.marks(&self.present.config).await;
+            let Some(after) = self.marks(&config).await else { return };
             if after == marks && next.errors().next().is_none() {
                 break;
             }
             tokio::time::sleep(SETTLE).await;
             if after != marks {
                 marks = after;
-                let Some(built) = self.build(&Arc::clone(&self.present.config), &marks).await else { return };
+                let Some(built) = self.build(&config, &marks).await else { return };
                 next = built;
             }
+        }
+        if marks.only(generation::lists(&config)) != self.seen.only(generation::lists(&config)) {
+            self.process.revocation.look_again();
         }
         let refused = changed || next.errors().ne(self.present.errors());
         self.seen = marks;
@@ -138,26 +140,26 @@ impl Reloader {
     /// Reads the configuration anew, and takes it as a whole or not at all.
     async fn reconfigure(&mut self) {
         let file = self.present.config.file.clone();
-        let loaded = spawn_blocking(move || Config::load(&file)).await;
-        let (config, findings) = match loaded.expect("reading a configuration does not panic") {
+        let Some(loaded) = self.patiently("configuration", move || Config::load_again(&file)).await else { return };
+        let (config, findings) = match loaded {
             Ok((config, findings)) => (Arc::new(config), findings),
-            Err(findings) => return self.refuse(&findings),
+            Err(findings) => return self.reject(&findings),
         };
         let fixed = fixed(&self.present.config, &config);
         if !fixed.is_empty() {
-            return self.refuse(&fixed);
+            return self.reject(&fixed);
         }
-        let marks = self.marks(&config).await;
+        let Some(marks) = self.marks(&config).await else { return };
         let Some(mut next) = self.build(&config, &marks).await else { return };
         if self.loses(&next) {
-            return self.refuse(&next.findings);
+            self.process.families.forget(names(&next.config, &self.present.config));
+            return self.reject(&next.findings);
         }
         next.findings.extend(findings);
-        self.rejected = false;
         self.seen = marks;
         self.judged = Instant::now();
         self.put(next, "configuration", false);
-        self.follow();
+        self.rejected = false;
     }
 
     /// Whether a configuration has errors of its own, or takes away what works.
@@ -175,57 +177,106 @@ impl Reloader {
         next.is_faulty || worse || cut_off
     }
 
-    /// Not on this thread, which has the acceptors too: keys may be derived from passphrases, and disks are slow.
-    /// `None` if it panicked, which is told: what is served goes on.
     async fn build(&mut self, config: &Arc<Config>, marks: &Marks) -> Option<Generation> {
         let (config, process, present) = (Arc::clone(config), Arc::clone(&self.process), Arc::clone(&self.present));
-        let (file, seen) = (config.file.clone(), marks.clone());
         let (marks, runtime) = (marks.clone(), Handle::current());
-        let building = spawn_blocking(move || {
-            runtime.block_on(generation::build(&config, &process, Some(&present), &marks, SystemTime::now()))
-        });
-        match building.await {
-            Ok(generation) => Some(generation),
-            Err(_) => {
+        let build =
+            move || runtime.block_on(generation::build(&config, &process, Some(&present), &marks, SystemTime::now()));
+        self.patiently("files", build).await
+    }
+
+    async fn marks(&mut self, config: &Arc<Config>) -> Option<Marks> {
+        let config = Arc::clone(config);
+        self.patiently("files", move || Marks::of(generation::files(&config))).await
+    }
+
+    /// Does `work` on a thread that may take its time: keys may be derived from passphrases, disks are slow, and this thread
+    /// has the acceptors too. `None`, which is told, if it panicked or has not come to its end in a long while; until it
+    /// has, nothing else is begun. What is served goes on.
+    async fn patiently<T: Send + 'static>(
+        &mut self,
+        trigger: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.stuck.as_ref().is_some_and(|stuck| !stuck.is_finished()) {
+            if trigger == "configuration" {
+                self.fail(trigger, "an earlier look at the files has not come to its end", "see the line about it");
+            }
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        let task = spawn_blocking(move || drop(sender.send(work())));
+        match timeout(PATIENCE, receiver).await {
+            Ok(Ok(result)) => Some(result),
+            Ok(Err(_)) => {
                 let reason = "a fault of this program: the files or the configuration could not be judged";
-                self.seen = seen;
-                self.refuse(&[Finding::error(&file, "", reason).hint("report it, and put the files back")]);
+                self.fail(trigger, reason, "report it, and put the files back");
+                None
+            }
+            Err(_) => {
+                self.stuck = Some(task);
+                let reason = format!("the files could not be read and judged within {} s", PATIENCE.as_secs());
+                self.fail(
+                    trigger,
+                    &reason,
+                    "look whether their disk answers, and the token: nothing is renewed meanwhile",
+                );
                 None
             }
         }
-    }
-
-    async fn marks(&self, config: &Arc<Config>) -> Marks {
-        let config = Arc::clone(config);
-        let marks = spawn_blocking(move || Marks::of(generation::files(&config))).await;
-        marks.expect("reading files does not panic")
     }
 
     /// Puts a generation in the place of the present one. Those who arrive from now on are served by it; what is under
     /// way under the old one has the drain time.
     fn put(&mut self, next: Generation, trigger: &'static str, refused: bool) {
         let earlier = std::mem::replace(&mut self.present, Arc::new(next));
-        if self.present.differs(&earlier) {
+        let (was_bad, is_bad) =
+            (self.rejected || earlier.errors().next().is_some(), self.present.errors().next().is_some());
+        let differs = self.present.differs(&earlier);
+        if differs {
             self.shared.replace(self.present.routes(&self.process));
             self.number += 1;
             self.since = SystemTime::now();
             earlier.retire(&self.present);
-            self.tell(trigger, "applied", self.present.findings.clone());
-        } else if self.present.edition != earlier.edition {
-            self.tell(trigger, "applied", self.present.findings.clone());
-        } else if refused && self.present.errors().next().is_some() {
-            self.tell(trigger, "refused", self.present.errors().cloned().collect());
-        } else if earlier.errors().next().is_some() && self.present.errors().next().is_none() {
-            self.tell(trigger, "restored", self.present.findings.clone());
+            self.forget(&earlier.config);
         }
+        if differs || self.present.edition != earlier.edition {
+            self.tell(trigger, "applied", self.present.findings.clone());
+            if refused && is_bad {
+                // One identity has changed, and another could not.
+                self.process.standing.reloads.with_label_values(&["refused"]).inc();
+            }
+        } else if refused && is_bad {
+            self.tell(trigger, "refused", self.present.errors().cloned().collect());
+        } else if was_bad && !is_bad {
+            self.tell(trigger, "restored", self.present.findings.clone());
+        } else if trigger == "configuration" {
+            self.tell(trigger, "unchanged", self.present.findings.clone());
+        }
+        self.present.show_lists();
         self.follow();
     }
 
+    /// Takes the series of routes and upstreams away that are no more.
+    fn forget(&self, earlier: &Config) {
+        let present = &self.present.config;
+        self.process.families.forget(names(earlier, present));
+        let is_gone = |path: &&String| !present.routes.iter().any(|route| route.path == **path);
+        let paths = earlier.routes.iter().map(|route| &route.path).filter(is_gone);
+        paths.for_each(|path| self.process.proxy_metrics.forget_route(path));
+    }
+
     /// Says why nothing of a configuration was taken over.
-    fn refuse(&mut self, findings: &[Finding]) {
+    fn reject(&mut self, findings: &[Finding]) {
         self.rejected = true;
         let errors = findings.iter().filter(|finding| finding.is_error()).cloned().collect();
         self.tell("configuration", "refused", errors);
+    }
+
+    /// Says why there was nothing to judge.
+    fn fail(&mut self, trigger: &'static str, reason: &str, hint: &str) {
+        let finding = Finding::error(&self.present.config.file, "", reason).hint(hint).code("not-judged");
+        self.tell(trigger, "refused", vec![finding]);
     }
 
     fn tell(&mut self, trigger: &'static str, result: &'static str, findings: Vec<Finding>) {
@@ -264,17 +315,32 @@ fn fixed(present: &Config, next: &Config) -> Vec<Finding> {
         ("listen", present.listen == next.listen),
         ("admin", present.admin == next.admin),
         ("threads", present.threads == next.threads),
-        ("limits", present.limits == next.limits),
-        ("timeouts", present.timeouts == next.timeouts),
+        ("limits.body", present.limits.body == next.limits.body),
+        ("limits.buffered", present.limits.buffered == next.limits.buffered),
+        ("limits.connections", present.limits.connections == next.limits.connections),
+        ("limits.in_flight", present.limits.in_flight == next.limits.in_flight),
+        ("limits.header_bytes", present.limits.header_bytes == next.limits.header_bytes),
+        ("limits.headers", present.limits.headers == next.limits.headers),
+        ("timeouts.header", present.timeouts.header == next.timeouts.header),
+        ("timeouts.body", present.timeouts.body == next.timeouts.body),
+        ("timeouts.body_total", present.timeouts.body_total == next.timeouts.body_total),
+        ("timeouts.client_idle", present.timeouts.client_idle == next.timeouts.client_idle),
+        ("timeouts.seal", present.timeouts.seal == next.timeouts.seal),
+        ("timeouts.exchange", present.timeouts.exchange == next.timeouts.exchange),
         ("timeouts.linger", present.linger == next.linger),
         ("timeouts.drain", present.drain == next.drain),
     ];
     let changed = settings.into_iter().filter(|(_, is_same)| !is_same);
     let finding = |(key, _)| {
         let reason = "has changed, and only a restart can change it: nothing of the file was taken over";
-        Finding::error(&next.file, key, reason).hint("restart, or take the change back")
+        Finding::error(&next.file, key, reason).hint("restart, or take the change back").code("needs-restart")
     };
     changed.map(finding).collect()
+}
+
+/// The upstreams of one configuration that are not in another.
+fn names<'a>(of: &'a Config, other: &'a Config) -> impl Iterator<Item = &'a str> {
+    of.upstreams.keys().filter(|name| !other.upstreams.contains_key(*name)).map(String::as_str)
 }
 
 /// The log line of a reload.
@@ -288,6 +354,8 @@ struct Line<'a> {
 
 /// How often the files are looked at without an event: some file systems have none.
 const POLL: Duration = Duration::from_secs(5);
+/// How long it may take to read and to judge all files: a token has 10 s to be opened, and as long for a test signature.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often what is wrong is tried again without an event: a token may be back.
 const RETRY: Duration = Duration::from_secs(15);
 /// How long files that do not belong together may take to do so.

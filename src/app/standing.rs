@@ -1,11 +1,11 @@
 //! The metrics of who we are: certificates, seals, reloads.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::generation::Generation;
-use super::holding::QWAC;
 
 /// The families, by identity and by upstream.
 pub(super) struct Standing {
@@ -68,13 +68,11 @@ impl Standing {
         self.expiry.reset();
         self.usable.reset();
         self.staged.reset();
-        for (identity, holding) in &generation.holdings {
+        for identity in generation.holdings.keys() {
             self.usable.with_label_values(&[identity]).set(generation.is_usable(identity, now).into());
-            for (part, held) in holding.certificates() {
-                // Of a seal the one that seals: its successor may lie staged.
-                let known = generation.known(identity, part).filter(|_| part != QWAC);
-                let certificate = known.map_or(held, |known| known.certificate());
-                let end = certificate.not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            // Of several with one name the end that comes first.
+            for (part, end) in ends(generation, identity) {
+                let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 self.expiry.with_label_values(&[identity.as_str(), part]).set(end.as_secs_f64());
             }
         }
@@ -84,4 +82,13 @@ impl Standing {
         self.generation.set(i64::try_from(number).unwrap_or(i64::MAX));
         self.refused.set(is_refused.into());
     }
+}
+
+fn ends<'a>(generation: &'a Generation, identity: &str) -> BTreeMap<&'a str, SystemTime> {
+    let mut ends = BTreeMap::new();
+    for (part, certificate, _) in generation.in_use(identity) {
+        let end = ends.entry(part).or_insert(certificate.not_after());
+        *end = certificate.not_after().min(*end);
+    }
+    ends
 }

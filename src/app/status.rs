@@ -133,10 +133,9 @@ impl<'a> Status<'a> {
 
 impl<'a> Identity<'a> {
     fn new(name: &str, holding: &'a Holding, verdicts: &Records, usable: bool) -> Self {
-        let own = verdicts.iter().filter(|(watched, _)| watched.identity == name);
-        let revocation = own.map(|(watched, record)| {
+        let revocation = verdicts.of_identity(name).into_iter().map(|(part, record)| {
             let (verdict, checked) = (record.word(), record.checked.map(timestamp));
-            (watched.part.clone(), Verdict { verdict, checked, failure: record.failure.clone() })
+            (part.to_owned(), Verdict { verdict, checked, failure: record.failure.clone() })
         });
         Self {
             usable,

@@ -50,6 +50,12 @@ impl Finding {
         Self { code: Some(code), ..self }
     }
 
+    /// The same, and a warning at most.
+    pub fn lowered(self) -> Self {
+        let level = if self.is_error() { Level::Warning } else { self.level };
+        Self { level, ..self }
+    }
+
     /// Whether it keeps the proxy from starting.
     pub fn is_error(&self) -> bool {
         self.level == Level::Error

@@ -114,6 +114,17 @@ impl Config {
         Self::parse(path, &text, &|name| std::env::var(name).ok())
     }
 
+    /// The same of a file that was read before, in a process that serves: what is not a file any more is not waited for.
+    pub fn load_again(path: &Path) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
+        match std::fs::metadata(path) {
+            Ok(found) if !found.is_file() => {
+                let finding = Finding::error(path, "", "the path does not name a regular file");
+                Err(vec![finding.hint("a pipe can be read once: restart, or give a file").code("unreadable-file")])
+            }
+            _ => Self::load(path),
+        }
+    }
+
     /// Parses a text as if it stood in the file `path`, where relative paths begin. Reads neither files nor the
     /// environment; `auto` is what this machine has.
     pub fn parse(

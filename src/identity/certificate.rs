@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use ring::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+use ring::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, SHA256_OUTPUT_LEN, digest};
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512,
     RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512, UnparsedPublicKey,
@@ -135,6 +135,11 @@ impl Certificate {
         self.fingerprint(&SHA1_FOR_LEGACY_USE_ONLY)
     }
 
+    /// What tells it from every other.
+    pub fn id(&self) -> Fingerprint {
+        Fingerprint::of(&self.der)
+    }
+
     /// The DER's SHA-256 in lower-case hex.
     pub fn sha256_hex(&self) -> String {
         self.fingerprint(&SHA256)
@@ -193,6 +198,17 @@ impl Certificate {
 
     fn fingerprint(&self, algorithm: &'static Algorithm) -> String {
         hex(digest(algorithm, &self.der).as_ref())
+    }
+}
+
+/// What tells a certificate from every other: the SHA-256 of its DER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fingerprint([u8; SHA256_OUTPUT_LEN]);
+
+impl Fingerprint {
+    /// Of a certificate's DER.
+    pub fn of(der: &[u8]) -> Self {
+        Self(digest(&SHA256, der).as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
 }
 

@@ -374,6 +374,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// One stable word for machines.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Pem(_) => "unreadable-file",
+            Self::Certificate(_) => "malformed-certificate",
+            Self::Key(_) | Self::Tls(_) => "unusable-key",
+            Self::RsaTooSmall(_) => "small-key",
+            Self::OldVersion(_) => "old-version",
+            Self::Mismatch => "key-mismatch",
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {

@@ -23,6 +23,21 @@ pub struct Issue {
     pub hint: &'static str,
 }
 
+impl Issue {
+    /// Judges it anew in a certificate that is to follow one with the issues `before`: a chain that was whole there has been
+    /// cut or mixed up on its way.
+    pub fn compare(&mut self, before: &[Self]) {
+        let is_new = !before.iter().any(|issue| issue.code == self.code);
+        if is_new && FORM_OF_CHAIN.contains(&self.code) {
+            self.level = Level::Error;
+            self.reason.push_str(", and the chain in use is whole");
+        }
+    }
+}
+
+/// What is wrong with a chain by the way it was written.
+const FORM_OF_CHAIN: [&str; 3] = ["malformed-chain", "chain-order", "chain-incomplete"];
+
 /// How bad an issue is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -175,11 +190,11 @@ impl Judged {
         match certificate.validity_at(now) {
             Validity::Expired => {
                 let reason = format!("the certificate expired on {}", day(certificate.not_after()));
-                self.error("expired", reason, "install its successor");
+                self.error(EXPIRED, reason, "install its successor");
             }
             Validity::NotYet => {
                 let reason = format!("the certificate is valid only from {}", day(certificate.not_before()));
-                self.error("not-yet-valid", reason, "wait, or check this machine's clock");
+                self.error(NOT_YET_VALID, reason, "wait, or check this machine's clock");
             }
             Validity::Valid if certificate.not_after() < now + EXPIRES_SOON => {
                 let reason = format!("the certificate expires on {}", day(certificate.not_after()));
@@ -341,8 +356,12 @@ impl Judged {
     }
 }
 
+/// The end of a certificate lies behind.
+pub const EXPIRED: &str = "expired";
+/// The begin of a certificate lies ahead.
+pub const NOT_YET_VALID: &str = "not-yet-valid";
 /// Says enough of a certificate: what its key may do follows.
-const OTHER_TYPE: &str = "other-type";
+pub const OTHER_TYPE: &str = "other-type";
 
 pub(super) fn warning(code: &'static str, reason: String, hint: &'static str) -> Issue {
     Issue { level: Level::Warning, code, reason, hint }

@@ -350,6 +350,10 @@ impl Door {
     /// The PIN as its file holds it now, without the line's end.
     fn pin(&self) -> Result<Option<AuthPin>, Fault> {
         let Some(path) = &self.uri.pin else { return Ok(None) };
+        // Whoever opens a pipe waits for its writer.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(Fault::Pin(path.clone(), std::io::Error::other("not a regular file")));
+        }
         let text =
             zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(|error| Fault::Pin(path.clone(), error))?);
         Ok(Some(AuthPin::from(text.trim_end_matches(['\r', '\n']).to_owned())))

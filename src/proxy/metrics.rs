@@ -82,6 +82,16 @@ impl Metrics {
         }
     }
 
+    /// Takes away what was counted of a route that is no more.
+    pub fn forget_route(&self, label: &str) {
+        // It need not have been asked for.
+        let _ = self.seconds.remove_label_values(&[label]);
+        let _ = self.seal.remove_label_values(&[label]);
+        for (class, outcome) in CLASSES.iter().flat_map(|class| OUTCOMES.map(|outcome| (class, outcome))) {
+            let _ = self.requests.remove_label_values(&[label, class, outcome.as_str()]);
+        }
+    }
+
     /// Counts a header that stays here, under its name if it is one that is often sent.
     pub(super) fn dropped_header(&self, name: &HeaderName) {
         let label = OFTEN_DROPPED.iter().find(|often| **often == name.as_str()).copied().unwrap_or("other");

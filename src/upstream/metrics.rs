@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use prometheus::core::Collector as _;
+use prometheus::proto::Metric as Series;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -97,6 +99,26 @@ impl Families {
         Skew::new(name, self.clock_skew.clone(), log)
     }
 
+    /// Takes away what was counted of upstreams that are no more.
+    pub fn forget<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        for name in names {
+            // None of them need have been there.
+            for family in [&self.connect, &self.handshake, &self.response] {
+                let _ = family.remove_label_values(&[name]);
+            }
+            for family in [&self.connections, &self.in_flight] {
+                let _ = family.remove_label_values(&[name]);
+            }
+            for family in [&self.clock_skew, &self.crl_expiry] {
+                let _ = family.remove_label_values(&[name]);
+            }
+            let _ = self.without_qwac.remove_label_values(&[name]);
+            for cause in causes(&self.failures, name) {
+                let _ = self.failures.remove_label_values(&[name, &cause]);
+            }
+        }
+    }
+
     pub(super) fn of(&self, name: &str) -> Metrics {
         Metrics {
             connect: self.connect.with_label_values(&[name]),
@@ -113,6 +135,11 @@ impl Families {
 }
 
 impl Metrics {
+    /// The upstream's name in the configuration.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// When the upstream's revocation lists are too old; `None` if it has none any more.
     pub(super) fn lists_expire(&self, moment: Option<SystemTime>) {
         let labels = [self.name.as_str()];
@@ -128,6 +155,18 @@ impl Metrics {
     pub(super) fn fail(&self, cause: &str) {
         self.failures.with_label_values(&[self.name.as_str(), cause]).inc();
     }
+}
+
+/// The causes for which an upstream has a series.
+fn causes(failures: &IntCounterVec, name: &str) -> Vec<String> {
+    let families = failures.collect();
+    let series = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+    let label = |metric: &Series, key: &str| {
+        let labels = metric.get_label().iter();
+        labels.clone().find(|label| label.name() == key).map(|label| label.value().to_owned())
+    };
+    let own = series.filter(|metric| label(metric, "upstream").as_deref() == Some(name));
+    own.filter_map(|metric| label(metric, "cause")).collect()
 }
 
 /// From a connection in the same data centre to a bank's slowest answer.

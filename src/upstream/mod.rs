@@ -143,6 +143,11 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        self.metrics.name()
+    }
+
     /// As it was made.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -184,13 +189,17 @@ impl Upstream {
         let name = ServerName::try_from(settings.origin.host.clone())
             .map_err(|_| SetupError::Name(settings.origin.host.clone()))?;
         let tls = Tls::new(&settings.trust, resolver, now)?;
-        destination.metrics.lists_expire(tls.judge().lists_expiry());
         let via = settings.via.as_ref();
         let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
         let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;
         let pool = Pool::new(settings.idle, settings.max_age);
         let connector = Connector::new(Arc::clone(&destination), name, tls, tunnel, aside, Arc::clone(&pool));
         Ok(Self { pool, connector, destination })
+    }
+
+    /// Shows when its revocation lists become too old: of all that are made, those of the one in use count.
+    pub fn show_lists(&self) {
+        self.destination.metrics.lists_expire(self.connector.tls().judge().lists_expiry());
     }
 
     /// Ends the use of this identity or trust: idle connections close at once, leased ones have `grace`. Where

@@ -121,6 +121,10 @@ pub enum ViaFault {
 fn authorization(path: &Path) -> Result<String, CredentialsError> {
     let fault = |reason| CredentialsError { path: path.to_owned(), reason };
     let mut bytes = Vec::new();
+    // Whoever opens a pipe waits for its writer.
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(fault(CredentialsReason::Unreadable(io::Error::other("not a regular file"))));
+    }
     let result = File::open(path).and_then(|file| file.take(MAX_CREDENTIALS + 1).read_to_end(&mut bytes));
     result.map_err(|error| fault(CredentialsReason::Unreadable(error)))?;
     if bytes.len() as u64 > MAX_CREDENTIALS {

@@ -250,7 +250,7 @@ fn one_thing_wrong_at_a_time_is_found_where_it_is() {
         ),
         (Wanted { compliance: false, ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "no-qc-compliance")]),
         (Wanted::qwac(), Wanted { qc_type: None, ..Wanted::seal() }, &[("warning", SEAL, "no-qc-type")]),
-        (Wanted::seal(), Wanted::seal(), &[("warning", QWAC, "other-type")]),
+        (Wanted::seal(), Wanted::seal(), &[("error", QWAC, "other-type")]),
         (Wanted::qwac(), Wanted { roles: &[], ..Wanted::seal() }, &[("warning", SEAL, "no-psd2-statement")]),
         (Wanted { nca_id: "ACPR", ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "malformed-nca-id")]),
         (Wanted { nca_id: "DE-BAFIN", ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "two-authorities")]),

@@ -10,6 +10,7 @@ use prometheus::{Encoder as _, Registry, TextEncoder};
 use rustls::pki_types::CertificateDer;
 use sealproxy::app::revocation::{self, Name, Record, Records, Revocation, Watched};
 use sealproxy::config::{self, Ocsp};
+use sealproxy::identity::certificate::Fingerprint;
 use sealproxy::identity::pem;
 use sealproxy::identity::revocation::{ChainError, CrlError, Issued, OcspError, Verdict, crls};
 use sealproxy::log::{Log, Writer};
@@ -383,9 +384,9 @@ impl Watching {
 
     /// Waits for a record of the one certificate that is watched.
     async fn until(&mut self, what: &str, wanted: impl Fn(&Record) -> bool) -> Record {
-        let wanted = |records: &Records| records.get(&name()).is_some_and(&wanted);
+        let wanted = |records: &Records| records.of_identity("main").get("qwac").is_some_and(|record| wanted(record));
         let found = tokio::time::timeout(Duration::from_secs(30), self.verdicts.wait_for(wanted)).await;
-        let found = found.map(|records| records.expect("the task lives").get(&name()).expect("watched").clone());
+        let found = found.map(|records| records.expect("the task lives").of_identity("main")["qwac"].clone());
         found.unwrap_or_else(|_| panic!("{what} is waited for\n{}", self.log.text()))
     }
 
@@ -434,7 +435,8 @@ async fn a_revocation_is_noticed_by_ocsp_and_outlives_the_responder() {
     authority.revoke("ours", "keyCompromise");
     let responder = authority.responder(address);
     watching.until("revoked", Record::is_revoked).await;
-    assert_eq!(watching.verdicts.borrow().stopped("main").collect::<Vec<_>>(), [&name()]);
+    let known = watching.verdicts.borrow().revoked("main");
+    assert_eq!(known, [Fingerprint::of(&authority.chain("ours")[0])].into());
     assert_eq!(watching.metric("sealproxy_certificate_revoked"), Some(1.0));
     drop(responder);
     let record = watching.until("silence", |record| record.failure.is_some()).await;
@@ -455,7 +457,8 @@ async fn a_revocation_is_noticed_by_ocsp_and_outlives_the_responder() {
     watching.until("a new record", |record| record.verdict.is_none()).await;
     assert_eq!(watching.metric("sealproxy_certificate_revoked"), None);
     watching.revocation.update(Vec::new());
-    assert_eq!(watching.verdicts.borrow_and_update().iter().count(), 0);
+    assert_eq!(watching.verdicts.borrow_and_update().of_identity("main").len(), 0);
+    assert_eq!(watching.verdicts.borrow().revoked("main"), known, "it may be put back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -626,10 +629,39 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         if stops {
             assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "identity-unusable", "not_sent"));
             assert_eq!((ready, bank.received().len()), (503, 1));
+            comes_back(&rig, &authority);
         } else {
             assert_eq!((answer.status, ready), (200, 200), "only told");
         }
         let told = rig.log.text();
         assert!(told.lines().any(|line| line.contains("\"revocation\"") && line.contains("revoked")), "{told}");
     }
+}
+
+/// A successor is taken at once, and the revoked one never again: what is held is not given up for it.
+fn comes_back(rig: &Rig, authority: &Authority) {
+    let files = ["chain.pem", "ours.key"].map(|file| authority.file(file));
+    let revoked = files.clone().map(|file| std::fs::read(file).expect("read"));
+    let status = || -> serde_json::Value {
+        let page = send(rig.admin, b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        serde_json::from_str(&page.body).expect("JSON")
+    };
+    let until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !is_so() {
+            assert!(std::time::Instant::now() < deadline, "{what}: {}", status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let accounts = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+    authority.issue("ours", "leaf", &[]);
+    let chain = ["ours.pem", "ca.pem"].map(|file| std::fs::read_to_string(authority.file(file)).expect("PEM"));
+    std::fs::write(&files[0], chain.concat()).expect("written");
+    until("the successor", &|| rig.get(accounts).status == 200);
+    let used = status()["upstreams"]["bank"]["qwac_sha256"].clone();
+    for (file, bytes) in files.iter().zip(revoked) {
+        std::fs::write(file, bytes).expect("written");
+    }
+    until("it is refused", &|| status()["last_reload"].to_string().contains("has been revoked"));
+    assert_eq!((rig.get(accounts).status, &status()["upstreams"]["bank"]["qwac_sha256"]), (200, &used));
 }

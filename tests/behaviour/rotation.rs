@@ -745,3 +745,293 @@ fn roots_that_change_hold_for_every_new_connection() {
     std::fs::write(&roots, &first).expect("written");
     until("the bank is trusted again", Duration::from_secs(10), || rig.get(ACCOUNTS).status == 200);
 }
+
+/// A list of two seals, `old` and `new`, in a folder of plain files.
+struct Two {
+    folder: PathBuf,
+}
+
+impl Two {
+    fn new(qwac: &Issued, old: &Issued, new: &Issued) -> Self {
+        let two = Self { folder: folder("two") };
+        for (name, issued) in [("qwac", qwac), ("old", old), ("new", new)] {
+            two.write(name, issued);
+        }
+        two
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn write(&self, name: &str, issued: &Issued) {
+        std::fs::write(self.path(&format!("{name}.key")), &issued.key_pem).expect("written");
+        std::fs::write(self.path(&format!("{name}.pem")), &issued.chain_pem).expect("written");
+    }
+
+    fn leaf(&self, name: &str) -> sealproxy::identity::certificate::Certificate {
+        leaf(&self.path(&format!("{name}.pem")))
+    }
+
+    fn identity(&self) -> String {
+        let files = |name: &str| (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
+        let named = |name: &str| {
+            let (certificate, key) = files(name);
+            format!("{{ name: {name}, certificate: {}, key: {} }}", certificate.display(), key.display())
+        };
+        let (certificate, key) = files("qwac");
+        format!("{{ qwac: {}, qsealc: [{}, {}] }}", pair(&certificate, &key), named("old"), named("new"))
+    }
+}
+
+fn presents(rig: &Rig, issued: &Issued) -> bool {
+    status(rig)["upstreams"]["bank"]["qwac_sha256"] == *leaf_of(&der(issued)).sha256_hex()
+}
+
+fn reload(rig: &Rig, file: &Path, text: &str) -> Value {
+    let before = status(rig)["last_reload"].clone();
+    std::fs::write(file, text).expect("written");
+    rig.reload();
+    until("it is read", Duration::from_secs(10), || status(rig)["last_reload"] != before);
+    status(rig)["last_reload"].clone()
+}
+
+/// A seal that no bank knows yet is whatever lies in its file when the configuration says that it is registered.
+#[test]
+fn a_seal_that_was_replaced_before_it_was_registered_seals_as_it_is_on_disk() {
+    let world = World::new();
+    let two = Two::new(&world.qwac(), &world.seal(), &world.seal());
+    let keys = |known: bool| {
+        format!(", seal_keys: [{{ qsealc: old, registered: {} }}, {{ qsealc: new, registered: {known} }}]", !known)
+    };
+    let config = folder("config").join("sealproxy.yaml");
+    std::fs::write(&config, world.config(&two.identity(), &keys(false))).expect("written");
+    let rig = Rig::start_file(&config);
+    two.write("new", &world.seal());
+    let second = two.leaf("new");
+    until("it is staged", Duration::from_secs(10), || {
+        status(&rig)["upstreams"]["bank"]["staged"][0]["sha1"] == *second.sha1_hex()
+    });
+    let last = reload(&rig, &config, &world.config(&two.identity(), &keys(true)));
+    assert_eq!(last["result"], "applied", "{last}");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    verify_by(&world.bank.only(), &second, &second.sha1_hex()).expect("sealed by what lies on disk");
+}
+
+/// What is wrong with a seal that seals nowhere, or whose time is over, must not cost the QWAC its renewal.
+#[test]
+fn a_seal_that_is_not_in_use_holds_no_renewal_up() {
+    let now = SystemTime::now();
+    let world = World::new();
+    let short = Authority::new(now).expect("an authority").with_validity(now - DAY..now + Duration::from_secs(3));
+    let ending = short.qsealc(&Tpp::demo(), KeyKind::Rsa2048).expect("a QSealC");
+    for (old, new, keys) in [
+        (world.seal(), world.seal(), "[{ qsealc: old, registered: true }, { qsealc: new, registered: false }]"),
+        (ending, world.seal(), "[{ qsealc: old, registered: true }, { qsealc: new, registered: true }]"),
+    ] {
+        let two = Two::new(&world.qwac(), &old, &new);
+        let rig = Rig::start(&world.config(&two.identity(), &format!(", seal_keys: {keys}")));
+        if keys.contains("false") {
+            std::fs::write(two.path("new.key"), "no key").expect("written");
+        } else {
+            std::thread::sleep(Duration::from_secs(4));
+        }
+        let next = world.qwac();
+        two.write("qwac", &next);
+        until("it is in place", Duration::from_secs(10), || presents(&rig, &next));
+        assert_eq!(rig.get(ACCOUNTS).status, 200, "{keys}");
+        assert_eq!(metric(&rig, "sealproxy_reload_refused"), 0.0, "{keys}: {}", status(&rig));
+    }
+}
+
+/// A bad set keeps what works, and what has expired does not work.
+#[test]
+fn an_expired_qwac_is_replaced_whatever_lies_beside_its_successor() {
+    let now = SystemTime::now();
+    let world = World::new();
+    let short = World { authority: world.authority, bank: world.bank };
+    let ending = now - DAY..now + Duration::from_secs(3);
+    let authority = Authority::new(now).expect("an authority").with_validity(ending);
+    let (first, seal) = (authority.qwac(&Tpp::demo(), KeyKind::P256).expect("a QWAC"), short.seal());
+    let mut secret = Secret::new(&files(&first, &seal));
+    let rig = Rig::start(&short.config(&identity(&secret), ""));
+    let next = short.qwac();
+    let broken = Issued { key_pem: String::new(), ..seal };
+    secret.swap(&files(&next, &broken));
+    until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > 0.0);
+    until("it is in place", Duration::from_secs(30), || presents(&rig, &next));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+}
+
+/// Installed ahead of its time it waits for it, and not for the next look at the files.
+#[test]
+fn a_qwac_that_is_not_valid_yet_goes_live_when_it_is() {
+    let now = SystemTime::now();
+    let world = World::new();
+    let begin = now + Duration::from_secs(9);
+    let later = Authority::new(now).expect("an authority").with_validity(begin..now + 300 * DAY);
+    let (first, seal) = (world.qwac(), world.seal());
+    let mut secret = Secret::new(&files(&first, &seal));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    let next = later.qwac(&Tpp::demo(), KeyKind::P256).expect("a QWAC");
+    secret.swap(&files(&next, &seal));
+    until("it is refused", Duration::from_secs(8), || metric(&rig, REFUSED) > 0.0);
+    assert!(presents(&rig, &first));
+    until("its time comes", Duration::from_secs(13), || presents(&rig, &next));
+    assert!(SystemTime::now() >= begin);
+    assert_eq!(metric(&rig, "sealproxy_reload_refused"), 0.0);
+}
+
+/// The chain was cut on its way, or another one lies behind the leaf: a bank that takes chains as they come would refuse it.
+#[test]
+fn a_chain_that_is_worse_than_the_one_in_use_is_refused() {
+    let world = World::new();
+    let (first, seal, next) = (world.qwac(), world.seal(), world.qwac());
+    let mut secret = Secret::new(&files(&first, &seal));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    let (end, _) = next.chain_pem.match_indices("-----BEGIN").nth(1).expect("a second certificate");
+    let alone = &next.chain_pem[..end];
+    let other = Authority::new(SystemTime::now()).expect("an authority");
+    for chain in
+        [alone.to_owned(), format!("{alone}{}", world.seal().chain_pem), format!("{alone}{}", other.certificate_pem())]
+    {
+        let refused = metric(&rig, REFUSED);
+        secret.swap(&files(&Issued { chain_pem: chain, ..next.clone() }, &seal));
+        until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > refused);
+        assert!(presents(&rig, &first), "{}", status(&rig));
+    }
+    secret.swap(&files(&next, &seal));
+    until("it is in place", Duration::from_secs(10), || presents(&rig, &next));
+    // Who has never had more gets no less.
+    let mut secret = Secret::new(&files(&Issued { chain_pem: alone.to_owned(), ..next }, &seal));
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
+    let last = world.qwac();
+    let (end, _) = last.chain_pem.match_indices("-----BEGIN").nth(1).expect("a second certificate");
+    let last = Issued { chain_pem: last.chain_pem[..end].to_owned(), ..last };
+    secret.swap(&files(&last, &seal));
+    until("it is in place", Duration::from_secs(10), || presents(&rig, &last));
+}
+
+/// A bank names the new key, and its name is written down before the files are there.
+#[test]
+fn a_key_id_that_comes_before_its_certificate_waits_for_it() {
+    for (of_old, of_new) in [(Some("the-old-one"), Some("the-new-one")), (None, None)] {
+        let world = World::new();
+        let (qwac, old, new) = (world.qwac(), world.seal(), world.seal());
+        let mut secret = Secret::new(&files(&qwac, &old));
+        let (old_leaf, new_leaf) = (leaf_of(&der(&old)), leaf_of(&der(&new)));
+        let of_old = of_old.map_or(old_leaf.sha1_hex(), str::to_owned);
+        let of_new = of_new.map_or(new_leaf.sha1_hex(), str::to_owned);
+        let config = folder("config").join("sealproxy.yaml");
+        let named = |key_id: &str| world.config(&identity(&secret), &format!(", key_id: {key_id}"));
+        let (first, second) = (named(&of_old), named(&of_new));
+        std::fs::write(&config, first).expect("written");
+        let rig = Rig::start_file(&config);
+        let last = reload(&rig, &config, &second);
+        assert!(last.to_string().contains("is still the one in use"), "{last}");
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        verify_by(&world.bank.only(), &old_leaf, &of_old).expect("sealed by the old one under its name");
+        secret.swap(&files(&qwac, &new));
+        until("it is in use", Duration::from_secs(10), || {
+            status(&rig)["upstreams"]["bank"]["seal"]["sha256"] == new_leaf.sha256_hex()
+        });
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        let received = world.bank.received().pop().expect("received");
+        verify_by(&received, &new_leaf, &of_new).expect("sealed by the new one under its name");
+        secret.swap(&files(&qwac, &world.seal()));
+        until("a third is staged", Duration::from_secs(10), || {
+            metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0
+        });
+    }
+}
+
+/// What the bank knows does not depend on what we call the bank.
+#[test]
+fn an_upstream_that_is_renamed_keeps_the_seal_that_the_bank_knows() {
+    let world = World::new();
+    let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let registered = leaf(&secret.path("qsealc.pem"));
+    let config = folder("config").join("sealproxy.yaml");
+    let text = world.config(&identity(&secret), "");
+    std::fs::write(&config, &text).expect("written");
+    let rig = Rig::start_file(&config);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    secret.swap(&files(&qwac, &renewed));
+    until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
+    let last =
+        reload(&rig, &config, &text.replace("bank: {", "banque: {").replace("upstream: bank", "upstream: banque"));
+    assert_eq!(last["result"], "applied", "{last}");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    let received = world.bank.received().pop().expect("received");
+    verify_by(&received, &registered, &registered.sha1_hex()).expect("sealed by the registered one");
+    assert!(!rig.metrics().contains("upstream=\"bank\""), "{}", rig.metrics());
+}
+
+/// Whoever sends a hang-up is told what became of it, and what is gone is gone from the metrics too.
+#[test]
+fn every_hang_up_is_answered_in_the_log_and_routes_that_are_gone_leave_no_series() {
+    let world = World::new();
+    let secret = Secret::new(&files(&world.qwac(), &world.seal()));
+    let config = folder("config").join("sealproxy.yaml");
+    let text = world.config(&identity(&secret), "");
+    let token = "/sandbox/becm/oauth2/token";
+    let more = format!("{text}  - {{ path: {token}, upstream: bank, methods: [POST], seal: false }}\n");
+    std::fs::write(&config, &more).expect("written");
+    let rig = Rig::start_file(&config);
+    assert_eq!(rig.request("POST", token, "", "").status, 200);
+    assert!(rig.metrics().contains(&format!("path=\"{token}\"")) || rig.metrics().contains(token));
+    assert_eq!(reload(&rig, &config, &more)["result"], "unchanged");
+    let refused = reload(&rig, &config, &format!("{more}limits: {{ body: 1KiB }}\n"));
+    assert_eq!(refused["result"], "refused");
+    assert!(refused.to_string().contains("limits.body"), "{refused}");
+    assert_eq!(metric(&rig, "sealproxy_reload_refused"), 1.0);
+    assert_eq!(reload(&rig, &config, &more)["result"], "restored");
+    assert_eq!(metric(&rig, "sealproxy_reload_refused"), 0.0);
+    assert_eq!(reload(&rig, &config, &text)["result"], "applied");
+    assert!(!rig.metrics().contains(token), "{}", rig.metrics());
+}
+
+/// As the files of an identity are, so are the others that are read again: nobody waits for the writer of a pipe.
+#[test]
+fn a_pipe_in_the_place_of_the_configuration_stops_nobody() {
+    let world = World::new();
+    let mut secret = Secret::new(&files(&world.qwac(), &world.seal()));
+    let seal = world.seal();
+    let config = folder("config").join("sealproxy.yaml");
+    let text = world.config(&identity(&secret), "");
+    std::fs::write(&config, &text).expect("written");
+    let rig = Rig::start_file(&config);
+    std::fs::remove_file(&config).expect("removed");
+    assert!(std::process::Command::new("mkfifo").arg(&config).status().expect("it starts").success());
+    rig.reload();
+    until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > 0.0);
+    let next = world.qwac();
+    secret.swap(&files(&next, &seal));
+    until("files are followed", Duration::from_secs(10), || presents(&rig, &next));
+    std::fs::remove_file(&config).expect("removed");
+    assert_ne!(reload(&rig, &config, &text)["result"], "refused");
+}
+
+#[test]
+fn a_key_that_becomes_readable_to_everybody_is_noticed_while_it_is_in_use() {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+    let world = World::new();
+    let two = Two::new(&world.qwac(), &world.seal(), &world.seal());
+    let key = two.path("qwac.key");
+    let mode = |mode: u32| std::fs::set_permissions(&key, Permissions::from_mode(mode)).expect("set");
+    for name in ["qwac", "old", "new"] {
+        let file = two.path(&format!("{name}.key"));
+        std::fs::set_permissions(file, Permissions::from_mode(0o600)).expect("set");
+    }
+    let keys = ", seal_keys: [{ qsealc: old, registered: true }, { qsealc: new, registered: true }]";
+    let rig = Rig::start(&world.config(&two.identity(), keys));
+    let is_told = || status(&rig)["identities"]["main"]["findings"].to_string().contains("every user of this machine");
+    assert!(!is_told());
+    mode(0o644);
+    until("it is told", Duration::from_secs(10), is_told);
+    mode(0o600);
+    until("it is well", Duration::from_secs(10), || !is_told());
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+}

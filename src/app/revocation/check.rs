@@ -105,6 +105,10 @@ impl Round {
 
 fn read(file: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    // Whoever opens a pipe waits for its writer.
+    if !std::fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
     File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE { Err(io::Error::other("larger than 16MiB")) } else { Ok(bytes) }
 }

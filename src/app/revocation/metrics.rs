@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
-use super::{Name, Record};
+use super::{Name, Record, Records};
 
 pub(super) struct Metrics {
     revoked: IntGaugeVec,
@@ -40,12 +40,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Shows the counter of a certificate from its start.
-    pub(super) fn expect(&self, name: &Name) {
-        self.failures.with_label_values(&labels(name));
-    }
-
-    /// Takes away what is not true of the next certificate of this name.
+    /// Takes away what nobody has any more.
     pub(super) fn forget(&self, name: &Name) {
         // One that never came to a verdict has nothing to take away.
         let _ = self.revoked.remove_label_values(&labels(name));
@@ -53,14 +48,25 @@ impl Metrics {
         let _ = self.failures.remove_label_values(&labels(name));
     }
 
-    pub(super) fn count(&self, name: &Name, record: &Record, failed: bool) {
+    pub(super) fn count(&self, name: &Name, failed: bool) {
         if failed {
             self.failures.with_label_values(&labels(name)).inc();
         }
-        let Some(checked) = record.checked else { return };
-        let seconds = checked.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    }
+
+    /// Shows what is known of the certificates of a name: the worst of each, and nothing before all have a verdict.
+    pub(super) fn show(&self, name: &Name, records: &Records) {
+        // The counter is there from the start.
+        self.failures.with_label_values(&labels(name));
+        let checked: Option<Vec<SystemTime>> = records.named(name).map(|record| record.checked).collect();
+        let Some(first) = checked.and_then(|checked| checked.into_iter().min()) else {
+            let _ = self.revoked.remove_label_values(&labels(name));
+            let _ = self.checked.remove_label_values(&labels(name));
+            return;
+        };
+        let seconds = first.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         self.checked.with_label_values(&labels(name)).set(seconds);
-        self.revoked.with_label_values(&labels(name)).set(record.is_revoked().into());
+        self.revoked.with_label_values(&labels(name)).set(records.named(name).any(Record::is_revoked).into());
     }
 }
 

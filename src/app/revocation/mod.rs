@@ -22,18 +22,35 @@ use metrics::Metrics;
 pub use record::{Name, Record, Records};
 
 use crate::config;
+use crate::identity::certificate::Fingerprint;
 use crate::identity::revocation::Verdict;
 use crate::log::{Importance, Log, timestamp};
 
 /// One certificate that is in use, and how it is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
-    /// Whose it is; of several with one name the last counts.
+    /// Whose it is.
     pub name: Name,
     /// The certificate, and those behind it in its file: its issuer among them.
     pub chain: Vec<CertificateDer<'static>>,
     /// Where to look, and how often.
     pub settings: config::Revocation,
+}
+
+/// One certificate under one name. Two banks may know different certificates of ours by the same name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Id {
+    /// What it is to whom.
+    pub name: Name,
+    /// Which it is.
+    pub certificate: Fingerprint,
+}
+
+impl Watched {
+    fn id(&self) -> Id {
+        let leaf = self.chain.first().map(CertificateDer::as_ref).unwrap_or_default();
+        Id { name: self.name.clone(), certificate: Fingerprint::of(leaf) }
+    }
 }
 
 /// Makes what lives as long as the process. Watches nothing yet.
@@ -47,7 +64,7 @@ pub fn start(registry: &Registry, log: Log) -> Result<Revocation, prometheus::Er
 /// The certificates under watch. Dropping it ends all watches.
 pub struct Revocation {
     ledger: Arc<Ledger>,
-    watches: Mutex<BTreeMap<Name, Watch>>,
+    watches: Mutex<BTreeMap<Id, Watch>>,
 }
 
 impl Revocation {
@@ -55,13 +72,13 @@ impl Revocation {
     /// on in its rhythm; one whose settings alone have changed keeps its verdict. Call it within the runtime that is to do
     /// the work, which must not be a reactor.
     pub fn update(&self, wanted: Vec<Watched>) {
-        let wanted: BTreeMap<_, _> = wanted.into_iter().map(|watched| (watched.name.clone(), watched)).collect();
+        let wanted: BTreeMap<_, _> = wanted.into_iter().map(|watched| (watched.id(), watched)).collect();
         // A map of watches is whole after any panic.
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.retain(|name, watch| wanted.get(name) == Some(&watch.watched));
-        self.ledger.keep(&wanted);
-        for (name, watched) in wanted {
-            watches.entry(name).or_insert_with(|| Watch::start(Arc::clone(&self.ledger), watched));
+        watches.retain(|id, watch| wanted.get(id) == Some(&watch.watched));
+        self.ledger.keep(&wanted.keys().cloned().collect());
+        for (id, watched) in wanted {
+            watches.entry(id).or_insert_with(|| Watch::start(Arc::clone(&self.ledger), watched));
         }
     }
 
@@ -73,9 +90,9 @@ impl Revocation {
         }
     }
 
-    /// The names of an identity's certificates that are revoked and not to be used.
-    pub fn stopped(&self, identity: &str) -> BTreeSet<String> {
-        self.ledger.records.borrow().stopped(identity).map(|name| name.part.clone()).collect()
+    /// The certificates of an identity that are revoked.
+    pub fn revoked(&self, identity: &str) -> BTreeSet<Fingerprint> {
+        self.ledger.records.borrow().revoked(identity)
     }
 
     /// What is known of every certificate under watch; the receiver also tells of changes.
@@ -150,13 +167,13 @@ struct Ledger {
 
 impl Ledger {
     /// Forgets what is known of certificates that are watched no more, and makes room for new ones.
-    fn keep(&self, wanted: &BTreeMap<Name, Watched>) {
+    fn keep(&self, wanted: &BTreeSet<Id>) {
         self.records.send_modify(|records| {
             for name in records.keep(wanted) {
                 self.metrics.forget(&name);
             }
+            wanted.iter().for_each(|id| self.metrics.show(&id.name, records));
         });
-        wanted.keys().for_each(|name| self.metrics.expect(name));
     }
 
     /// Whoever is told of a change by the channel finds metrics and log ahead of it.
@@ -164,11 +181,11 @@ impl Ledger {
         let failed = !round.failures.is_empty();
         self.records.send_modify(|records| {
             // A task that was just replaced may have come to its end all the same.
-            let Some(record) = records.of(watched) else { return };
-            let changed = record.settle(round, now);
-            self.metrics.count(&watched.name, record, failed);
+            let Some((record, changed)) = records.settle(&watched.id(), round, now) else { return };
+            self.metrics.count(&watched.name, failed);
+            self.metrics.show(&watched.name, records);
             if changed || failed {
-                self.say(&watched.name, record, now);
+                self.say(&watched.name, &record, now);
             }
         });
     }

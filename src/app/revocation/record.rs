@@ -1,13 +1,12 @@
 //! What is known of each certificate: the last certain verdict, when it was reached, and why the last check was less than
 //! that. Pure; the clock is an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use rustls::pki_types::CertificateDer;
-
 use super::check::Round;
-use super::{Verdict, Watched};
+use super::{Id, Verdict};
+use crate::identity::certificate::Fingerprint;
 
 /// Whose certificate: an identity, and what the certificate is to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,17 +18,14 @@ pub struct Name {
 }
 
 /// What is known of one certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    certificate: CertificateDer<'static>,
     /// The last certain verdict; `None`: there has been none.
     pub verdict: Option<Verdict>,
     /// When a check last came to a certain verdict.
     pub checked: Option<SystemTime>,
     /// What was wrong with the last check, in words. It may have come to a verdict all the same, by another source.
     pub failure: Option<String>,
-    /// Whether this certificate is not to be used once it is revoked.
-    pub stops: bool,
 }
 
 impl Record {
@@ -63,51 +59,59 @@ impl Record {
     }
 }
 
-/// What is known of every certificate under watch.
+/// What is known of every certificate under watch, and of those that were and have been revoked.
 #[derive(Clone, Debug, Default)]
-pub struct Records(BTreeMap<Name, Record>);
+pub struct Records {
+    watched: BTreeMap<Id, Record>,
+    /// By identity. It outlives the watch: such a certificate may be put back in its place.
+    revoked: BTreeSet<(String, Fingerprint)>,
+}
 
 impl Records {
-    /// All of them, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&Name, &Record)> {
-        self.0.iter()
-    }
-
-    /// One of them; `None`: it is not under watch.
-    pub fn get(&self, name: &Name) -> Option<&Record> {
-        self.0.get(name)
-    }
-
-    /// The certificates of an identity that are revoked and, by the setting `stops`, not to be used.
-    pub fn stopped(&self, identity: &str) -> impl Iterator<Item = &Name> {
-        let stopped = self
-            .0
-            .iter()
-            .filter(move |(name, record)| name.identity == identity && record.stops && record.is_revoked());
-        stopped.map(|(name, _)| name)
-    }
-
-    /// What belongs to this certificate, and not to one that has taken its place.
-    pub(super) fn of(&mut self, watched: &Watched) -> Option<&mut Record> {
-        self.0.get_mut(&watched.name).filter(|record| watched.chain.first() == Some(&record.certificate))
-    }
-
-    /// Keeps what concerns the same certificates and adds the new ones. Returns the names whose certificate is gone.
-    pub(super) fn keep(&mut self, wanted: &BTreeMap<Name, Watched>) -> Vec<Name> {
-        let mut gone = Vec::new();
-        self.0.retain(|name, record| {
-            let stays = wanted.get(name).is_some_and(|watched| watched.chain.first() == Some(&record.certificate));
-            if !stays {
-                gone.push(name.clone());
+    /// One for each name of an identity's certificates: of several with one name, one that is revoked.
+    pub fn of_identity<'a>(&'a self, identity: &str) -> BTreeMap<&'a str, &'a Record> {
+        let mut found: BTreeMap<&str, &Record> = BTreeMap::new();
+        for (id, record) in self.watched.iter().filter(|(id, _)| id.name.identity == identity) {
+            let known = found.entry(&id.name.part).or_insert(record);
+            if record.is_revoked() {
+                *known = record;
             }
-            stays
-        });
-        for (name, watched) in wanted {
-            let certificate = watched.chain.first().cloned().unwrap_or_else(|| CertificateDer::from(Vec::new()));
-            let new = Record { certificate, verdict: None, checked: None, failure: None, stops: false };
-            self.0.entry(name.clone()).or_insert(new).stops = watched.settings.stops;
         }
-        gone
+        found
+    }
+
+    /// All of one name.
+    pub(super) fn named(&self, name: &Name) -> impl Iterator<Item = &Record> {
+        self.watched.iter().filter(move |(id, _)| id.name == *name).map(|(_, record)| record)
+    }
+
+    /// The certificates of an identity that are revoked, whether or not they are in use.
+    pub fn revoked(&self, identity: &str) -> BTreeSet<Fingerprint> {
+        self.revoked.iter().filter(|(of, _)| of == identity).map(|(_, id)| *id).collect()
+    }
+
+    /// Takes in what a check found. The record, and whether its verdict is another one now; `None`: it is no more under
+    /// watch.
+    pub(super) fn settle(&mut self, id: &Id, round: Round, now: SystemTime) -> Option<(Record, bool)> {
+        let record = self.watched.get_mut(id)?;
+        let changed = record.settle(round, now);
+        let key = (id.name.identity.clone(), id.certificate);
+        match record.word() {
+            "revoked" => drop(self.revoked.insert(key)),
+            "good" => drop(self.revoked.remove(&key)),
+            _ => {}
+        }
+        Some((record.clone(), changed))
+    }
+
+    /// Keeps what concerns the same certificates and adds the new ones. Returns the names that are gone.
+    pub(super) fn keep(&mut self, wanted: &BTreeSet<Id>) -> BTreeSet<Name> {
+        let before: BTreeSet<_> = self.watched.keys().map(|id| id.name.clone()).collect();
+        self.watched.retain(|id, _| wanted.contains(id));
+        for id in wanted {
+            self.watched.entry(id.clone()).or_default();
+        }
+        before.into_iter().filter(|name| !wanted.iter().any(|id| id.name == *name)).collect()
     }
 }
 
@@ -128,13 +132,7 @@ mod tests {
     #[test]
     fn a_revocation_is_lifted_only_by_a_check_without_failures() {
         let (good, revoked) = (Verdict::Good { until: at(9) }, Verdict::Revoked { since: at(0), reason: None });
-        let mut record = Record {
-            certificate: CertificateDer::from(Vec::new()),
-            verdict: None,
-            checked: None,
-            failure: None,
-            stops: true,
-        };
+        let mut record = Record::default();
         for (moment, verdict, failures, word, checked) in [
             (1, None, &["silent"][..], "unknown", None),
             (2, Some(good), &[], "good", Some(2)),
@@ -150,5 +148,29 @@ mod tests {
             assert_eq!((record.word(), record.checked), (word, checked.map(at)), "{moment}");
             assert_eq!(record.failure.is_some(), !failures.is_empty(), "{moment}");
         }
+    }
+
+    /// Two banks may know different certificates by one name, and a certificate that was taken away may come back.
+    #[test]
+    fn what_is_known_is_known_of_a_certificate_and_not_of_its_name() {
+        let name = Name { identity: "main".into(), part: "qsealc".into() };
+        let id = |der: &[u8]| Id { name: name.clone(), certificate: Fingerprint::of(der) };
+        let (old, new) = (id(b"old"), id(b"new"));
+        let mut records = Records::default();
+        assert!(records.keep(&[old.clone(), new.clone()].into()).is_empty());
+        let revoked = Verdict::Revoked { since: at(0), reason: None };
+        records.settle(&old, round(Some(revoked), &[]), at(1));
+        records.settle(&new, round(Some(Verdict::Good { until: at(9) }), &[]), at(1));
+        assert_eq!(records.revoked("main"), [old.certificate].into());
+        assert_eq!(records.revoked("other"), [].into());
+        assert_eq!(records.of_identity("main")["qsealc"].word(), "revoked");
+        assert!(records.keep(&[new.clone()].into()).is_empty(), "the name is still there");
+        assert_eq!(records.settle(&old, round(None, &[]), at(2)), None);
+        assert_eq!(records.of_identity("main")["qsealc"].word(), "good");
+        assert_eq!(records.revoked("main"), [old.certificate].into());
+        assert_eq!(records.keep(&[].into()), [name].into());
+        assert!(records.keep(&[old.clone()].into()).is_empty());
+        records.settle(&old, round(Some(Verdict::Good { until: at(9) }), &[]), at(3));
+        assert_eq!(records.revoked("main"), [].into(), "a hold may be lifted");
     }
 }

@@ -1,7 +1,7 @@
 //! Lines of JSON to one writer thread, through a bounded buffer: a reader that stops reading never stops a request.
 //! Must not know what the lines say.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
+use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Iso8601;
 use time::format_description::well_known::iso8601::{Config, EncodedConfig, TimePrecision};
@@ -30,9 +31,30 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    lines: VecDeque<String>,
+    lines: Lines,
     closed: bool,
+    /// Whether the writer waits to be woken.
+    asleep: bool,
 }
+
+/// Lines one after the other, as they are going to be written.
+#[derive(Default)]
+struct Lines {
+    text: Vec<u8>,
+    count: usize,
+}
+
+impl Lines {
+    /// Keeps the room for the next ones, unless a crowd has made it large.
+    fn clear(&mut self) {
+        self.count = 0;
+        self.text.clear();
+        self.text.shrink_to(ROOM);
+    }
+}
+
+/// What a busy moment brings.
+const ROOM: usize = 64 * 1024;
 
 /// Whether a line may be lost when the reader is too slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,14 +101,15 @@ impl Log {
         let reader = log.clone();
         let (end, done) = mpsc::channel();
         std::thread::Builder::new().name("log".into()).spawn(move || {
-            while let Some(lines) = reader.wait() {
-                let written =
-                    lines.iter().try_for_each(|line| out.write_all(line.as_bytes())).and_then(|()| out.flush());
+            let mut lines = Lines::default();
+            while reader.wait(&mut lines) {
+                let written = out.write_all(&lines.text).and_then(|()| out.flush());
                 if let Err(error) = written {
                     // How many of them were written nobody knows: counted are those that may be lost.
-                    reader.shared.dropped.inc_by(lines.len() as u64);
+                    reader.shared.dropped.inc_by(lines.count as u64);
                     reader.complain_once(&error);
                 }
+                reader.pause();
             }
             // Whoever waited has waited long enough where nobody does any more.
             let _ = end.send(());
@@ -94,21 +117,33 @@ impl Log {
         Ok((log.clone(), Writer { log, done }))
     }
 
-    /// Queues one line; the line feed is added here.
-    pub fn line(&self, mut line: String, importance: Importance) {
-        line.push('\n');
+    /// Queues a record as one line of JSON. A record is plain strings and numbers.
+    pub fn entry(&self, record: &impl Serialize, importance: Importance) {
+        thread_local! {
+            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            serde_json::to_writer(&mut *line, record).expect("plain strings and numbers");
+            line.push(b'\n');
+            self.queue(line, importance);
+        });
+    }
+
+    fn queue(&self, line: &[u8], importance: Importance) {
         let mut queue = self.lock();
         // Lines to keep have room of their own, and an end as well: memory is needed for the requests themselves.
         let room = match importance {
             Importance::Usual => self.shared.capacity,
             Importance::Keep => self.shared.capacity.saturating_mul(KEPT),
         };
-        if queue.lines.len() >= room {
+        if queue.lines.count >= room {
             self.shared.dropped.inc();
             return;
         }
-        queue.lines.push_back(line);
-        if queue.lines.len() == 1 {
+        queue.lines.text.extend_from_slice(line);
+        queue.lines.count += 1;
+        if std::mem::take(&mut queue.asleep) {
             self.shared.filled.notify_one();
         }
     }
@@ -126,16 +161,27 @@ impl Log {
         &self.shared.dropped
     }
 
-    /// Waits for lines; `None` once the log is closed and empty.
-    fn wait(&self) -> Option<VecDeque<String>> {
+    /// Waits for lines and puts them in the place of those that have been written; `false` once the log is closed and
+    /// empty.
+    fn wait(&self, lines: &mut Lines) -> bool {
+        lines.clear();
         let mut queue = self.lock();
-        while queue.lines.is_empty() {
+        while queue.lines.count == 0 {
             if queue.closed {
-                return None;
+                return false;
             }
+            queue.asleep = true;
             queue = self.shared.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        Some(std::mem::take(&mut queue.lines))
+        queue.asleep = false;
+        std::mem::swap(&mut queue.lines, lines);
+        true
+    }
+
+    /// Lets lines come together: to wake a thread and to write a line of its own costs more than the line itself.
+    fn pause(&self) {
+        let closed = |queue: &mut Queue| !queue.closed;
+        drop(self.shared.filled.wait_timeout_while(self.lock(), TOGETHER, closed));
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -154,6 +200,8 @@ impl Writer {
     }
 }
 
+/// How much later than its request a line may come.
+const TOGETHER: Duration = Duration::from_millis(5);
 /// For a reader that is slow; one that is there takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -181,13 +229,13 @@ mod tests {
         let (release, stuck) = mpsc::channel();
         let written = Arc::new(Mutex::default());
         let (log, writer) = Log::start(Stuck(stuck, Arc::clone(&written)), 10).expect("a thread");
-        (0..100).for_each(|n| log.line(format!("usual {n}"), Importance::Usual));
-        log.line("payment".into(), Importance::Keep);
+        (0..100).for_each(|n| log.entry(&format!("usual {n}"), Importance::Usual));
+        log.entry(&"payment", Importance::Keep);
         assert!(log.dropped().get() >= 80, "{} dropped", log.dropped().get());
         drop(release);
         writer.close();
         let written = String::from_utf8(written.lock().expect("no panic").clone()).expect("text");
-        assert!(written.ends_with("payment\n"), "{written}");
+        assert!(written.ends_with("\"payment\"\n"), "{written}");
         assert_eq!(written.lines().count() as u64, 101 - log.dropped().get());
     }
 
@@ -206,7 +254,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         let (log, writer) = Log::start(Full, 10).expect("a thread");
-        log.line("payment".into(), Importance::Keep);
+        log.entry(&"payment", Importance::Keep);
         writer.close();
         assert_eq!(log.dropped().get(), 1);
     }

@@ -282,8 +282,7 @@ impl Reloader {
     fn tell(&mut self, trigger: &'static str, result: &'static str, findings: Vec<Finding>) {
         let findings = findings.iter().map(Finding::to_string).collect();
         let reload = Reload { time: timestamp(SystemTime::now()), event: "reload", trigger, result, findings };
-        let line = serde_json::to_string(&Line { reload: &reload, generation: self.number });
-        self.log.line(line.expect("plain strings"), Importance::Keep);
+        self.log.entry(&Line { reload: &reload, generation: self.number }, Importance::Keep);
         self.process.standing.reloads.with_label_values(&[result]).inc();
         self.last = Some(reload);
     }

@@ -180,8 +180,8 @@ impl Exchange {
         self.cause = problem.cause();
     }
 
-    fn line(&self, took: Duration) -> String {
-        let record = Record {
+    fn record(&self, took: Duration) -> Record<'_> {
+        Record {
             time: timestamp(self.time),
             event: "exchange",
             request_id: self.id.to_str().unwrap_or_default(),
@@ -202,8 +202,7 @@ impl Exchange {
             reused: self.reused,
             attempts: self.attempts,
             caller_gone: self.caller_gone,
-        };
-        serde_json::to_string(&record).expect("a record is plain strings and numbers")
+        }
     }
 }
 
@@ -226,7 +225,7 @@ impl Drop for Exchange {
         // was not told the end, the line is all that is known.
         let untold = self.outcome == Outcome::Unknown || (self.outcome == Outcome::Answered && self.caller_gone);
         let importance = if untold && !self.is_safe() { Importance::Keep } else { Importance::Usual };
-        self.recorder.log.line(self.line(took), importance);
+        self.recorder.log.entry(&self.record(took), importance);
     }
 }
 

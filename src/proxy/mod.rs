@@ -210,8 +210,7 @@ impl Proxy {
     fn malformed(&self, kind: &'static str, detail: &str) {
         self.shared.metrics.malformed(kind);
         let time = timestamp(SystemTime::now());
-        let line = serde_json::to_string(&Malformed { time, event: "malformed", kind, detail });
-        self.shared.recorder.log.line(line.expect("plain strings"), Importance::Usual);
+        self.shared.recorder.log.entry(&Malformed { time, event: "malformed", kind, detail }, Importance::Usual);
     }
 }
 

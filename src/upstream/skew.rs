@@ -42,7 +42,7 @@ impl Skew {
         self.gauge.with_label_values(&[&self.upstream]).set(offset.seconds);
         let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
         if alarm.changes(&offset, began + took) {
-            self.log.line(self.line(now, offset.seconds, !alarm.raised), Importance::Usual);
+            self.tell(now, offset.seconds, !alarm.raised);
         }
     }
 
@@ -51,7 +51,7 @@ impl Skew {
         self.looked.load(Ordering::Relaxed) != second && self.looked.swap(second, Ordering::Relaxed) != second
     }
 
-    fn line(&self, now: SystemTime, seconds: f64, over: bool) -> String {
+    fn tell(&self, now: SystemTime, seconds: f64, over: bool) {
         let detail = match over {
             true => "the bank's clock agrees with ours again",
             false => {
@@ -61,7 +61,7 @@ impl Skew {
         let skew_seconds = (seconds * 10.0).round() / 10.0;
         let (time, upstream) = (timestamp(now), &*self.upstream);
         let line = Line { time, event: "clock-skew", upstream, skew_seconds, over, detail };
-        serde_json::to_string(&line).expect("plain strings and numbers")
+        self.log.entry(&line, Importance::Usual);
     }
 }
 

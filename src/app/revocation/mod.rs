@@ -195,7 +195,7 @@ impl Ledger {
             Some(Verdict::Revoked { since, reason }) => (Some(timestamp(since)), reason),
             _ => (None, None),
         };
-        let line = serde_json::to_string(&Line {
+        let line = Line {
             time: timestamp(now),
             event: "revocation",
             identity: &name.identity,
@@ -204,9 +204,9 @@ impl Ledger {
             since,
             reason: reason.map(|reason| reason.to_string()),
             failure: record.failure.as_deref(),
-        });
+        };
         let importance = if record.is_revoked() { Importance::Keep } else { Importance::Usual };
-        self.log.line(line.expect("plain strings"), importance);
+        self.log.entry(&line, importance);
     }
 }
 

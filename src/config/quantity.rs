@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::finding::Fault;
+pub(crate) use crate::proxy::show_size;
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -46,13 +47,6 @@ pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, Fault>
         return Ok(bytes);
     }
     Err(Fault::new(format!("is not between {} and {}", show_size(*range.start()), show_size(*range.end()))))
-}
-
-/// A size in the largest unit that divides it.
-pub(crate) fn show_size(bytes: u64) -> String {
-    let units = [(1 << 30, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
-    let unit = units.into_iter().find(|(factor, _)| bytes >= *factor && bytes.is_multiple_of(*factor));
-    unit.map_or_else(|| format!("{bytes}B"), |(factor, name)| format!("{}{name}", bytes / factor))
 }
 
 /// A duration above zero.

@@ -59,7 +59,7 @@ pub(super) async fn collect(
         collecting.charge.set_aside(rules.budget.of_a_wait(rules.head))?;
         timeout(rules.total, collecting.take_all(&mut incoming, rules))
             .await
-            .map_err(|_| Problem::BodyTimeout(rules.total))??;
+            .map_err(|_| Problem::BodyTimeout("body_total", rules.total))??;
     }
     Ok(Collected {
         payload: collecting.payload,
@@ -82,7 +82,7 @@ impl Collecting {
             let slowest = began + rules.pause + Duration::from_secs(self.payload.len() / LEAST_RATE);
             let deadline = slowest.min(Instant::now() + rules.pause);
             let next = timeout_at(deadline, poll_fn(|cx| Pin::new(&mut *incoming).poll_frame(cx))).await;
-            match next.map_err(|_| Problem::BodyTimeout(rules.pause))? {
+            match next.map_err(|_| Problem::BodyTimeout("body", rules.pause))? {
                 None => return Ok(()),
                 Some(Err(error)) => return Err(Problem::BodyCut(error)),
                 Some(Ok(frame)) => self.take(frame, rules.limit)?,
@@ -183,7 +183,7 @@ impl Charge {
     /// Holds bytes that have yet to come.
     fn set_aside(&mut self, bytes: u64) -> Result<(), Problem> {
         self.held += bytes;
-        if self.budget.take(bytes, self.held) { Ok(()) } else { Err(Problem::BufferFull) }
+        if self.budget.take(bytes, self.held) { Ok(()) } else { Err(Problem::BufferFull(self.budget.limit)) }
     }
 
     /// Bytes have come, and count whether they may or not.
@@ -239,7 +239,7 @@ mod tests {
         let mut one = Charge::none(&budget);
         one.add(10).expect("room");
         let mut other = Charge::none(&budget);
-        assert!(matches!(other.add(1), Err(Problem::BufferFull)));
+        assert!(matches!(other.add(1), Err(Problem::BufferFull(10))));
         drop(one);
         assert_eq!(budget.used.load(Ordering::Relaxed), 1);
         drop(other);

@@ -20,6 +20,7 @@ use super::Proxy;
 use super::clock::{Clock, Usefulness};
 use super::connection;
 pub use super::connection::{Departure, Phase};
+use super::problem::Problem;
 use super::route::Transport;
 
 /// Where local clients reach the proxy.
@@ -213,13 +214,11 @@ impl Accepted {
     }
 
     /// Says so to somebody for whom there is no seat. What has not been read yet may cost it the answer.
-    fn refuse(self) {
-        const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\n\
-            sealproxy-outcome: not_sent\r\nproxy-status: sealproxy; error=connection_limit_reached\r\nconnection: close\r\n\r\n";
+    fn refuse(self, answer: &[u8]) {
         // A new socket has room for this; one that is gone already needs no answer.
         let _ = match self {
-            Self::Tcp(mut stream) => stream.write(FULL),
-            Self::Unix(mut stream) => stream.write(FULL),
+            Self::Tcp(mut stream) => stream.write(answer),
+            Self::Unix(mut stream) => stream.write(answer),
         };
     }
 
@@ -257,6 +256,8 @@ pub struct Hall {
     seated: Mutex<BTreeMap<u64, Arc<Clock>>>,
     next: AtomicU64,
     limit: usize,
+    /// What whoever finds no seat is answered; made once, because they come in crowds.
+    refusal: Vec<u8>,
     /// Whether every seat is taken. Answers then end their connection, so that callers make room themselves before
     /// somebody is evicted in the moment of sending.
     crowded: Arc<AtomicBool>,
@@ -271,6 +272,7 @@ impl Hall {
             seated: Mutex::default(),
             next: AtomicU64::default(),
             limit,
+            refusal: Problem::Crowded(limit).answer_unread(),
             crowded: Arc::default(),
             departure,
         })
@@ -288,7 +290,7 @@ impl Hall {
             .expect("a hall has a reactor");
         let Some(seat) = Seat::take(self, reactor) else {
             self.reactors[reactor].proxy.metrics().refused_connections.inc();
-            return accepted.refuse();
+            return accepted.refuse(&self.refusal);
         };
         self.reactors[reactor].handle.spawn(seat.serve(accepted, transport));
     }

@@ -58,6 +58,13 @@ pub struct Limits {
     pub headers: usize,
 }
 
+/// A size in the largest unit that divides it, as configurations write it.
+pub(crate) fn show_size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.into_iter().find(|(factor, _)| bytes >= *factor && bytes.is_multiple_of(*factor));
+    unit.map_or_else(|| format!("{bytes}B"), |(factor, name)| format!("{}{name}", bytes / factor))
+}
+
 /// How long the proxy waits for a local client, for a key, and for one exchange as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -129,7 +136,8 @@ impl Shared {
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| Problem::Overloaded)
+        let permit = Arc::clone(&self.in_flight).try_acquire_owned();
+        permit.map_err(|_| Problem::Overloaded(self.limits.in_flight))
     }
 
     fn body_rules(&self, head: &Parts) -> body::Rules<'_> {

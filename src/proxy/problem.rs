@@ -2,6 +2,7 @@
 //! body, RFC 9209 `Proxy-Status`, and what is known of the request.
 
 use std::error::Error as _;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +13,13 @@ use thiserror::Error;
 
 use super::api::Environment;
 use super::headers::{PROXY_STATUS, SEALPROXY_OUTCOME, SEALPROXY_REQUEST_ID};
+use super::show_size;
 use super::target::Ambiguity;
 use crate::seal;
-use crate::upstream::{AcquireError, AnswerError, Cause, Outcome, SendError};
+use crate::upstream::{AcquireError, AnswerError, Cause, KeyFault, Outcome, SendError};
 
-/// Why the proxy answers a request itself. `Display` never repeats what a caller sent.
+/// Why the proxy answers a request itself. `Display` never repeats what a caller sent, but for the host that it named.
+/// A limit stands there with its setting and its value: the text is made for those alone who are refused.
 #[derive(Debug, Error)]
 pub enum Problem {
     /// A tunnel cannot be sealed.
@@ -37,9 +40,13 @@ pub enum Problem {
     /// Credentials in the authority.
     #[error("the authority holds user information")]
     UserInfo,
-    /// Neither the proxy nor a bank of the configuration.
-    #[error("the request names a host that is neither this proxy nor an upstream; names of the proxy go to `hosts`")]
-    Misdirected,
+    /// Neither the proxy nor a bank of the configuration. Which hosts would do is not told: a web page that had its own
+    /// name resolve to this machine reads this answer.
+    #[error(
+        "the request is for the host `{0}`, which is neither this proxy nor an upstream. The proxy is 127.0.0.1, \
+         localhost and the names in `hosts`; a bank is named as in the `url` of its upstream"
+    )]
+    Misdirected(AskedHost),
     /// The user who calls is none of `peers`.
     #[error("the user of the calling process may not use this socket; those who may are listed in `peers`")]
     Stranger,
@@ -74,7 +81,7 @@ pub enum Problem {
     #[error("Connection names {0}, which the bank must get")]
     ConnectionNames(HeaderName),
     /// More header fields than the limit.
-    #[error("the request has more than {0} header fields")]
+    #[error("the request has more than the {0} header fields of `limits.headers`")]
     TooManyHeaders(usize),
     /// `Expect` holds something else than `100-continue`.
     #[error("only 100-continue can be expected")]
@@ -83,31 +90,37 @@ pub enum Problem {
     #[error("a request with a body needs a Content-Type, which is signed")]
     NoContentType,
     /// More bytes than the limit.
-    #[error("the body is larger than {0} bytes")]
+    #[error("the body is larger than the {} of `limits.body`", show_size(*.0))]
     BodyTooLarge(u64),
-    /// The caller stopped sending.
-    #[error("the body did not arrive within {0:?}")]
-    BodyTimeout(Duration),
+    /// The caller stopped sending, or sends too slowly; holds the setting too.
+    #[error("the body did not arrive within the {1:?} of `timeouts.{0}`")]
+    BodyTimeout(&'static str, Duration),
     /// The caller's body ended early or was malformed.
     #[error("the body did not arrive whole")]
     BodyCut(#[source] hyper::Error),
     /// All buffered bodies together.
-    #[error("the proxy holds as many bytes of request bodies as it may")]
-    BufferFull,
+    #[error(
+        "the bodies of all requests together fill the {} of `limits.buffered`, or for a large one what it leaves to these",
+        show_size(*.0)
+    )]
+    BufferFull(u64),
     /// Requests under way.
-    #[error("the proxy has as many requests under way as it may")]
-    Overloaded,
+    #[error("the proxy has as many requests under way as it may: the {0} of `limits.in_flight`")]
+    Overloaded(usize),
+    /// Connections of callers, all with a request. Nobody has read what this one wants.
+    #[error("the proxy has as many connections as it may: the {0} of `limits.connections`, each with a request")]
+    Crowded(usize),
     /// Certificates or keys of the route's identity are missing, broken or out of date.
     #[error("the certificates of this route cannot be used at present; the log and /status of the proxy say why")]
     IdentityUnusable,
     /// No connection to the bank.
-    #[error("{0}")]
+    #[error("{}", unconnected(.0))]
     Acquire(#[source] AcquireError),
     /// No seal.
-    #[error("the request could not be sealed")]
+    #[error("{}", unsealed(.0))]
     Seal(#[source] seal::Error),
     /// The key was not free in time.
-    #[error("the request was not sealed within {0:?}")]
+    #[error("the request was not sealed within the {0:?} of `timeouts.seal`")]
     SealTimeout(Duration),
     /// No answer.
     #[error("{0}")]
@@ -119,7 +132,7 @@ pub enum Problem {
     #[error("the upstream's answer has no length and is too large to be held: HTTP/1.1 takes it as it comes")]
     TooLargeForHttp10,
     /// The exchange as a whole took too long.
-    #[error("the exchange took longer than it may as a whole")]
+    #[error("the exchange as a whole took longer than `timeouts.exchange` allows")]
     ExchangeTimeout(Outcome),
     /// A transfer coding that the bank could not be told of.
     #[error("only the transfer coding chunked is understood")]
@@ -160,7 +173,7 @@ impl Problem {
             Self::BadHost => face(S::BAD_REQUEST, "bad-host", "Malformed Host", MALFORMED),
             Self::HostMismatch => face(S::BAD_REQUEST, "host-mismatch", "Two different hosts", MALFORMED),
             Self::UserInfo => face(S::BAD_REQUEST, "user-info", "User information in the authority", MALFORMED),
-            Self::Misdirected => face(S::MISDIRECTED_REQUEST, "misdirected", "Not our host", DENIED),
+            Self::Misdirected(_) => face(S::MISDIRECTED_REQUEST, "misdirected", "Not our host", DENIED),
             Self::Stranger => face(S::FORBIDDEN, "stranger", "Not your socket", DENIED),
             Self::CrossSite => face(S::FORBIDDEN, "cross-site", "Sent by another site", DENIED),
             Self::AmbiguousTarget(_) => face(S::BAD_REQUEST, "ambiguous-target", "Ambiguous request target", MALFORMED),
@@ -183,11 +196,14 @@ impl Problem {
             Self::Expectation => face(S::EXPECTATION_FAILED, "expectation", "Unknown expectation", MALFORMED),
             Self::NoContentType => face(S::BAD_REQUEST, "no-content-type", "No Content-Type", MALFORMED),
             Self::BodyTooLarge(_) => face(S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", DENIED),
-            Self::BodyTimeout(_) => face(S::REQUEST_TIMEOUT, "body-timeout", "Body too slow", MALFORMED),
+            Self::BodyTimeout(..) => face(S::REQUEST_TIMEOUT, "body-timeout", "Body too slow", MALFORMED),
             Self::BodyCut(_) => face(S::BAD_REQUEST, "body-cut", "Body cut", MALFORMED),
-            Self::BufferFull => face(S::SERVICE_UNAVAILABLE, "buffer-full", "Too many bytes buffered", DENIED),
-            Self::Overloaded => {
+            Self::BufferFull(_) => face(S::SERVICE_UNAVAILABLE, "buffer-full", "Too many bytes buffered", DENIED),
+            Self::Overloaded(_) => {
                 face(S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests", "connection_limit_reached")
+            }
+            Self::Crowded(_) => {
+                face(S::SERVICE_UNAVAILABLE, "crowded", "Too many connections", "connection_limit_reached")
             }
             Self::IdentityUnusable => {
                 face(S::SERVICE_UNAVAILABLE, "identity-unusable", "No usable identity", "proxy_configuration_error")
@@ -254,6 +270,24 @@ impl Problem {
 
     /// The answer to the request of this id.
     pub(super) fn answer(&self, id: &HeaderValue) -> Response<Bytes> {
+        let mut response = self.render(id.to_str().ok());
+        response.headers_mut().insert(SEALPROXY_REQUEST_ID, id.clone());
+        response
+    }
+
+    /// The answer to whoever's request is never read, and has no id, in HTTP/1.1. It ends the connection.
+    pub(super) fn answer_unread(&self) -> Vec<u8> {
+        let (head, body) = self.render(None).into_parts();
+        let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+        for (name, value) in &head.headers {
+            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        bytes.extend(format!("content-length: {}\r\nconnection: close\r\n\r\n", body.len()).bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn render(&self, request_id: Option<&str>) -> Response<Bytes> {
         let Face { status, kind, title, error } = self.face();
         let outcome = self.outcome();
         let document = Document {
@@ -261,7 +295,7 @@ impl Problem {
             title,
             status: status.as_u16(),
             detail: self.to_string(),
-            request_id: id.to_str().unwrap_or_default(),
+            request_id,
             outcome: outcome.as_str(),
         };
         let body = serde_json::to_vec(&document).expect("a problem is plain strings");
@@ -269,23 +303,65 @@ impl Problem {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(SEALPROXY_REQUEST_ID, id.clone());
         headers.insert(SEALPROXY_OUTCOME, HeaderValue::from_static(outcome.as_str()));
         headers.insert(PROXY_STATUS, proxy_status(error, kind));
         match self {
             Self::MethodNotAllowed(methods) => insert_text(headers, ALLOW, methods),
             Self::Connect => insert_text(headers, ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE"),
             // The bank cannot have acted, and waiting helps.
-            Self::BufferFull
-            | Self::Overloaded
+            Self::BufferFull(_)
+            | Self::Overloaded(_)
+            | Self::Crowded(_)
             | Self::SealTimeout(_)
             | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_))
-            | Self::Acquire(AcquireError::Busy | AcquireError::Replaced | AcquireError::QwacKey(_)) => {
+            | Self::Acquire(
+                AcquireError::Busy(_) | AcquireError::Full(..) | AcquireError::Replaced | AcquireError::QwacKey(_),
+            ) => {
                 insert_text(headers, RETRY_AFTER, "1");
             }
             _ => {}
         }
         response
+    }
+}
+
+/// The host that a caller asked for, as it may stand in a text: what no host name has is left out of it, and it ends
+/// where names do.
+#[derive(Debug)]
+pub struct AskedHost(String);
+
+impl AskedHost {
+    pub(super) fn new(host: &str, port: Option<u16>) -> Self {
+        let legal = |c: &char| c.is_ascii_alphanumeric() || "-._:[]".contains(*c);
+        let host: String = host.chars().filter(legal).take(MAX_HOST).collect();
+        Self(port.map_or(host.clone(), |port| format!("{host}:{port}")))
+    }
+}
+
+impl fmt::Display for AskedHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// No name is longer (RFC 1035 section 2.3.4).
+const MAX_HOST: usize = 253;
+
+/// Only of a crowd there is something to tell: the rest is for the log.
+fn unsealed(error: &seal::Error) -> String {
+    match error {
+        seal::Error::Busy(crowd) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
+        _ => "the request could not be sealed".to_owned(),
+    }
+}
+
+/// A crowd before the QWAC's key is met by a limit of ours too.
+fn unconnected(error: &AcquireError) -> String {
+    match error {
+        AcquireError::QwacKey(crowd @ KeyFault::Busy(_)) => {
+            format!("{error}: {crowd}, as many as `limits.waiting_seals` allows")
+        }
+        _ => error.to_string(),
     }
 }
 
@@ -321,7 +397,7 @@ fn of_acquire(error: &AcquireError) -> Face {
         E::NoCommonProtocol(_) => (StatusCode::BAD_GATEWAY, "No common protocol", "tls_protocol_error"),
         E::Handshake(_) | E::Http(_) => (StatusCode::BAD_GATEWAY, "TLS handshake failed", "tls_protocol_error"),
         E::Replaced => (StatusCode::SERVICE_UNAVAILABLE, "Identity replaced", "connection_limit_reached"),
-        E::Busy => (StatusCode::SERVICE_UNAVAILABLE, "Upstream busy", "connection_limit_reached"),
+        E::Busy(_) | E::Full(..) => (StatusCode::SERVICE_UNAVAILABLE, "Upstream busy", "connection_limit_reached"),
     };
     face(status, error.kind(), title, rfc9209)
 }
@@ -366,6 +442,44 @@ struct Document<'a> {
     title: &'static str,
     status: u16,
     detail: String,
-    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
     outcome: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_host_that_was_asked_for_only_what_names_have_is_shown() {
+        let long = "a".repeat(300);
+        for (host, port, shown) in [
+            ("evil.example", None, "evil.example"),
+            ("[fd00::1]", Some(8080), "[fd00::1]:8080"),
+            ("<script>\u{e9}%41{}'`", Some(1), "script41:1"),
+            (&long, None, &long[..253]),
+        ] {
+            assert_eq!(AskedHost::new(host, port).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_request_that_is_not_read_is_one_that_can_be_read() {
+        let bytes = Problem::Crowded(64).answer_unread();
+        let mut headers = [httparse::EMPTY_HEADER; 16];
+        let mut head = httparse::Response::new(&mut headers);
+        let httparse::Status::Complete(length) = head.parse(&bytes).expect("HTTP") else { panic!("cut") };
+        assert_eq!(head.code, Some(503));
+        let of = |name| head.headers.iter().find(|header| header.name == name).map(|header| header.value.to_vec());
+        assert_eq!(of("content-length"), Some((bytes.len() - length).to_string().into_bytes()));
+        assert_eq!((of("retry-after"), of("connection")), (Some(b"1".to_vec()), Some(b"close".to_vec())));
+        let document: serde_json::Value = serde_json::from_slice(&bytes[length..]).expect("JSON");
+        assert_eq!(
+            (&document["type"], &document["outcome"]),
+            (&"urn:sealproxy:problem:crowded".into(), &"not_sent".into())
+        );
+        assert!(document["detail"].as_str().is_some_and(|detail| detail.contains("the 64 of `limits.connections`")));
+        assert_eq!(document.get("request_id"), None);
+    }
 }

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method};
 
 use super::api::{Api, Environment};
 use super::metrics::RouteMetrics;
-use super::problem::Problem;
+use super::problem::{AskedHost, Problem};
 use super::redact::Words;
 use super::target::{Ambiguity, lenient_reading};
 use crate::seal::Sealer;
@@ -169,7 +169,7 @@ impl Routes {
         match named {
             Some((_, table)) => Ok(table),
             None if transport == Transport::Unix || self.is_own(&authority.host) => Ok(&self.own),
-            None => Err(Problem::Misdirected),
+            None => Err(Problem::Misdirected(AskedHost::new(&authority.host, authority.port))),
         }
     }
 

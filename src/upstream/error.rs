@@ -132,9 +132,16 @@ pub enum AcquireError {
     /// hyper would not take the connection.
     #[error("HTTP could not begin on the connection")]
     Http(#[source] hyper::Error),
-    /// All requests or connections that the limits allow are under way.
-    #[error("the upstream has as many requests under way as its limits allow")]
-    Busy,
+    /// All requests that its limit allows are under way.
+    #[error(
+        "the upstream has as many requests under way as it may: the {0} of its `in_flight`, or its share of `limits.in_flight`"
+    )]
+    Busy(usize),
+    /// All connections that its limit allows are in use, and none came free in time.
+    #[error(
+        "all of the {0} `connections` to the upstream are in use, and none came free within the {1:?} of `timeouts.connect`"
+    )]
+    Full(usize, Duration),
     /// The identity or the trust has a successor, and its upstream is the one to ask. Never reaches a caller.
     #[error("the upstream's identity has just been replaced")]
     Replaced,
@@ -191,7 +198,7 @@ impl AcquireError {
             Self::QwacRefused(_) => "qwac-refused",
             Self::QwacKey(_) => "qwac-key-unavailable",
             Self::NoCommonProtocol(_) => "upstream-no-common-protocol",
-            Self::Busy => "upstream-busy",
+            Self::Busy(_) | Self::Full(..) => "upstream-busy",
             Self::Replaced => "upstream-replaced",
         }
     }
@@ -238,7 +245,8 @@ impl AcquireError {
             }
             Self::Handshake(_) | Self::Http(_) => "check that `url` names the bank's TLS port",
             Self::Replaced => "ask again",
-            Self::Busy => "raise `connections` and `in_flight` of this upstream, or ask less of it at a time",
+            Self::Busy(_) => "raise `in_flight` of this upstream, or ask less of it at a time",
+            Self::Full(..) => "raise `connections` of this upstream, or ask less of it at a time",
         }
     }
 }

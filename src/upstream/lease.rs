@@ -19,7 +19,7 @@ use tokio::time::{Sleep, timeout};
 use super::connector::{self, TURNAROUND};
 use super::counted::Late;
 use super::pool::{Connection, Pool};
-use super::{AnswerError, Cause, Destination, Outcome, Payload, SendError, Upstream};
+use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, SendError, Upstream};
 
 /// The use of one connection for one exchange.
 pub struct Lease {
@@ -38,11 +38,12 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
-    /// `None` where as many exchanges are under way as the upstream's limit allows.
-    pub(super) fn new(destination: &Arc<Destination>) -> Option<Self> {
-        let permit = Arc::clone(&destination.in_flight).try_acquire_owned().ok()?;
+    /// Refuses where as many exchanges are under way as the upstream's limit allows.
+    pub(super) fn new(destination: &Arc<Destination>) -> Result<Self, AcquireError> {
+        let permit = Arc::clone(&destination.in_flight).try_acquire_owned();
+        let permit = permit.map_err(|_| AcquireError::Busy(destination.settings.in_flight))?;
         destination.metrics.in_flight.inc();
-        Some(Self { destination: Arc::clone(destination), _permit: permit })
+        Ok(Self { destination: Arc::clone(destination), _permit: permit })
     }
 }
 

@@ -227,7 +227,7 @@ impl Upstream {
         &self,
         connection: impl Future<Output = Result<Connection, AcquireError>>,
     ) -> Result<Lease, AcquireError> {
-        let under_way = UnderWay::new(&self.destination).ok_or(AcquireError::Busy);
+        let under_way = UnderWay::new(&self.destination);
         let lease = match under_way {
             Ok(under_way) => connection.await.map(|connection| Lease::new(connection, self, under_way)),
             Err(busy) => Err(busy),
@@ -261,9 +261,11 @@ impl Upstream {
 
     /// The right to one more connection, within the time that a connect may take.
     async fn permit(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let Settings { connections: most, timeouts: Timeouts { connect: patience, .. }, .. } =
+            self.destination.settings;
         let connections = Arc::clone(&self.destination.connections);
-        let permit = timeout(self.destination.settings.timeouts.connect, connections.acquire_owned()).await;
-        permit.ok().and_then(Result::ok).ok_or(AcquireError::Busy)
+        let permit = timeout(patience, connections.acquire_owned()).await;
+        permit.ok().and_then(Result::ok).ok_or(AcquireError::Full(most, patience))
     }
 
     async fn dial(&self, reactor: ReactorId, permit: OwnedSemaphorePermit) -> Result<Connection, AcquireError> {

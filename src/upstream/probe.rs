@@ -150,7 +150,7 @@ impl Upstream {
         established: Established,
         clock: impl Fn() -> SystemTime,
     ) -> Result<Clocks, Failure> {
-        let under_way = UnderWay::new(&self.destination).ok_or(AcquireError::Busy)?;
+        let under_way = UnderWay::new(&self.destination)?;
         // It closes after this one answer, and so belongs to no reactor.
         let lease = Lease::new(Connection::new(established, ReactorId(0)), self, under_way);
         let sent = clock();

@@ -307,17 +307,21 @@ fn an_idle_connection_that_the_bank_has_closed_costs_no_request() {
 }
 
 #[test]
-fn a_bank_at_its_limit_of_requests_sheds_load_and_keeps_the_rest() {
-    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(600), ok("{}")));
-    let rig = Rig::start(&config(bank.address, "    in_flight: 1\n", ""));
-    std::thread::scope(|scope| {
-        let first = scope.spawn(|| rig.get(ACCOUNTS));
-        std::thread::sleep(Duration::from_millis(200));
-        let second = rig.get(ACCOUNTS);
-        assert_eq!(
-            (second.status, &*second.problem(), second.header("retry-after")),
-            (503, "upstream-busy", Some("1"))
-        );
-        assert_eq!(first.join().expect("no panic").status, 200);
-    });
+fn at_a_limit_load_is_shed_by_its_name_and_the_rest_is_kept() {
+    for (more, top, problem, limit) in [
+        ("    in_flight: 1\n", "", "upstream-busy", "the 1 of its `in_flight`"),
+        ("    connections: 1\n", "timeouts: { connect: 100ms }\n", "upstream-busy", "all of the 1 `connections`"),
+        ("", "limits: { in_flight: 1 }\n", "overloaded", "the 1 of `limits.in_flight`"),
+    ] {
+        let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(600), ok("{}")));
+        let rig = Rig::start(&config(bank.address, more, top));
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| rig.get(ACCOUNTS));
+            std::thread::sleep(Duration::from_millis(200));
+            let second = rig.get(ACCOUNTS);
+            assert_eq!((second.status, &*second.problem(), second.header("retry-after")), (503, problem, Some("1")));
+            assert!(second.body.contains(limit), "{}", second.body);
+            assert_eq!(first.join().expect("no panic").status, 200);
+        });
+    }
 }

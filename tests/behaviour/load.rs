@@ -106,6 +106,7 @@ fn two_hundred_uploads_stay_within_what_all_bodies_may_hold() {
     eprintln!("{served} served, {} shed, {small} small ones meanwhile, peak {peak} KiB", shed.len());
     for answer in &shed {
         assert_eq!((&*answer.problem(), &*answer.outcome()), ("buffer-full", "not_sent"));
+        assert!(answer.body.contains("the 64MiB of `limits.buffered`"), "{}", answer.body);
         assert!(answer.header("retry-after").is_some());
     }
     // A caller that is still sending when it is refused may lose the answer to a reset: its connection ends all the same.

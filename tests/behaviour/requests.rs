@@ -130,6 +130,16 @@ fn whoever_addresses_somebody_else_is_told_so() {
 }
 
 #[test]
+fn whoever_names_a_host_that_is_not_ours_reads_which_one_and_where_the_names_stand() {
+    let (bank, rig) = rig();
+    let answer = rig.send("GET / HTTP/1.1\r\nHost: Proxy.Internal:8080\r\nConnection: close\r\n\r\n");
+    assert_eq!(answer.status, 421);
+    assert!(answer.body.contains("`proxy.internal:8080`") && answer.body.contains("`hosts`"), "{}", answer.body);
+    let bank = format!(":{}", bank.address.port());
+    assert!(!answer.body.contains(&bank), "a web page may read this: {}", answer.body);
+}
+
+#[test]
 fn no_web_page_can_make_the_proxy_seal() {
     let get = format!("GET {ACCOUNTS} HTTP/1.1\nConnection: close\nHost: {{proxy}}\n");
     let cases = [
@@ -199,6 +209,7 @@ fn a_body_over_the_limit_is_refused_declared_or_chunked() {
     );
     let answer = rig.send(&declared);
     assert_eq!((answer.status, &*answer.problem()), (413, "body-too-large"), "no 100 Continue, and no byte awaited");
+    assert!(answer.body.contains("larger than the 1KiB of `limits.body`"), "{}", answer.body);
     let chunk = format!("400\r\n{}\r\n", "a".repeat(1024));
     let chunked = format!(
         "POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\

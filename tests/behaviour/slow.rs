@@ -237,7 +237,8 @@ fn at_the_limit_of_connections_a_body_that_does_not_come_makes_room() {
         .collect();
     std::thread::sleep(Duration::from_millis(200));
     let refused = rig.get(ACCOUNTS);
-    assert_eq!((refused.status, refused.header("sealproxy-outcome")), (503, Some("not_sent")));
+    assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "crowded", "not_sent"));
+    assert!(refused.body.contains("the 4 of `limits.connections`"), "{}", refused.body);
     assert!(rig.metrics().contains("sealproxy_client_connections_refused_total 1"));
     std::thread::sleep(Duration::from_millis(1000));
     assert_eq!(rig.get(ACCOUNTS).status, 200);

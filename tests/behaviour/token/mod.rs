@@ -129,6 +129,9 @@ fn fifty_callers_of_a_slow_token_get_fresh_seals_or_are_told_that_nothing_was_se
         .map(|answer| {
             assert_eq!((answer.status, &*answer.outcome()), (503, "not_sent"), "{answer:?}");
             assert!(answer.header("retry-after").is_some());
+            let limits =
+                ["30 signatures wait for this key already, as many as `limits.waiting_seals`", "`timeouts.seal`"];
+            assert!(limits.iter().any(|limit| answer.body.contains(limit)), "{}", answer.body);
             answer.problem()
         })
         .collect();

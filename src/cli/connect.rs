@@ -45,12 +45,12 @@ struct Told<'a> {
 }
 
 impl Told<'_> {
-    fn note(&mut self, text: String) {
-        self.findings.push(Finding::note(self.file, &self.key, text));
+    fn note(&mut self, code: &'static str, text: impl Into<String>) {
+        self.findings.push(Finding::note(self.file, &self.key, text).code(code));
     }
 
-    fn warning(&mut self, text: impl Into<String>, hint: &str) {
-        self.findings.push(Finding::warning(self.file, &self.key, text).hint(hint));
+    fn warning(&mut self, code: &'static str, text: impl Into<String>, hint: &str) {
+        self.findings.push(Finding::warning(self.file, &self.key, text).hint(hint).code(code));
     }
 
     fn connected(&mut self, connected: &Connected, report: &Report) {
@@ -59,7 +59,7 @@ impl Told<'_> {
         let others: Vec<_> = others.map(ToString::to_string).collect();
         let others = if others.is_empty() { String::new() } else { format!(" (the others: {})", list(&others, ", ")) };
         let (way, tunnel) = if report.via { ("the proxy of `via` at ", ", tunnel included") } else { ("", "") };
-        self.note(format!("connected to {way}{address} in {}{tunnel}{others}", millis(connected.took)));
+        self.note("connected", format!("connected to {way}{address} in {}{tunnel}{others}", millis(connected.took)));
     }
 
     fn session(&mut self, session: &Session) {
@@ -71,18 +71,22 @@ impl Told<'_> {
         let suite = session.suite.map_or_else(String::new, |suite| format!(", {suite:?}"));
         let group = session.group.map_or_else(String::new, |group| format!(", {group:?}"));
         let alpn = session.alpn.as_ref().map_or_else(|| "no ALPN".to_owned(), |alpn| format!("ALPN {alpn}"));
-        self.note(format!("{version}{suite}{group}, {alpn}; handshake in {}", millis(session.took)));
+        self.note("tls", format!("{version}{suite}{group}, {alpn}; handshake in {}", millis(session.took)));
     }
 
     fn certificate(&mut self, which: &str, der: &CertificateDer<'static>, now: SystemTime) {
         let Ok(certificate) = Certificate::from_der(der.clone()) else {
-            return self.warning(format!("{which} cannot be read"), "ask the bank for a proper chain");
+            return self.warning(
+                "bank-certificate-unreadable",
+                format!("{which} cannot be read"),
+                "ask the bank for a proper chain",
+            );
         };
         let hosts = match certificate.hosts() {
             [] => String::new(),
             hosts => format!(", for {}", list(hosts, ", ")),
         };
-        let (validity, hint) = validity(&certificate, now);
+        let (validity, concern) = validity(&certificate, now);
         let text = format!(
             "{which}: {}, issued by {}, {validity}, {}{hosts}, SHA-256 {}, pin {}",
             certificate.subject(),
@@ -91,9 +95,9 @@ impl Told<'_> {
             certificate.sha256_hex(),
             Pin::of(certificate.public_key_info()),
         );
-        match hint {
-            Some(hint) => self.warning(text, hint),
-            None => self.note(text),
+        match concern {
+            Some((code, hint)) => self.warning(code, text, hint),
+            None => self.note("bank-certificate", text),
         }
     }
 
@@ -101,16 +105,17 @@ impl Told<'_> {
         let distrusted = matches!(failure, Some(Failure::Acquire(error)) if error.is_distrust());
         let given =
             if distrusted { "was not given it, because we do not trust the bank" } else { "was given the QWAC" };
-        self.note(format!("the bank asked for our certificate in the handshake and {given}"));
+        self.note("qwac-asked-for", format!("the bank asked for our certificate in the handshake and {given}"));
         let accepted: Vec<_> = question.issuers.iter().map(|name| words(name)).collect();
         if accepted.is_empty() {
-            return self.note("the bank does not say whose certificates it accepts".to_owned());
+            return self.note("issuers-not-named", "the bank does not say whose certificates it accepts");
         }
-        self.note(format!("the bank says that it accepts certificates of: {}", list(&accepted, "; ")));
+        self.note("issuers-named", format!("the bank says that it accepts certificates of: {}", list(&accepted, "; ")));
         let ours: Vec<_> = question.presented.iter().filter_map(issuer).collect();
         match ours.iter().find(|ours| accepted.contains(ours)) {
-            Some(issuer) => self.note(format!("our QWAC's issuer {issuer} is among them")),
+            Some(issuer) => self.note("issuer-named", format!("our QWAC's issuer {issuer} is among them")),
             None => self.warning(
+                "issuer-not-named",
                 format!("none of them issued our QWAC, which is of: {}", ours.join("; ")),
                 "what a bank says here may be incomplete; if it refuses the QWAC, give the whole chain in \
                  `qwac.certificate` or ask the bank which issuers it trusts",
@@ -120,6 +125,7 @@ impl Told<'_> {
 
     fn unasked(&mut self) {
         self.warning(
+            "qwac-not-asked-for",
             "the bank did not ask for our certificate in the handshake and has not seen the QWAC",
             "a bank that asks later, by TLS 1.2 renegotiation or TLS 1.3 post-handshake authentication, cannot be \
              served: our TLS library (rustls) does neither. Ask the bank for a host or port that asks in the handshake",
@@ -129,29 +135,32 @@ impl Told<'_> {
     fn clocks(&mut self, clocks: &Clocks) {
         let status = clocks.status.as_u16();
         match clocks.skew() {
-            None => self.note(format!("HEAD / answered {status} without a Date: the bank's clock is not known")),
-            Some(0) => self.note(format!("HEAD / answered {status}; the bank's clock agrees with ours")),
+            None => self.note(
+                "clock-unknown",
+                format!("HEAD / answered {status} without a Date: the bank's clock is not known"),
+            ),
+            Some(0) => self.note("clock", format!("HEAD / answered {status}; the bank's clock agrees with ours")),
             Some(skew) => {
                 let side = if skew > 0 { "ahead of" } else { "behind" };
                 let text = format!("HEAD / answered {status}; the bank's clock is {} s {side} ours", skew.abs());
                 if skew.abs() > TOLERATED_SKEW.into() {
-                    self.warning(text, "set this machine's clock: banks refuse seals whose Date is off");
+                    self.warning("clock-skew", text, "set this machine's clock: banks refuse seals whose Date is off");
                 } else {
-                    self.note(text);
+                    self.note("clock", text);
                 }
             }
         }
     }
 
     fn failure(&mut self, failure: &Failure) {
-        let (text, hint) = match failure {
-            Failure::Acquire(error) => (chain(error), error.hint()),
-            Failure::Send(error) => (chain(&error.cause), error.cause.hint()),
+        let (code, text, hint) = match failure {
+            Failure::Acquire(error) => (error.kind(), chain(error), error.hint()),
+            Failure::Send(error) => (error.cause.kind(), chain(&error.cause), error.cause.hint()),
         };
         if speaks_of_the_request(failure) {
-            return self.warning(format!("HEAD / was not answered: {text}"), hint);
+            return self.warning(code, format!("HEAD / was not answered: {text}"), hint);
         }
-        self.findings.push(Finding::error(self.file, &self.key, text).hint(hint));
+        self.findings.push(Finding::error(self.file, &self.key, text).hint(hint).code(code));
     }
 }
 
@@ -167,16 +176,22 @@ fn speaks_of_the_request(failure: &Failure) -> bool {
     }
 }
 
-/// The validity in words, and what to do about it.
-fn validity(certificate: &Certificate, now: SystemTime) -> (String, Option<&'static str>) {
+/// The validity in words, and what kind of concern it is and what to do about it.
+fn validity(certificate: &Certificate, now: SystemTime) -> (String, Option<(&'static str, &'static str)>) {
     let (from, to) = (day(certificate.not_before()), day(certificate.not_after()));
     match certificate.validity_at(now) {
-        Validity::NotYet => (format!("valid only from {from} to {to}"), Some("check this machine's clock")),
-        Validity::Expired => (format!("expired on {to}"), Some("tell the bank, if this machine's clock is right")),
+        Validity::NotYet => (
+            format!("valid only from {from} to {to}"),
+            Some(("bank-certificate-not-yet-valid", "check this machine's clock")),
+        ),
+        Validity::Expired => (
+            format!("expired on {to}"),
+            Some(("bank-certificate-expired", "tell the bank, if this machine's clock is right")),
+        ),
         Validity::Valid => {
             let left = certificate.not_after().duration_since(now).unwrap_or_default().as_secs() / DAY;
-            let hint = (left < EXPIRES_SOON).then_some("if `trust` names it, ask the bank for its successor");
-            (format!("valid from {from} to {to} ({left} days left)"), hint)
+            let soon = ("bank-certificate-expires-soon", "if `trust` names it, ask the bank for its successor");
+            (format!("valid from {from} to {to} ({left} days left)"), (left < EXPIRES_SOON).then_some(soon))
         }
     }
 }

@@ -27,7 +27,9 @@ pub(super) async fn findings(file: &Path, upstream: &str, app: &App) -> Vec<Find
         let key = format!("upstreams.{upstream}.key_id");
         let url = &seal.key_id;
         findings.push(match served(app, upstream, &seal).await {
-            Ok(true) => Finding::note(file, key, format!("{url} serves the certificate of the seal {}", seal.name)),
+            Ok(true) => {
+                Finding::note(file, key, format!("{url} serves the certificate of the seal {}", seal.name)).code("x5u")
+            }
             Ok(false) => {
                 let reason = format!("{url} serves another certificate than that of the seal {}", seal.name);
                 Finding::warning(file, key, reason)

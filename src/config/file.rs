@@ -90,7 +90,9 @@ impl Node {
 fn parse(text: &str) -> Result<Node, Fault> {
     let blank = |line: &str| matches!(line.trim(), "" | "---" | "...") || line.trim().starts_with('#');
     if text.trim_start_matches('\u{feff}').lines().all(blank) {
-        return Err(Fault::new("the file is empty").hint("`sealproxy init becm` prints a configuration to begin with"));
+        return Err(Fault::new("the file is empty")
+            .code("empty-file")
+            .hint("`sealproxy init becm` prints a configuration to begin with"));
     }
     refuse_depth(text)?;
     serde_yaml::from_str::<IgnoredAny>(text).map_err(|error| syntax(text, &error))?;
@@ -108,6 +110,7 @@ fn refuse_references(text: &str) -> Result<(), Fault> {
     let Err(error) = serde_yaml::from_str::<IgnoredAny>(&text.replace(['&', '!'], "*")) else { return Ok(()) };
     let line = error.location().map_or_else(String::new, |location| format!("line {}: ", location.line()));
     Err(Fault::new(format!("{line}anchors, aliases and tags (`&name`, `*name`, `!name`) are not supported"))
+        .code("unsupported-yaml")
         .hint("write the value out; text that begins with one of these characters goes in quotes"))
 }
 
@@ -121,9 +124,9 @@ fn refuse_depth(text: &str) -> Result<(), Fault> {
             _ => {}
         }
         if depth > MAX_DEPTH {
-            return Err(
-                Fault::new("brackets stand within brackets hundreds deep").hint("is it a configuration at all?")
-            );
+            return Err(Fault::new("brackets stand within brackets hundreds deep")
+                .code("unsupported-yaml")
+                .hint("is it a configuration at all?"));
         }
     }
     Ok(())
@@ -134,7 +137,7 @@ const MAX_DEPTH: usize = 500;
 
 fn syntax(text: &str, error: &serde_yaml::Error) -> Fault {
     let line = error.location().and_then(|location| text.lines().nth(location.line().saturating_sub(1)));
-    let fault = Fault::new(format!("this is not YAML that we read: {error}"));
+    let fault = Fault::new(format!("this is not YAML that we read: {error}")).code("not-yaml");
     if line.is_some_and(|line| line.contains("${")) {
         return fault.hint("put \"${NAME}\" in quotes: between { and } its brace ends the map");
     }
@@ -234,7 +237,7 @@ impl Expansion<'_> {
             Node::Null | Node::Refused => {}
             Node::Scalar(scalar) => {
                 if let Err(fault) = self.scalar(scalar) {
-                    self.report.error(key, fault);
+                    self.report.error(key, fault.code("bad-variable"));
                     *node = Node::Refused;
                 }
             }
@@ -265,7 +268,9 @@ impl Expansion<'_> {
         let before = entries.len();
         entries.retain(|(name, _)| name != "<<");
         if entries.len() < before {
-            let fault = Fault::new("merge keys (`<<`) are not supported").hint("write the settings out");
+            let fault = Fault::new("merge keys (`<<`) are not supported")
+                .code("unsupported-yaml")
+                .hint("write the settings out");
             self.report.error(&join(key, "<<"), fault);
         }
     }
@@ -276,7 +281,9 @@ impl Expansion<'_> {
         entries.retain(|(name, _)| {
             let first = seen.insert(name.clone());
             if !first {
-                let fault = Fault::new("this key stands twice in the same map").hint("keep one of the two");
+                let fault = Fault::new("this key stands twice in the same map")
+                    .code("listed-twice")
+                    .hint("keep one of the two");
                 self.report.error(&join(key, name), fault);
             }
             first

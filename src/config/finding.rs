@@ -104,14 +104,21 @@ impl fmt::Display for Level {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) reason: String,
+    pub(super) code: &'static str,
     pub(super) hint: Option<String>,
     /// Whether the value may hold a secret, and is not to stand before the reason.
     pub(super) hidden: bool,
 }
 
 impl Fault {
+    /// Of the commonest kind: a value that cannot be what is meant.
     pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), hint: None, hidden: false }
+        Self { reason: reason.into(), code: "bad-value", hint: None, hidden: false }
+    }
+
+    /// Of another kind.
+    pub(super) fn code(self, code: &'static str) -> Self {
+        Self { code, ..self }
     }
 
     pub(super) fn hidden(self) -> Self {
@@ -156,8 +163,8 @@ impl Report {
     }
 
     fn add(&self, level: Level, key: &str, fault: Fault) {
-        let Fault { reason, hint, .. } = fault;
-        let finding = Finding { level, file: self.file.clone(), key: key.to_owned(), code: None, reason, hint };
+        let Fault { reason, code, hint, .. } = fault;
+        let finding = Finding { level, file: self.file.clone(), key: key.to_owned(), code: Some(code), reason, hint };
         self.findings.borrow_mut().push(finding);
     }
 }

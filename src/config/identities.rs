@@ -89,7 +89,7 @@ fn roles(value: &Value<'_>) -> Vec<Role> {
     for item in value.items() {
         let Some(role) = item.choice("role", &ROLES) else { continue };
         if roles.contains(&role) {
-            item.refuse(Fault::new("the same role is listed twice"));
+            item.refuse(Fault::new("the same role is listed twice").code("listed-twice"));
         }
         roles.push(role);
     }
@@ -120,7 +120,11 @@ fn seals(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<Vec<Sea
         .collect();
     for (index, seal) in seals.iter().enumerate() {
         if seals[..index].iter().any(|earlier| earlier.name == seal.name) {
-            value.refuse(Fault::new(format!("two seals have the name {}", seal.name)).hint("give each its own"));
+            value.refuse(
+                Fault::new(format!("two seals have the name {}", seal.name))
+                    .code("listed-twice")
+                    .hint("give each its own"),
+            );
         }
     }
     (seals.len() == items.len()).then_some(seals)
@@ -147,7 +151,9 @@ fn pair(section: &Section<'_>, setting: String, folder: &Path, waiting: usize) -
         let key = key(section, folder, waiting);
         if let (Some(value), Some(KeySource::Token(_))) = (section.value("passphrase"), &key) {
             value.refuse(
-                Fault::new("concerns key files alone: a token has a PIN").hint("write pin-source into the URI"),
+                Fault::new("concerns key files alone: a token has a PIN")
+                    .code("conflict")
+                    .hint("write pin-source into the URI"),
             );
         }
         let passphrase = passphrase.map_or(Some(None), |passphrase| passphrase.map(Some))?;
@@ -155,7 +161,11 @@ fn pair(section: &Section<'_>, setting: String, folder: &Path, waiting: usize) -
     };
     for name in ["certificate", "key", "sessions"] {
         if let Some(value) = section.value(name) {
-            value.refuse(Fault::new("stands beside `pkcs12`, which holds certificate and key").hint("take one away"));
+            value.refuse(
+                Fault::new("stands beside `pkcs12`, which holds certificate and key")
+                    .code("conflict")
+                    .hint("take one away"),
+            );
         }
     }
     let bundle = bundle.text(|text| path(text, folder));
@@ -203,7 +213,7 @@ fn key(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<KeySource
         Ok(KeySource::Token(TokenSettings { uri, sessions, waiting }))
     });
     if let (Some(value), Some(KeySource::File(_))) = (section.value("sessions"), &key) {
-        value.refuse(Fault::new("concerns keys on a token alone: a key in memory signs at once"));
+        value.refuse(Fault::new("concerns keys on a token alone: a key in memory signs at once").code("conflict"));
     }
     key
 }

@@ -71,7 +71,7 @@ fn buffered(section: &Section<'_>, body: u64, machine: &Machine) -> u64 {
         let fault =
             format!("{}{here} is less than one body of `limits.body`, {}", show_size(buffered), show_size(body));
         let hint = "lower `limits.body`, or raise `limits.buffered`";
-        section.report.error("limits.buffered", Fault::new(fault).hint(hint));
+        section.report.error("limits.buffered", Fault::new(fault).code("conflict").hint(hint));
     }
     buffered
 }

@@ -27,7 +27,7 @@ pub(super) fn listen(root: &Section<'_>) -> Vec<listener::Settings> {
     for item in items {
         let Some(listener) = listener(&item) else { continue };
         if listeners.iter().any(|other| takes_away(&other.address, &listener.address)) {
-            item.refuse(Fault::new("the same address is listed twice"));
+            item.refuse(Fault::new("the same address is listed twice").code("listed-twice"));
         }
         listeners.push(listener);
     }
@@ -45,13 +45,17 @@ fn listener(item: &Value<'_>) -> Option<listener::Settings> {
     let address = place(&named, open)?;
     if matches!(address, Address::Tcp(_)) {
         for value in [&peers, &mode].into_iter().flatten() {
-            value.refuse(Fault::new("concerns Unix sockets alone: over TCP the kernel does not say which user calls"));
+            value.refuse(
+                Fault::new("concerns Unix sockets alone: over TCP the kernel does not say which user calls")
+                    .code("conflict"),
+            );
         }
     }
     let granted = mode.as_ref().and_then(|value| value.quantity(permissions));
     if let (None, Some(value), Some(_)) = (&peers, &mode, granted.filter(|mode| mode & 0o007 != 0)) {
         value.refuse(
             Fault::new("lets every user of this machine use your seal")
+                .code("open-to-others")
                 .hint("end it in 0 and let the callers into the socket's group, or list their users in `peers`"),
         );
     }
@@ -62,7 +66,7 @@ fn place(place: &Value<'_>, open: bool) -> Option<Address> {
     let address = place.text(address)?;
     match &address {
         Address::Tcp(socket) if !is_loopback(socket) && !open => {
-            place.refuse(Fault::new("other machines could reach this address, and whoever reaches it uses your seal").hint(
+            place.refuse(Fault::new("other machines could reach this address, and whoever reaches it uses your seal").code("open-to-others").hint(
                 "listen on loopback, or write { address: …, open: true } where the network lets in only callers you trust",
             ));
             None
@@ -78,7 +82,7 @@ fn users(value: &Value<'_>) -> Vec<u32> {
     for item in &items {
         let Some(user) = item.quantity(user) else { continue };
         if users.contains(&user) {
-            item.refuse(Fault::new("the same user is listed twice"));
+            item.refuse(Fault::new("the same user is listed twice").code("listed-twice"));
         }
         users.push(user);
     }
@@ -120,7 +124,7 @@ pub(super) fn admin(root: &Section<'_>, taken: &[listener::Settings]) -> Vec<adm
     for item in value.items_or_one() {
         let Some((address, serve)) = admin_listener(&item) else { continue };
         if addresses.iter().any(|taken| takes_away(taken, &Address::Tcp(address))) {
-            item.refuse(Fault::new("the same address is listed twice, in `admin` or in `listen`"));
+            item.refuse(Fault::new("the same address is listed twice, in `admin` or in `listen`").code("listed-twice"));
         }
         addresses.push(Address::Tcp(address));
         listeners.push(admin::Settings { address, serve: serve.unwrap_or_else(all) });
@@ -143,12 +147,14 @@ fn admin_listener(item: &Value<'_>) -> Option<(SocketAddr, Option<Vec<Page>>)> {
     if !is_loopback(&address) && serve.is_none() {
         place.refuse(
             Fault::new("other machines could reach this address, and nothing says what they may see")
+                .code("open-to-others")
                 .hint("write { address: …, serve: [livez, readyz, metrics] } with the pages that they need"),
         );
     }
     if !is_loopback(&address) && serve.iter().flatten().any(|page| *page == Page::Status) {
         place.refuse(
             Fault::new("other machines could reach this address, and `status` is for this one alone")
+                .code("open-to-others")
                 .hint("take `status` from the list, and ask for it on 127.0.0.1"),
         );
     }
@@ -161,7 +167,7 @@ fn pages(value: &Value<'_>) -> Vec<Page> {
     for item in &items {
         let Some(page) = item.choice("page", &PAGES) else { continue };
         if pages.contains(&page) {
-            item.refuse(Fault::new("the same page is listed twice"));
+            item.refuse(Fault::new("the same page is listed twice").code("listed-twice"));
         }
         pages.push(page);
     }
@@ -179,7 +185,7 @@ pub(super) fn hosts(root: &Section<'_>) -> Vec<String> {
     for item in root.value("hosts").map(|value| value.items()).unwrap_or_default() {
         let Some(name) = item.text(own_name) else { continue };
         if hosts.contains(&name) {
-            item.refuse(Fault::new("the same name is listed twice"));
+            item.refuse(Fault::new("the same name is listed twice").code("listed-twice"));
         }
         hosts.push(name);
     }

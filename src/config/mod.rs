@@ -196,11 +196,14 @@ impl Config {
 
     fn warn_of_unused(&self, report: &Report) {
         for name in self.identities.keys().filter(|name| !self.upstreams.values().any(|u| u.identity == **name)) {
-            let fault = Fault::new("no upstream has this identity").hint("name it in an upstream, or take it away");
+            let fault = Fault::new("no upstream has this identity")
+                .code("unused")
+                .hint("name it in an upstream, or take it away");
             report.warning(&format!("identities.{name}"), fault);
         }
         for name in self.upstreams.keys().filter(|name| !self.routes.iter().any(|route| route.upstream == **name)) {
-            let fault = Fault::new("no route leads to this upstream").hint("add a route, or take it away");
+            let fault =
+                Fault::new("no route leads to this upstream").code("unused").hint("add a route, or take it away");
             report.warning(&format!("upstreams.{name}"), fault);
         }
     }
@@ -220,21 +223,28 @@ fn read(path: &Path) -> Result<String, Finding> {
     let result = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
     result.map_err(|error| unreadable(path, &error))?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(Finding::error(path, "", "the file is larger than 1MiB").hint("is it a configuration at all?"));
+        return Err(unusable(path, "the file is larger than 1MiB", "is it a configuration at all?"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
-        Finding::error(path, "", format!("line {line}: the file is not UTF-8")).hint("save it as UTF-8")
+        unusable(path, format!("line {line}: the file is not UTF-8"), "save it as UTF-8")
     })
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Finding {
     let hint = match error.kind() {
         io::ErrorKind::NotFound => "name it with --config FILE; `sealproxy init becm` prints one to begin with",
+        io::ErrorKind::IsADirectory => {
+            return unusable(path, "this is a folder", "name the file in it with --config FILE");
+        }
         io::ErrorKind::PermissionDenied => "let the user that runs sealproxy read it",
         _ => "name a regular file with --config FILE",
     };
-    Finding::error(path, "", format!("the file cannot be read: {error}")).hint(hint)
+    unusable(path, format!("the file cannot be read: {error}"), hint)
+}
+
+fn unusable(path: &Path, reason: impl Into<String>, hint: &str) -> Finding {
+    Finding::error(path, "", reason).hint(hint).code("unreadable-file")
 }
 
 #[cfg(test)]

@@ -65,7 +65,9 @@ fn revocation(value: &Value<'_>, folder: &Path) -> Option<Revocation> {
     }
     if stops {
         let hint = "name CRL files in `crl`, or write `ocsp: true`";
-        section.value("stops")?.refuse(Fault::new("has nothing to go by: no revocation is looked for").hint(hint));
+        section
+            .value("stops")?
+            .refuse(Fault::new("has nothing to go by: no revocation is looked for").code("conflict").hint(hint));
     }
     None
 }

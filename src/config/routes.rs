@@ -43,7 +43,8 @@ pub(super) fn routes(root: &Section<'_>, names: &[&str], upstreams: &BTreeMap<St
         }
         if routes.iter().any(|other| collide(&route, other, upstreams)) {
             let hint = "keep one of the two; a route's methods stand in one list";
-            item.field("path").refuse(Fault::new("another route has the same path at the same bank").hint(hint));
+            item.field("path")
+                .refuse(Fault::new("another route has the same path at the same bank").code("listed-twice").hint(hint));
         }
         routes.push(route);
     }
@@ -77,7 +78,7 @@ fn methods(value: &Value<'_>) -> Vec<Method> {
     for item in items {
         let Some(method) = method(&item) else { continue };
         if methods.contains(&method) {
-            item.refuse(Fault::new("the same method is listed twice"));
+            item.refuse(Fault::new("the same method is listed twice").code("listed-twice"));
         }
         methods.push(method);
     }
@@ -138,7 +139,7 @@ fn check_environment(item: &Value<'_>, route: &Settings, upstream: &Upstream) {
     };
     let hint = format!("paths of the sandbox begin with {}, those of production do not", api.sandbox_prefix);
     let reason = format!("this is a path of {there}, and the upstream `{}` is {here}", route.upstream);
-    item.field("path").refuse(Fault::new(reason).hint(hint));
+    item.field("path").refuse(Fault::new(reason).code("other-environment").hint(hint));
 }
 
 /// The registration endpoints ask for no token, only for the QWAC that every request through here presents.
@@ -149,7 +150,10 @@ fn warn_of_registrations(item: &Value<'_>, route: &Settings) {
     }
     let reason = "this covers …/oauth2/registrations: any local process could add a key to your registration at the bank, or delete it";
     let place = item.field("path");
-    place.report.warning(&place.key, Fault::new(reason).hint("name what is needed, such as path: …/oauth2/token"));
+    place.report.warning(
+        &place.key,
+        Fault::new(reason).code("open-registrations").hint("name what is needed, such as path: …/oauth2/token"),
+    );
 }
 
 /// Whether `[/sandbox]/BRAND/oauth2/registrations` or something below it can be reached by a route's path.

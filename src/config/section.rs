@@ -46,7 +46,7 @@ impl<'a> Value<'a> {
         let choice = known.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
         if choice.is_none() {
             let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-            self.refuse(unknown(what, &self.scalar("text")?.shown(), &name, &names));
+            self.refuse(unknown(what, &self.scalar("text")?.shown(), &name, &names).code("unknown-name"));
         }
         choice
     }
@@ -109,7 +109,7 @@ impl<'a> Value<'a> {
         }
         let entries = self.named();
         for (name, value) in entries.iter().filter(|(name, _)| !keys.contains(name)) {
-            value.refuse(unknown("key", &format!("`{name}`"), name, keys));
+            value.refuse(unknown("key", &format!("`{name}`"), name, keys).code("unknown-setting"));
         }
         Some(Section { key: self.key.clone(), entries, report: self.report })
     }
@@ -148,7 +148,7 @@ impl<'a> Value<'a> {
             }),
         };
         let subject = if self.key.is_empty() { "the file " } else { "" };
-        self.refuse(Fault { reason: format!("{subject}{}", fault.reason), ..fault });
+        self.refuse(Fault { reason: format!("{subject}{}", fault.reason), ..fault }.code("wrong-type"));
     }
 }
 
@@ -168,7 +168,7 @@ impl<'a> Section<'a> {
     pub(super) fn required(&self, key: &str, hint: &str) -> Option<Value<'a>> {
         let value = self.value(key);
         if value.is_none() {
-            self.report.error(&join(&self.key, key), Fault::new("is missing").hint(hint));
+            self.report.error(&join(&self.key, key), Fault::new("is missing").code("missing-setting").hint(hint));
         }
         value
     }

@@ -284,6 +284,34 @@ fn wrong_types_are_named() {
 }
 
 #[test]
+fn every_kind_of_fault_has_its_word_for_machines() {
+    let code = |text: &str, key: &str| {
+        let findings = parse(text).map_or_else(|findings| findings, |(_, findings)| findings);
+        let finding = findings.iter().find(|finding| finding.key == key);
+        finding.unwrap_or_else(|| panic!("nothing of {key}: {findings:?}")).code.unwrap_or_default()
+    };
+    for (text, key, expected) in [
+        ("", "", "empty-file"),
+        ("a: [", "", "not-yaml"),
+        ("a: &b 1", "", "unsupported-yaml"),
+        ("x: 1", "x", "unknown-setting"),
+        ("threads: 1", "routes", "missing-setting"),
+        ("threads: 0", "threads", "bad-value"),
+        ("threads: [1]", "threads", "wrong-type"),
+        ("threads: \"${UNSET}\"", "threads", "bad-variable"),
+        ("start: always", "start", "unknown-name"),
+        ("start: usable\nstart: usable", "start", "listed-twice"),
+        ("hosts: [a.b, a.b]", "hosts[1]", "listed-twice"),
+        ("listen: 0.0.0.0:1", "listen", "open-to-others"),
+        ("limits: {buffered: 1MiB}", "limits.buffered", "conflict"),
+        (&minimal().replace("path: /becm/o", "path: /sandbox/becm/o"), "routes[1].path", "other-environment"),
+        (&minimal().replace("path: /becm/oauth2/token", "path: /becm/oauth2/"), "routes[1].path", "open-registrations"),
+    ] {
+        assert_eq!(code(text, key), expected, "{text}");
+    }
+}
+
+#[test]
 fn all_errors_are_told_at_once() {
     let found = findings(
         "listen: x\nthreads: 0\nidentities: {a b: {qwac: 1}}\nupstreams: {b: {}}\nlimits: {body: 1}\ntimeouts: {seal: 1}\nx: 1\nx: 2",
@@ -685,7 +713,7 @@ fn a_file_that_cannot_be_read_is_named() {
         other => panic!("{other:?}"),
     };
     assert!(fault(&file).contains("f.yaml: the file cannot be read: No such file"), "{}", fault(&file));
-    assert!(fault(&folder).contains("directory"), "{}", fault(&folder));
+    assert!(fault(&folder).contains("this is a folder"), "{}", fault(&folder));
     for (bytes, reason) in [
         (&b""[..], "the file is empty"),
         (b"a: 1\nb: \xff", "line 2: the file is not UTF-8"),

@@ -85,7 +85,7 @@ fn upstream(value: &Value<'_>, context: &Context<'_>, share: usize) -> Option<Up
     let (profile, api) = profile(&section, &pass)?;
     if pass.iter().any(|name| reaches(name, api)) {
         // Which ones is not said: a name may be the value of an environment variable.
-        let fault = Fault::new("some of these headers reach the bank without being listed here");
+        let fault = Fault::new("some of these headers reach the bank without being listed here").code("needless");
         section.report.note(&format!("{}.pass", section.key), fault);
     }
     let identity = identity?;
@@ -105,7 +105,9 @@ fn registrations(section: &Section<'_>, profile: &Profile, seals: &[SealSettings
         (Some(value), _) => {
             if let Some(key_id) = section.value("key_id") {
                 key_id.refuse(
-                    Fault::new("stands beside `seal_keys`").hint("write each seal's key_id into its entry there"),
+                    Fault::new("stands beside `seal_keys`")
+                        .code("conflict")
+                        .hint("write each seal's key_id into its entry there"),
                 );
             }
             let items = value.items();
@@ -113,7 +115,7 @@ fn registrations(section: &Section<'_>, profile: &Profile, seals: &[SealSettings
             let legal: Vec<_> = items.iter().filter_map(|item| registration(item, &names, quoted)).collect();
             for (index, one) in legal.iter().enumerate() {
                 if legal[..index].iter().any(|earlier| earlier.seal == one.seal) {
-                    value.refuse(Fault::new(format!("lists the seal {} twice", one.seal)));
+                    value.refuse(Fault::new(format!("lists the seal {} twice", one.seal)).code("listed-twice"));
                 }
             }
             (legal.len() == items.len()).then_some(legal)
@@ -142,6 +144,7 @@ fn registration(item: &Value<'_>, names: &[(&str, &str)], quoted: bool) -> Optio
         (None, None) => {
             item.refuse(
                 Fault::new("does not say whether the bank knows this seal")
+                    .code("missing-setting")
                     .hint("write `registered: true`, or `active_from: 2026-12-01T00:00:00Z`"),
             );
             return None;
@@ -202,7 +205,7 @@ fn pins(value: &Value<'_>) -> Vec<Pin> {
         let pin = |text: &str| text.parse().map_err(|error: NoPin| Fault::new(error.to_string()).hint(HOW));
         let Some(pin) = item.text(pin) else { continue };
         if pins.contains(&pin) {
-            item.refuse(Fault::new("the same key is listed twice"));
+            item.refuse(Fault::new("the same key is listed twice").code("listed-twice"));
         }
         pins.push(pin);
     }
@@ -211,7 +214,8 @@ fn pins(value: &Value<'_>) -> Vec<Pin> {
     }
     if items.len() == 1 {
         // RFC 7469 section 4.3 asks for a backup.
-        let fault = Fault::new("names one key alone: no request reaches the bank from the day on which it has another");
+        let fault = Fault::new("names one key alone: no request reaches the bank from the day on which it has another")
+            .code("single-pin");
         value.report.note(&value.key, fault.hint("add the bank's next key, or that of its authority"));
     }
     pins
@@ -334,7 +338,7 @@ fn headers(value: &Value<'_>, legal: impl Fn(&HeaderName) -> Result<(), Fault>) 
     for item in value.items() {
         let Some(name) = item.text(|text| header(text).and_then(|name| legal(&name).map(|()| name))) else { continue };
         if names.contains(&name) {
-            item.refuse(Fault::new("the same header is listed twice"));
+            item.refuse(Fault::new("the same header is listed twice").code("listed-twice"));
         }
         names.push(name);
     }

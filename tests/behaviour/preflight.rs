@@ -456,6 +456,12 @@ fn signatures_that_cannot_be_verified_here_have_words() {
 }
 
 /// Whatever is wrong, machines read one document, and the exit code is the same as for people.
+/// Of every kind one.
+const MISTAKES: &str = "listn: 127.0.0.1:8080\nlisten: [\"0.0.0.0:8080\", \"127.0.0.1:1\", \"127.0.0.1:1\"]\nthreads: [1]\n\
+    hosts: [\"${SEALPROXY_TEST_UNSET}\"]\nlimits: { body: 8MiB, buffered: 1MiB }\nidentities: { main: {} }\n\
+    upstreams: { bank: { url: \"http://a\", environment: prodction, profile: becm, trust: } }\n\
+    routes: [{ path: x, upstream: other }]\nroutes: []\n";
+
 #[test]
 fn check_prints_one_document_for_machines() {
     let check = |file: &Path, more: &[&str]| {
@@ -471,6 +477,7 @@ fn check_prints_one_document_for_machines() {
         ("missing.yaml", None, 78, 78),
         ("no.yaml", Some("a: [".to_owned()), 78, 78),
         ("binary.yaml", Some("a: \u{0}".to_owned()), 78, 78),
+        ("mistakes.yaml", Some(MISTAKES.to_owned()), 78, 78),
         ("good.yaml", Some(crate::support::config(bank.address, "", "")), 0, 0),
         ("closed.yaml", Some(crate::support::config(closed, "", "")), 0, 1),
     ];
@@ -490,6 +497,10 @@ fn check_prints_one_document_for_machines() {
             };
             assert_eq!(errors(&document["findings"]) > 0, code == 78, "{document}");
             assert_eq!(errors(&document["connect"]["bank"]) > 0, code == 1, "{document}");
+            let all = [&document["findings"], &document["connect"]["bank"]].map(|findings| findings.as_array());
+            for finding in all.into_iter().flatten().flatten() {
+                assert!(finding["code"].is_string(), "without a word for machines: {finding}");
+            }
         }
     }
 }
@@ -500,7 +511,8 @@ fn an_x5u_must_serve_the_certificate_that_seals() {
     let bank = FakeBank::good();
     let seal = std::fs::read(kit().path("qsealc.pem")).expect("PEM");
     let other = std::fs::read(kit().path("qwac.pem")).expect("PEM");
-    for (served, code) in [(seal, None), (other, Some("x5u-serves-another")), (b"x".to_vec(), Some("x5u-unreachable"))]
+    for (served, code) in
+        [(seal, Some("x5u")), (other, Some("x5u-serves-another")), (b"x".to_vec(), Some("x5u-unreachable"))]
     {
         let web = Web::serving(served);
         let yaml = crate::support::config(

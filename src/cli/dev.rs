@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+use super::sandbox::without_kit;
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, say, tell};
 use crate::app::{App, Bound};
@@ -40,11 +41,12 @@ async fn serve(
     first_line: mpsc::Receiver<Value>,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let kit = Kit::open_or_make(folder, SystemTime::now())?;
+    let kit = Kit::open_or_make(folder, SystemTime::now()).map_err(|error| without_kit(&error))?;
     let bank = SandboxBank::start(&kit)?;
-    let proxy = free_port(port)?;
-    let admin = free_port(ADMIN)?;
-    let config = kit.write_config(bank.address, loopback(proxy), loopback(admin))?;
+    let proxy = free_port(port, "Name another with --port")?;
+    let admin = free_port(ADMIN, "End what listens there")?;
+    let config = kit.write_config(bank.address, loopback(proxy), loopback(admin));
+    let config = config.map_err(|error| without_kit(&error))?;
     let (config, findings) = Config::load(&config).map_err(Failure::Configuration)?;
     findings.iter().for_each(tell);
     let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
@@ -74,17 +76,18 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// The first port from `wanted` on that nobody listens on.
-fn free_port(wanted: u16) -> io::Result<u16> {
+/// The first port from `wanted` on that nobody listens on, or what to do about it.
+fn free_port(wanted: u16, advice: &str) -> Result<u16, Failure> {
     let candidates = wanted..=wanted.saturating_add(PORTS_TO_TRY);
-    let mut last = io::Error::other("no port to try");
-    for port in candidates {
+    let mut failed = String::new();
+    for port in candidates.clone() {
         match std::net::TcpListener::bind(loopback(port)) {
             Ok(listener) => return Ok(listener.local_addr()?.port()),
-            Err(error) => last = error,
+            Err(error) => failed = error.to_string(),
         }
     }
-    Err(last)
+    let reason = format!("no port of 127.0.0.1 from {wanted} to {} can be had: {failed}", candidates.end());
+    Err(Failure::Advised(reason, advice.to_owned()))
 }
 
 const PORTS_TO_TRY: u16 = 50;
@@ -114,7 +117,7 @@ struct SandboxBank {
 
 impl SandboxBank {
     fn start(kit: &Kit) -> Result<Self, Failure> {
-        let address = loopback(free_port(BANK)?);
+        let address = loopback(free_port(BANK, "End what listens there")?);
         let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
         let bank = Arc::new(Bank::new(kit.bank(authorities)?)?);
         let listener = std::net::TcpListener::bind(address)?;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -26,6 +27,7 @@ mod x5u;
 use crate::config::Finding;
 #[cfg(feature = "sandbox")]
 use crate::sandbox::bank::faults::{Faults, Mishap};
+use health::Admin;
 
 /// A mutual-TLS signing forward proxy for open-banking APIs.
 #[derive(Debug, Parser)]
@@ -41,7 +43,7 @@ pub enum Command {
     /// Serve with a configuration file
     Run {
         /// The configuration
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(named_file))]
         config: PathBuf,
     },
     /// Try it: a sandbox bank, throwaway certificates and the proxy in one command; needs no files
@@ -68,7 +70,7 @@ pub enum Command {
     /// Check a configuration and every file it names, without serving
     Check {
         /// The configuration
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(named_file))]
         config: PathBuf,
         /// Also connect to every upstream and report on it; sends each one `HEAD /`, without a seal, token or body
         #[arg(long)]
@@ -81,17 +83,16 @@ pub enum Command {
     Health {
         /// Its admin address, HOST:PORT
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
-        admin: String,
+        admin: Admin,
         /// Ask only whether it is alive
         #[arg(long)]
         live: bool,
     },
-    /// The sandbox bank alone
+    /// The sandbox bank alone, without a proxy
     #[cfg(feature = "sandbox")]
-    #[command(hide = true)]
     Sandbox {
-        /// Where it listens
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+        /// Where it listens; port 0 is any that is free
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = sandbox::address)]
         listen: std::net::SocketAddr,
         /// Its certificates, made where absent, and a configuration for a proxy in front of it
         #[arg(long, value_name = "DIR")]
@@ -112,6 +113,17 @@ fn faults_help(since: &str) -> String {
          requests or connections that it befalls, the n-th the same in every run with one seed. The faults: {}",
         Mishap::names()
     )
+}
+
+/// A file can be read again, which SIGHUP and `check` rely on, and has a folder, where the paths in it begin.
+fn named_file(path: PathBuf) -> Result<PathBuf, &'static str> {
+    if path.as_os_str() == "-" {
+        return Err(
+            "the configuration must be a file: standard input cannot be read again at SIGHUP, and has no folder \
+                    where the paths in it could begin. Write it to a file, and name that: --config sealproxy.yaml",
+        );
+    }
+    Ok(path)
 }
 
 /// A bank whose API and dialect are built in.
@@ -171,6 +183,8 @@ pub enum Failure {
     Unreached,
     /// Standard output took not all of what was asked for.
     Unwritten(String),
+    /// Something that people can mend, and how.
+    Advised(String, String),
     /// Anything else.
     Other(Box<dyn Error + Send + Sync>),
 }
@@ -205,6 +219,10 @@ impl Failure {
             Self::Unreached => ExitCode::FAILURE,
             Self::Unwritten(error) => {
                 tell(format_args!("error: standard output cannot be written: {error}"));
+                ExitCode::FAILURE
+            }
+            Self::Advised(reason, advice) => {
+                tell(format_args!("error: {reason}. {advice}"));
                 ExitCode::FAILURE
             }
             Self::Other(error) => {

@@ -8,10 +8,32 @@ use std::time::SystemTime;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{Failure, control_runtime, say};
+use super::{Failure, chain, control_runtime, say, tell};
 use crate::sandbox::bank::faults::Faults;
 use crate::sandbox::bank::{Bank, Settings};
-use crate::sandbox::kit::Kit;
+use crate::sandbox::kit::{self, Kit};
+
+/// Where the bank listens.
+pub(super) fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:40443")
+}
+
+/// Files that cannot be made or read, and what to do.
+pub(super) fn without_kit(error: &kit::Error) -> Failure {
+    let advice = match error {
+        kit::Error::File { path, source } => {
+            let reason = format!("{} cannot be made: {source}", path.display());
+            let advice = "Name a folder with --dir in which this user may write; it is made where it is absent";
+            return Failure::Advised(reason, advice.into());
+        }
+        // Says so itself.
+        kit::Error::Foreign(_) => return Failure::Advised(error.to_string(), "Name it with --dir".into()),
+        kit::Error::Authority(_) | kit::Error::Pem(_) | kit::Error::Certificate(_) => {
+            "Take the folder of --dir away, or name another: its certificates are then made anew"
+        }
+    };
+    Failure::Advised(chain(error), advice.into())
+}
 
 pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Faults) -> Result<(), Failure> {
     control_runtime()?.block_on(serve(listen, folder, demands_seal, faults))
@@ -19,12 +41,26 @@ pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool, faults:
 
 async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Faults) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let kit = Kit::open_or_make(folder, SystemTime::now())?;
-    let listener = TcpListener::bind(listen).await?;
+    let kit = Kit::open_or_make(folder, SystemTime::now()).map_err(|error| without_kit(&error))?;
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        let advice = "Name another with --listen ADDRESS; port 0 is any that is free";
+        Failure::Advised(format!("the bank cannot listen on {listen}: {error}"), advice.into())
+    })?;
     let address = listener.local_addr()?;
     let config = kit.path("sealproxy.yaml");
-    if !config.exists() {
-        kit.write_config(address, SocketAddr::new(address.ip(), 0), SocketAddr::new(address.ip(), 0))?;
+    match std::fs::read_to_string(&config) {
+        Err(_) => {
+            let any = SocketAddr::new(address.ip(), 0);
+            kit.write_config(address, any, any).map_err(|error| without_kit(&error))?;
+        }
+        Ok(text) if !text.contains(&address.to_string()) => {
+            let file = config.display();
+            tell(format_args!(
+                "warning: {file} is for a bank at another address than {address}. Give its `url` to --listen, or take the \
+                 file away"
+            ));
+        }
+        Ok(_) => {}
     }
     let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
     let bank = Arc::new(Bank::new(Settings { demands_seal, faults, ..kit.bank(authorities)? })?);

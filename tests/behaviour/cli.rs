@@ -221,7 +221,78 @@ fn health_asks_the_admin_port() {
     drop(child);
     let gone = output(&["health", "--admin", &admin]);
     assert_eq!(gone.status.code(), Some(1));
-    assert!(text(&gone.stderr).contains(&admin), "{}", text(&gone.stderr));
+    let said = text(&gone.stderr);
+    assert!(said.contains(&format!("{admin}/readyz: nobody listens there")) && said.contains("--admin"), "{said}");
+}
+
+#[test]
+fn health_tells_a_wrong_address_from_a_proxy_that_is_not_there() {
+    for wrong in ["9090", "127.0.0.1", "https://127.0.0.1:9090", "127.0.0.1:99999", ""] {
+        let refused = output(&["health", "--admin", wrong]);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(64), "{wrong}: {said}");
+        assert!(said.contains("127.0.0.1:9090"), "an example: {said}");
+    }
+    // Somebody listens, and is no admin page.
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = other.local_addr().expect("bound").to_string();
+    let serving = std::thread::spawn(move || {
+        for answer in ["HTTP/1.1 404 Not Found\r\n\r\n", "SSH-2.0-x\r\n"] {
+            let (mut stream, _) = other.accept().expect("a caller");
+            let _ = stream.read(&mut [0; 1024]);
+            stream.write_all(answer.as_bytes()).expect("written");
+        }
+    });
+    for reason in ["/readyz answered 404", "/readyz gave no answer in HTTP"] {
+        let odd = output(&["health", "--admin", &address]);
+        let said = text(&odd.stderr);
+        assert_eq!(odd.status.code(), Some(1), "{said}");
+        assert!(said.contains(reason) && said.contains("the setting `admin`"), "{said}");
+    }
+    serving.join().expect("no panic");
+}
+
+#[test]
+fn a_sandbox_that_cannot_begin_says_what_to_do() {
+    let file = folder("sandbox").join("file");
+    std::fs::write(&file, "mine").expect("a file");
+    let below = file.join("below");
+    let below = below.to_str().expect("UTF-8");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = listener.local_addr().expect("bound").to_string();
+    // Where somebody else has it, it is taken as well.
+    let _last = TcpListener::bind("127.0.0.1:65535");
+    let folder = folder("sandbox");
+    let folder = folder.to_str().expect("UTF-8");
+    for (arguments, code, reason, advice) in [
+        (&["dev", "--dir", below][..], 1, below, "Name a folder with --dir"),
+        // The last port there is, so that no next one can be taken.
+        (&["dev", "--port", "65535"], 1, "65535", "Name another with --port"),
+        (&["sandbox", "--dir", below], 1, below, "Name a folder with --dir"),
+        (&["sandbox", "--dir", folder, "--listen", &taken], 1, &taken, "Name another with --listen"),
+        (&["sandbox", "--dir", folder, "--listen", "40443"], 64, "40443", "such as 127.0.0.1:40443"),
+    ] {
+        let refused = output(arguments);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(code), "{said}");
+        assert!(said.contains(reason) && said.contains(advice), "{arguments:?}: {said}");
+    }
+    assert!(text(&output(&["--help"]).stdout).contains("  sandbox  "));
+}
+
+#[test]
+fn a_configuration_is_a_file() {
+    for command in ["check", "run"] {
+        let piped = output(&[command, "--config", "-"]);
+        assert_eq!(piped.status.code(), Some(64));
+        assert!(text(&piped.stderr).contains("the configuration must be a file"), "{}", text(&piped.stderr));
+        let folder = folder("config");
+        let named = output(&[command, "--config", folder.to_str().expect("UTF-8")]);
+        assert_eq!(named.status.code(), Some(78));
+        let said = text_of(&named);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains(&format!("{}: this is a folder. Name the file", folder.display())), "{said}");
+    }
 }
 
 /// A configuration that is legal, with `{name}` where the files of the kit go.

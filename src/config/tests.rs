@@ -95,6 +95,22 @@ fn the_reference_states_the_defaults() {
     assert_eq!(format!("{stated:#?}"), format!("{default:#?}"));
 }
 
+/// Of the README's YAML whatever begins at its margin is a whole file; what is indented is a part of one.
+#[test]
+fn the_readme_s_examples_are_legal() {
+    let (mut whole, mut lines) = (0, include_str!("../../README.md").lines());
+    while let Some(fence) = lines.find(|line| line.trim_start() == "```yaml") {
+        let margin = fence.len() - fence.trim_start().len();
+        let block = lines.by_ref().take_while(|line| line.trim_start() != "```");
+        let text: String = block.map(|line| format!("{}\n", line.get(margin..).unwrap_or_default())).collect();
+        if !text.starts_with(' ') {
+            legal(&text);
+            whole += 1;
+        }
+    }
+    assert!(whole >= 2, "the smallest file and that of a rotation are there: {whole}");
+}
+
 #[test]
 fn the_reference_names_every_key() {
     let keys = KEYS

@@ -45,13 +45,12 @@ pub enum Page {
 }
 
 impl Page {
-    fn at(path: &str) -> Option<Self> {
-        match path {
-            "/livez" => Some(Self::Livez),
-            "/readyz" => Some(Self::Readyz),
-            "/metrics" => Some(Self::Metrics),
-            "/status" => Some(Self::Status),
-            _ => None,
+    fn path(self) -> &'static str {
+        match self {
+            Self::Livez => "/livez",
+            Self::Readyz => "/readyz",
+            Self::Metrics => "/metrics",
+            Self::Status => "/status",
         }
     }
 }
@@ -172,8 +171,12 @@ async fn converse(stream: TcpStream, pages: Arc<[Page]>, state: Arc<State>, watc
 }
 
 fn answer(request: &Request<Incoming>, pages: &[Page], state: &State) -> Response<Full<Bytes>> {
-    match Page::at(request.uri().path()).filter(|page| pages.contains(page)) {
-        None => text(StatusCode::NOT_FOUND, "no such page\n"),
+    let asked = request.uri().path();
+    match pages.iter().copied().find(|page| page.path() == asked) {
+        None => {
+            let served: Vec<_> = pages.iter().map(|page| page.path()).collect();
+            text(StatusCode::NOT_FOUND, format!("no such page here; there are {}\n", served.join(" ")))
+        }
         Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
             text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n")
         }

@@ -60,6 +60,7 @@ pub enum Command {
         faults: Option<Faults>,
     },
     /// Print an annotated configuration
+    #[command(override_usage = "sealproxy init becm [--sandbox]")]
     Init {
         /// The bank
         profile: Profile,

@@ -63,7 +63,8 @@ fn listener(item: &Value<'_>) -> Option<listener::Settings> {
 }
 
 fn place(place: &Value<'_>, open: bool) -> Option<Address> {
-    let address = place.text(address)?;
+    // A port alone is a number, and is told what it lacks.
+    let address = place.quantity(address)?;
     match &address {
         Address::Tcp(socket) if !is_loopback(socket) && !open => {
             place.refuse(Fault::new("other machines could reach this address, and whoever reaches it uses your seal").code("open-to-others").hint(
@@ -140,7 +141,7 @@ fn admin_listener(item: &Value<'_>) -> Option<(SocketAddr, Option<Vec<Page>>)> {
     } else {
         (item.clone(), None)
     };
-    let Address::Tcp(address) = place.text(address)? else {
+    let Address::Tcp(address) = place.quantity(address)? else {
         place.refuse(Fault::new("the admin pages are served on TCP addresses only"));
         return None;
     };

@@ -147,8 +147,13 @@ impl<'a> Value<'a> {
                 _ => "write one value",
             }),
         };
-        let subject = if self.key.is_empty() { "the file " } else { "" };
-        self.refuse(Fault { reason: format!("{subject}{}", fault.reason), ..fault }.code("wrong-type"));
+        let fault = match self.key.is_empty() {
+            false => fault,
+            // Nothing that a pair of brackets would mend.
+            true => Fault::new(format!("the file {}", fault.reason))
+                .hint("is it a configuration at all? `sealproxy init becm` prints one to begin with"),
+        };
+        self.refuse(fault.code("wrong-type"));
     }
 }
 

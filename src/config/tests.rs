@@ -282,12 +282,15 @@ fn unknown_keys_are_refused_with_the_closest_known_one() {
 
 #[test]
 fn wrong_types_are_named() {
-    expect("just text", "error: the file is text where a map is expected");
+    expect("just text", "error: the file is text where a map is expected. Is it a configuration at all?");
     expect("[a]", "error: the file is a list where a map is expected");
     expect(&with("limits: [1]"), "error: limits: is a list where a map is expected");
     expect(&with("limits:"), "error: limits: has no value. Give it one, or take the key away");
     expect(&with("listen:"), "error: listen: has no value");
-    expect(&with("listen: 8080"), "error: listen: is a number where text is expected. Put it in quotes");
+    expect(
+        &with("listen: 8080"),
+        "error: listen: `8080` is not an address to listen on. Name the address too: 127.0.0.1:8080",
+    );
     expect(&with("hosts: proxy"), "error: hosts: is text where a list is expected");
     expect(&with("threads: [4]"), "error: threads: is a list where a single value is expected");
     expect(&with("threads: true"), "error: threads: `true` is not a whole number from 1 to 256");

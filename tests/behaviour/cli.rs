@@ -206,6 +206,7 @@ fn the_wrong_command_line_exits_64_and_none_names_the_first_two_commands() {
     assert!(text(&alone.stderr).contains("sealproxy dev") && text(&alone.stderr).contains("sealproxy run"));
     assert_eq!(output(&["nonsense"]).status.code(), Some(64));
     assert_eq!(output(&["run"]).status.code(), Some(64));
+    assert!(text(&output(&["init"]).stderr).contains("sealproxy init becm [--sandbox]"), "which banks there are");
     assert_eq!(output(&["--help"]).status.code(), Some(0));
     assert_eq!(output(&["--version"]).status.code(), Some(0));
 }

@@ -236,7 +236,9 @@ fn the_admin_pages() {
         send(rig.admin, format!("{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
     };
     assert_eq!(page("GET /livez").status, 200);
-    assert_eq!(page("GET /").status, 404);
+    let nothing = page("GET /");
+    assert_eq!(nothing.status, 404);
+    assert!(nothing.body.contains("/livez /readyz /metrics"), "{}", nothing.body);
     assert_eq!(page("POST /metrics").status, 405);
     rig.log.wait(1);
     let metrics = page("GET /metrics").body;

@@ -4,7 +4,7 @@
 //! connection stands, and nothing touches a header after the seal.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -90,7 +90,11 @@ impl Arrived {
                 }
             }
         };
-        match shared.unless_stopped(preparing).await.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
+        let prepared = {
+            let preparing = pin!(preparing);
+            shared.unless_stopped(preparing).await
+        };
+        match prepared.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
             Ok(prepared) => Prepared { whole: old, ..prepared }.deliver(exchange).await,
             Err(problem) => refuse(&problem, exchange),
         }
@@ -137,8 +141,10 @@ async fn prepare(
 impl Prepared {
     async fn deliver(mut self, mut exchange: Exchange) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
-        let sealing = timeout_at(self.deadline, self.acquire_and_seal(&mut exchange));
-        let sealed = shared.unless_stopped(sealing).await;
+        let sealed = {
+            let sealing = pin!(timeout_at(self.deadline, self.acquire_and_seal(&mut exchange)));
+            shared.unless_stopped(sealing).await
+        };
         let sealed = sealed.map(|sealed| sealed.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent))));
         let lease = match sealed.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
             Ok(lease) => lease,
@@ -146,9 +152,9 @@ impl Prepared {
         };
         let id = exchange.id().clone();
         let answer = if exchange.is_safe() {
-            shared.unless_stopped(self.send(lease, exchange)).await
+            shared.unless_stopped(pin!(self.send(lease, exchange))).await
         } else {
-            shared.unless_stopped(self.send_to_the_end(lease, exchange)).await
+            shared.unless_stopped(pin!(self.send_to_the_end(lease, exchange))).await
         };
         // The exchange went with the work, and its record was logged as cut by the stop.
         answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
@@ -172,7 +178,8 @@ impl Prepared {
         let sending = timeout_at(self.deadline, self.send_once_more_if_unsent(lease, &mut exchange));
         match sending.await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Unknown))) {
             Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
-                relay_whole(response, exchange, &self.shared, self.deadline).await
+                // Rare, as is a second try: in a box they are not part of every request's state.
+                Box::pin(relay_whole(response, exchange, &self.shared, self.deadline)).await
             }
             Ok(response) => relay(response, exchange, self.shared.patience(self.deadline)),
             Err(problem) => refuse(&problem, exchange),
@@ -189,7 +196,7 @@ impl Prepared {
         let reused = lease.is_reused();
         match self.transmit(lease, exchange).await {
             Err(error) if reused && error.outcome == Outcome::NotSent => {
-                let lease = self.dial_and_seal(exchange).await?;
+                let lease = Box::pin(self.dial_and_seal(exchange)).await?;
                 self.transmit(lease, exchange).await.map_err(Problem::Send)
             }
             result => result.map_err(Problem::Send),

@@ -1,7 +1,7 @@
 //! Turns accepted connections into sealed requests. Must not know YAML, files, keys or certificates.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -125,8 +125,8 @@ impl Shared {
         self.stopped.send_replace(true);
     }
 
-    /// `None` if the proxy stops first.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    /// `None` if the proxy stops first. The work stays where it is: an argument of its own size would be held twice.
+    async fn unless_stopped<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         let mut stopped = self.stopped.subscribe();
         tokio::select! {
             biased;

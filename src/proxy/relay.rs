@@ -28,10 +28,9 @@ use crate::upstream::{Answer, AnswerError};
 /// A response body on its way to the local client.
 pub(super) struct RelayBody(Hold);
 
-#[expect(clippy::large_enum_variant, reason = "most answers are whole with their first frame and never leave it")]
 enum Hold {
     /// Nobody else looks at it: an answer that is whole with its first frame, on HTTP/1.1.
-    Own(Relay),
+    Own(Box<Relay>),
     /// Watched over while the caller takes it.
     Shared(Arc<Mutex<Relay>>),
 }
@@ -67,7 +66,7 @@ pub(super) enum RelayError {
 
 impl RelayBody {
     pub(super) fn problem(text: Bytes, exchange: Option<Exchange>) -> Self {
-        Self(Hold::Own(Relay::new(Source::Problem(Some(text)), exchange, None)))
+        Self(Hold::Own(Box::new(Relay::new(Source::Problem(Some(text)), exchange, None))))
     }
 
     /// An answer that was read to its end before it is relayed, and what it is charged. It goes out in pieces: what the
@@ -78,11 +77,11 @@ impl RelayBody {
         while !body.is_empty() {
             relay.ahead.push_back(Ok(Frame::data(body.split_to(body.len().min(PIECE)))));
         }
-        Self(Hold::Own(relay))
+        Self(Hold::Own(Box::new(relay)))
     }
 
     pub(super) fn bank(answer: Answer, exchange: Exchange, patience: Patience) -> Self {
-        Self(Hold::Own(Relay::new(Source::Bank(answer), Some(exchange), Some(patience))))
+        Self(Hold::Own(Box::new(Relay::new(Source::Bank(answer), Some(exchange), Some(patience)))))
     }
 
     /// Keeps the connection busy for as long as this body lives. `patience` is for what the bank has no part in.
@@ -122,7 +121,7 @@ impl RelayBody {
     fn watch_over(&mut self) {
         let Hold::Own(relay) = &mut self.0 else { return };
         let Some(patience) = relay.patience.clone() else { return };
-        let shared = Arc::new(Mutex::new(mem::replace(relay, Relay::new(Source::Ended, None, None))));
+        let shared = Arc::new(Mutex::new(mem::replace(&mut **relay, Relay::new(Source::Ended, None, None))));
         tokio::spawn(mind(Arc::downgrade(&shared), patience));
         self.0 = Hold::Shared(shared);
     }

@@ -171,6 +171,10 @@ impl Answer {
 
     fn give_back(&mut self) {
         let Some(Lease { mut connection, pool, .. }) = self.lease.take() else { return };
+        // Mostly the connection is through with the answer by the time that its last frame is taken.
+        if connection.sender.is_ready() {
+            return pool.put(connection);
+        }
         if connection.sender.is_closed() {
             return;
         }

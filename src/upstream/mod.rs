@@ -248,7 +248,7 @@ impl Upstream {
             }
             tokio::select! {
                 biased;
-                permit = self.permit() => return self.dial(reactor, permit?).await,
+                permit = self.permit() => return Box::pin(self.dial(reactor, permit?)).await,
                 () = returned => {}
             }
         }
@@ -256,7 +256,7 @@ impl Upstream {
 
     async fn new_connection(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
         let permit = self.permit().await?;
-        self.dial(reactor, permit).await
+        Box::pin(self.dial(reactor, permit)).await
     }
 
     /// The right to one more connection, within the time that a connect may take.
@@ -268,6 +268,7 @@ impl Upstream {
         permit.ok().and_then(Result::ok).ok_or(AcquireError::Full(most, patience))
     }
 
+    /// Its callers keep it in a box: it is rare, and its state would make that of every request ten times as large.
     async fn dial(&self, reactor: ReactorId, permit: OwnedSemaphorePermit) -> Result<Connection, AcquireError> {
         if self.pool.is_replaced() {
             return Err(AcquireError::Replaced);

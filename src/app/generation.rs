@@ -13,10 +13,10 @@ use rustls::pki_types::CertificateDer;
 
 use super::Process;
 use super::holding::{Holding, Place, QWAC};
-use super::line::Line;
+use super::line::{Line, Pins};
 use super::marks::Marks;
 use super::revocation::{Name, Watched};
-use crate::config::{self, Config, Finding};
+use crate::config::{Config, Finding};
 use crate::identity::certificate::{Certificate, Fingerprint};
 use crate::identity::qcstatements::Role;
 use crate::identity::{Pair, Settings};
@@ -33,6 +33,8 @@ pub(super) struct Generation {
     pub(super) holdings: BTreeMap<String, Holding>,
     /// By the names of the upstreams, those without a route included.
     pub(super) lines: BTreeMap<String, Line>,
+    /// What the banks were said to know, until now.
+    pins: Pins,
     /// Everything that was found at the last look.
     pub(super) findings: Vec<Finding>,
     /// Whether the configuration itself has an error, beside those of its identities.
@@ -52,7 +54,8 @@ pub(super) async fn build(
     let looks = config.identities.iter().map(async |(name, settings)| {
         let (file, needed, is_for_tests) = (&config.file, needed(config, name), is_for_tests(config, name));
         let (registered, stopped) = (registered(config, name), stopped(config, process, name));
-        let place = Place { file, identity: name, is_for_tests, needed, registered, stopped, now };
+        let used = earlier.map_or_else(|| registered.clone(), |earlier| earlier.sealing(name));
+        let place = Place { file, identity: name, is_for_tests, needed, registered, used, stopped, now };
         let held = earlier.and_then(|earlier| earlier.holdings.get(name));
         (name.clone(), Holding::look(&place, settings, held, marks).await)
     });
@@ -65,7 +68,8 @@ pub(super) async fn build(
         None => 1,
     };
     let (config, lines) = (Arc::clone(config), BTreeMap::new());
-    let mut generation = Generation { config, edition, holdings, lines, findings, is_faulty: false };
+    let pins = earlier.map(|earlier| earlier.pins.clone()).unwrap_or_default();
+    let mut generation = Generation { config, edition, holdings, lines, pins, findings, is_faulty: false };
     generation.draw_lines(process, earlier, marks, now);
     generation.note_revoked();
     generation.note_nested();
@@ -119,25 +123,20 @@ impl Generation {
             // A configuration's identities are legal, and each has its holding.
             let Some(holding) = self.holdings.get(&upstream.identity) else { continue };
             let seals = config.routes.iter().any(|route| route.seal && route.upstream == *name);
-            let earlier = earlier.and_then(|earlier| earlier.line_like(name, upstream, &config));
-            let drawn = Line::draw(process, &config.file, name, upstream, seals, holding, earlier, marks, now);
+            let line = earlier.and_then(|earlier| earlier.lines.get(name));
+            let file = &config.file;
+            let drawn = Line::draw(process, file, name, upstream, seals, holding, line, &self.pins, marks, now);
             self.is_faulty |= drawn.is_faulty;
             self.findings.extend(drawn.findings);
             self.lines.insert(name.clone(), drawn.line);
         }
+        self.pins = self.pins.with(self.lines.iter());
     }
 
-    /// The line of the same name, or else the one that has been renamed: what the bank knows does not depend on its name
-    /// here.
-    fn line_like(&self, name: &str, upstream: &config::Upstream, next: &Config) -> Option<(&Line, &config::Upstream)> {
-        let is_renamed = |(name, earlier): &(&String, &config::Upstream)| {
-            !next.upstreams.contains_key(*name)
-                && earlier.settings.origin == upstream.settings.origin
-                && earlier.identity == upstream.identity
-        };
-        let found = self.config.upstreams.get_key_value(name);
-        let (name, config) = found.or_else(|| self.config.upstreams.iter().find(is_renamed))?;
-        Some((self.lines.get(name)?, config))
+    /// The seals of an identity that seal somewhere now.
+    fn sealing(&self, identity: &str) -> BTreeSet<&str> {
+        let own = self.config.upstreams.iter().filter(|(_, upstream)| upstream.identity == identity);
+        own.filter_map(|(name, _)| self.lines.get(name)?.active.as_deref()).collect()
     }
 
     /// What requests see of it.
@@ -264,6 +263,14 @@ impl Generation {
         self.lines.values().filter_map(|line| line.upstream.as_ref()).for_each(|upstream| upstream.show_lists());
     }
 
+    /// The seals that lie ready.
+    pub(super) fn staged(&self) -> BTreeSet<(&str, Fingerprint)> {
+        let lines = self.lines.iter();
+        let staged =
+            lines.flat_map(|(upstream, line)| line.staged.iter().map(move |staged| (upstream.as_str(), staged)));
+        staged.map(|(upstream, staged)| (upstream, staged.credential.certificate().id())).collect()
+    }
+
     /// Ends the use of what `next` has others for. A request may ask for the successor where the configuration is the same.
     pub(super) fn retire(&self, next: &Self) {
         for (name, line) in &self.lines {
@@ -286,7 +293,7 @@ impl Generation {
                 one.path, one.upstream, other.path, other.upstream
             );
             let hint = "send the bank's name as Host, or the absolute form";
-            self.findings.push(Finding::note(&self.config.file, "routes", reason).hint(hint));
+            self.findings.push(Finding::note(&self.config.file, "routes", reason).hint(hint).code("nested-routes"));
         }
     }
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::future::{join, join_all};
+
 use super::marks::Marks;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
@@ -47,6 +49,8 @@ pub(super) struct Place<'a> {
     pub(super) needed: Vec<(Role, String)>,
     /// The seals that some bank knows.
     pub(super) registered: BTreeSet<&'a str>,
+    /// Those of them that seal now.
+    pub(super) used: BTreeSet<&'a str>,
     /// The certificates that are known to be revoked and not to be used.
     pub(super) stopped: BTreeSet<Fingerprint>,
     pub(super) now: SystemTime,
@@ -131,16 +135,21 @@ impl Set {
             is_bad: false,
             read: settings.pairs().map(|pair| (pair.setting.clone(), marks.only(pair.files()))).collect(),
         };
-        if set.qwac.is_none() {
-            set.qwac = set.loaded(place, settings, &settings.qwac, Qwac::load(&settings.qwac).await);
+        // All at a time: tokens may hang.
+        let qwac = async { if set.qwac.is_none() { Some(Qwac::load(&settings.qwac).await) } else { None } };
+        let seals = settings.seals.iter().map(async |seal| {
+            match earlier.and_then(|earlier| earlier.seal_like(&seal.name, &seal.pair, marks)) {
+                Some(held) => Ok(held),
+                None => Err(Credential::load(&seal.pair).await),
+            }
+        });
+        let (qwac, seals) = join(qwac, join_all(seals)).await;
+        if let Some(loaded) = qwac {
+            set.qwac = set.loaded(place, settings, &settings.qwac, loaded);
         }
-        for seal in &settings.seals {
-            let held = earlier.and_then(|earlier| earlier.seal_like(&seal.name, &seal.pair, marks));
-            let loaded = match held {
-                Some(held) => Some(held),
-                None => set.loaded(place, settings, &seal.pair, Credential::load(&seal.pair).await),
-            };
-            set.seals.extend(loaded.map(|loaded| (seal.name.clone(), loaded)));
+        for (seal, found) in settings.seals.iter().zip(seals) {
+            let found = found.map_or_else(|loaded| set.loaded(place, settings, &seal.pair, loaded), Some);
+            set.seals.extend(found.map(|found| (seal.name.clone(), found)));
         }
         set.judge_exposure(place, settings);
         set.judge(place, settings, earlier);
@@ -168,16 +177,17 @@ impl Set {
         }
     }
 
-    /// Notes what was found in a pair. A seal that no bank knows seals nothing, and what is wrong with it is no error yet.
+    /// Notes what was found in a pair. What is wrong with a seal that does not seal now holds nothing up, and with one that
+    /// no bank knows it is no error yet.
     fn add(&mut self, place: &Place<'_>, settings: &Settings, setting: &str, finding: Finding) {
         if !finding.is_error() {
             return self.findings.push(finding);
         }
         let seal = settings.seals.iter().find(|seal| seal.pair.setting == setting);
-        let is_idle = seal.is_some_and(|seal| !place.registered.contains(seal.name.as_str()));
         self.unsound.insert(setting.to_owned());
-        self.is_bad |= !is_idle;
-        self.findings.push(if is_idle { finding.lowered() } else { finding });
+        self.is_bad |= seal.is_none_or(|seal| place.used.contains(seal.name.as_str()));
+        let is_unknown = seal.is_some_and(|seal| !place.registered.contains(seal.name.as_str()));
+        self.findings.push(if is_unknown { finding.lowered() } else { finding });
     }
 
     /// What is to be held from now on: of each pair what was found or what is held already.
@@ -194,7 +204,7 @@ impl Set {
         let qwac = choose(
             self.qwac.clone().filter(|_| found(&settings.qwac)),
             earlier.and_then(|earlier| earlier.qwac.clone()),
-            |old| !self.is_bad || old.certificate().validity_at(place.now) != Validity::Valid,
+            |old| !self.is_bad || !is_usable(old.certificate(), &place.stopped, place.now),
         );
         take(&settings.qwac, same(&qwac, &self.qwac));
         let mut seals = BTreeMap::new();
@@ -203,7 +213,7 @@ impl Set {
             let chosen = choose(
                 new.cloned().filter(|_| found(&seal.pair)),
                 earlier.and_then(|earlier| earlier.seals.get(&seal.name).cloned()),
-                |_| !self.is_bad,
+                |old| !self.is_bad || !is_usable(old.certificate(), &place.stopped, place.now),
             );
             take(&seal.pair, same(&chosen, &new.cloned()));
             seals.extend(chosen.map(|chosen| (seal.name.clone(), chosen)));
@@ -277,6 +287,7 @@ impl Set {
             if let Some(held) = earlier.and_then(|earlier| earlier.replaced(qwac, settings, place.now)) {
                 let before = preflight::judge(&presented(held), &expectations, place.now);
                 issues.iter_mut().for_each(|issue| issue.compare(&before));
+                issues.extend(preflight::judge_succession(qwac.chain(), held.chain()));
             }
             self.add_issues(place, settings, &settings.qwac, issues);
         }
@@ -303,6 +314,11 @@ impl Set {
             }
             let finding = finding(place.file, key.clone(), &path, issue);
             match finding.code {
+                // One that comes ahead of its time waits for it, and holds nothing else up.
+                Some(preflight::NOT_YET_VALID) if !is_seal => {
+                    self.unsound.insert(pair.setting.clone());
+                    self.findings.push(finding);
+                }
                 // Which seal is used is decided at every moment anew; it may wait for its time, or stay until its end.
                 Some(preflight::EXPIRED | preflight::NOT_YET_VALID) if is_seal => {
                     let is_alone = settings.seals.len() == 1;

@@ -2,7 +2,7 @@
 //! knows. A seal certificate goes live only where the configuration says that it is registered. Must not know routes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,7 +16,7 @@ use crate::identity::{Credential, Qwac, preflight};
 use crate::log::timestamp;
 use crate::proxy::api::Environment;
 use crate::seal::{Profile, Sealer, SetupError as SealError};
-use crate::upstream::{Destination, SetupError, Upstream};
+use crate::upstream::{Destination, Origin, SetupError, Upstream};
 
 /// The way to one bank.
 pub(super) struct Line {
@@ -46,6 +46,8 @@ pub(super) struct Line {
 #[derive(Clone)]
 pub(super) struct Known {
     registration: Registration,
+    /// Where its certificate was read.
+    place: PathBuf,
     pub(super) credential: Arc<Credential>,
     pub(super) sealer: Arc<Sealer>,
 }
@@ -75,15 +77,15 @@ impl Line {
         config: &Config,
         seals: bool,
         holding: &Holding,
-        earlier: Option<(&Self, &Config)>,
+        earlier: Option<&Self>,
+        pins: &Pins,
         marks: &Marks,
         now: SystemTime,
     ) -> Drawn {
         let key = |setting: &str| format!("upstreams.{name}.{setting}");
-        let earlier_line = earlier.map(|(line, _)| line);
-        let destination = earlier_line
+        let destination = earlier
             .map(|line| Arc::clone(&line.destination))
-            .filter(|destination| destination.name() == name && *destination.settings() == config.settings)
+            .filter(|destination| *destination.settings() == config.settings)
             .unwrap_or_else(|| Destination::new(name, config.settings.clone(), &process.families, process.log.clone()));
         let line = Self {
             destination,
@@ -99,9 +101,9 @@ impl Line {
             is_usable: false,
         };
         let mut drawn = Drawn { line, findings: Vec::new(), is_faulty: false };
-        drawn.connect(file, &key, earlier_line, now);
+        drawn.connect(file, &key, earlier, now);
         // Even where nothing is sealed at present: what the bank knows is not to be forgotten.
-        drawn.adopt(file, &key, config, holding, earlier, now);
+        drawn.adopt(file, name, config, holding, pins, now);
         drawn.judge_environment(file, &key, config);
         drawn.line.active = drawn.line.choose(config, now);
         drawn.judge_seals(file, &key, now);
@@ -123,6 +125,13 @@ impl Line {
             certificate: known.credential.certificate().der().to_vec(),
         };
         self.known.iter().map(seal).collect()
+    }
+
+    /// Whether it is not used because what would be used has been revoked.
+    pub(super) fn is_stopped(&self) -> bool {
+        let revoked = |certificate: &Certificate| self.stopped.contains(&certificate.id());
+        self.qwac.as_ref().is_some_and(|qwac| revoked(qwac.certificate()))
+            || self.known.values().any(|known| revoked(known.credential.certificate()))
     }
 
     /// Whether requests would not notice a change from `earlier`.
@@ -182,28 +191,29 @@ impl Drawn {
                     SetupError::Credentials(error) => ("via.credentials", error.hint()),
                     SetupError::Thread(_) => ("identity", "let this process have more threads"),
                 };
-                self.findings.push(Finding::error(file, key(setting), error.to_string()).hint(hint));
+                let finding = Finding::error(file, key(setting), error.to_string());
+                self.findings.push(finding.hint(hint).code("unusable-upstream"));
                 self.is_faulty = true;
-                // What works goes on.
-                if let Some(earlier) = earlier {
+                // What works goes on: the trust and the credentials as they were read before, with the QWAC as it is now.
+                let Some((earlier, upstream)) = earlier.and_then(|line| Some((line, line.upstream.as_ref()?))) else {
+                    return;
+                };
+                let is_same = earlier.qwac.as_ref().is_some_and(|earlier| Arc::ptr_eq(earlier, qwac));
+                let renewed = || upstream.renewed(qwac.resolver(), qwac.at_token()).ok().map(Arc::new);
+                let renewed = if is_same { None } else { renewed() };
+                line.marks = earlier.marks.clone();
+                if renewed.is_none() {
                     line.qwac.clone_from(&earlier.qwac);
-                    line.marks = earlier.marks.clone();
-                    line.upstream.clone_from(&earlier.upstream);
                 }
+                line.upstream = renewed.or_else(|| Some(Arc::clone(upstream)));
             }
         }
     }
 
     /// The seals: what is held takes the place of what the bank knows only where it is known to know it too.
-    fn adopt(
-        &mut self,
-        file: &Path,
-        key: &impl Fn(&str) -> String,
-        config: &Config,
-        holding: &Holding,
-        earlier: Option<(&Line, &Config)>,
-        now: SystemTime,
-    ) {
+    fn adopt(&mut self, file: &Path, upstream: &str, config: &Config, holding: &Holding, pins: &Pins, now: SystemTime) {
+        let key = &|setting: &str| format!("upstreams.{upstream}.{setting}");
+        let place = |name: &str| holding.settings.seals.iter().find(|seal| seal.name == name);
         let listed = |name: &String| config.registrations.iter().find(|registration| registration.seal == *name);
         for (name, credential) in &holding.seals {
             let Some(registration) = listed(name) else {
@@ -213,8 +223,8 @@ impl Drawn {
             if registration.from.is_none() {
                 self.stage(file, key, name, credential, "`seal_keys` says that it is not registered yet");
             }
-            let before = earlier.filter(|(_, before)| before.identity == config.identity);
-            let before = before.and_then(|(line, _)| line.known.get(name));
+            let Some(place) = place(name).map(|seal| seal.pair.certificate.clone()) else { continue };
+            let before = pins.find(upstream, &config.settings.origin, &place, registration);
             let Succession { used, key_id, reason } = succession(before, registration, credential, now);
             if let Some(reason) = reason {
                 self.stage(file, key, name, credential, reason);
@@ -227,7 +237,7 @@ impl Drawn {
             match Sealer::new(&profile, &used) {
                 Ok(sealer) => {
                     self.judge_key_id(file, key, listed(name), &registration, &used);
-                    let known = Known { registration, credential: used, sealer: Arc::new(sealer) };
+                    let known = Known { registration, place, credential: used, sealer: Arc::new(sealer) };
                     self.line.known.insert(name.clone(), known);
                 }
                 Err(error) => self.refuse_sealer(file, key, config, &error),
@@ -299,7 +309,7 @@ impl Drawn {
                 (key("key_id"), "give the key id exactly as the bank returned it")
             }
         };
-        self.findings.push(Finding::error(file, key, error.to_string()).hint(hint));
+        self.findings.push(Finding::error(file, key, error.to_string()).hint(hint).code("cannot-seal"));
     }
 
     fn stage(
@@ -311,10 +321,64 @@ impl Drawn {
         reason: &'static str,
     ) {
         let fingerprint = credential.certificate().sha1_hex();
+        if self.line.staged.iter().any(|staged| staged.name == name) {
+            return;
+        }
         let text = format!("the seal {name} ({fingerprint}) lies ready and is not used: {reason}");
         let hint = "register its key with the bank, then say so in `seal_keys`, with its key_id";
-        self.findings.push(Finding::note(file, key("seal_keys"), text).hint(hint));
+        self.findings.push(Finding::note(file, key("seal_keys"), text).hint(hint).code("staged"));
         self.line.staged.push(Staged { name: name.to_owned(), credential: Arc::clone(credential), reason });
+    }
+}
+
+/// What each bank was said to know, whatever became of the upstreams since: a seal must not go live because its upstream or
+/// its identity has another name, or was away for a while.
+#[derive(Clone, Default)]
+pub(super) struct Pins(Vec<Pin>);
+
+#[derive(Clone)]
+struct Pin {
+    upstream: String,
+    origin: Origin,
+    /// Whether there is still an upstream of this name at this bank.
+    is_present: bool,
+    known: Known,
+}
+
+impl Pins {
+    /// With what the lines say by now.
+    pub(super) fn with<'a>(&self, lines: impl Iterator<Item = (&'a String, &'a Line)>) -> Self {
+        let absent = self.0.iter().cloned().map(|pin| Pin { is_present: false, ..pin });
+        let mut pins: Vec<Pin> = absent.collect();
+        for (upstream, line) in lines {
+            let origin = &line.destination.settings().origin;
+            for known in line.known.values() {
+                pins.retain(|pin| !(pin.is(upstream, origin) && pin.known.place == known.place));
+                let (upstream, origin, known) = (upstream.clone(), origin.clone(), known.clone());
+                pins.push(Pin { upstream, origin, is_present: true, known });
+            }
+            for pin in pins.iter_mut().filter(|pin| pin.is(upstream, origin)) {
+                pin.is_present = true;
+            }
+        }
+        Self(pins)
+    }
+
+    /// What a bank was said to know of a seal, by the file of its certificate: under this upstream, or else under one that is
+    /// gone, or else under any.
+    fn find(&self, upstream: &str, origin: &Origin, place: &Path, registration: &Registration) -> Option<&Known> {
+        let own = self.0.iter().filter(|pin| pin.origin == *origin && pin.known.place == *place);
+        let rank = |pin: &&Pin| {
+            let is_named = pin.known.registration.key_id == registration.key_id;
+            (pin.upstream == upstream, !pin.is_present, is_named)
+        };
+        own.max_by_key(rank).map(|pin| &pin.known)
+    }
+}
+
+impl Pin {
+    fn is(&self, upstream: &str, origin: &Origin) -> bool {
+        self.upstream == upstream && self.origin == *origin
     }
 }
 
@@ -336,12 +400,20 @@ fn succession(
     now: SystemTime,
 ) -> Succession {
     let taken = || Succession { used: Arc::clone(credential), key_id: registration.key_id.clone(), reason: None };
-    let Some(before) = before.filter(|before| before.registration.from.is_some()) else { return taken() };
+    let Some(before) = before else { return taken() };
     let (old, new) = (before.credential.certificate(), credential.certificate());
+    let is_meant = |key_id: &String| is_sha1(key_id) && names(key_id, old);
+    // What was not registered yet is whatever lies on disk, unless the key id says that it is the one before.
+    if before.registration.from.is_none() && !registration.key_id.as_ref().is_some_and(is_meant) {
+        return taken();
+    }
     let is_same = old.der() == new.der();
     let is_renamed = before.registration.key_id != registration.key_id;
+    // Some banks' own names look like fingerprints and are none.
+    let is_other = before.registration.key_id.as_ref().is_some_and(|known| is_sha1(known) && !names(known, old));
     let fits = match &registration.key_id {
-        Some(key_id) if is_sha1(key_id) => names(key_id, new) || (is_same && !is_renamed),
+        Some(key_id) if names(key_id, new) => true,
+        Some(key_id) if is_sha1(key_id) && !is_other => is_same && !is_renamed,
         // Another name than before is that of a new key, and the same name that of the same key: the bank checks seals with the
         // key, over which the certificate may have been renewed.
         Some(_) => {
@@ -359,7 +431,7 @@ fn succession(
         return taken();
     }
     let (used, own) = (Arc::clone(&before.credential), registration.key_id.clone());
-    let key_id = own.filter(|key_id| is_sha1(key_id) && names(key_id, old)).or(before.registration.key_id.clone());
+    let key_id = own.filter(is_meant).or(before.registration.key_id.clone());
     let reason = match (is_same, fits) {
         (true, _) => None,
         (false, true) => Some(EARLY),

@@ -16,11 +16,43 @@ pub(super) struct Marks(BTreeMap<PathBuf, Mark>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Mark {
-    Content { digest: [u8; SHA256_OUTPUT_LEN], mode: u32 },
+    Content { digest: [u8; SHA256_OUTPUT_LEN], mode: u32, version: Version },
     Unreadable(io::ErrorKind),
 }
 
+/// Which file it is and when it was last changed: equal to any other, because a file that is written anew with what it held
+/// is the same to us.
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl PartialEq for Version {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Version {}
+
+impl Version {
+    fn is(&self, other: &Self) -> bool {
+        (self.inode, self.changed) == (other.inode, other.changed)
+    }
+}
+
 impl Marks {
+    /// Whether nobody has touched the files between two looks, not even to put them back: what was read meanwhile is what
+    /// the marks say.
+    pub(super) fn is_untouched(&self, later: &Self) -> bool {
+        let same = |(file, mark): (&PathBuf, &Mark)| match (mark, later.0.get(file)) {
+            (Mark::Content { version: one, .. }, Some(Mark::Content { version: other, .. })) => one.is(other),
+            _ => true,
+        };
+        self == later && self.0.iter().all(same)
+    }
+
     /// Reads the files, for as long as that takes.
     pub(super) fn of<'a>(files: impl Iterator<Item = &'a Path>) -> Self {
         Self(files.map(|file| (file.to_owned(), Mark::of(file))).collect())
@@ -52,12 +84,14 @@ impl Mark {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             File::open(file)?.take(MOST).read_to_end(&mut bytes)?;
-            Ok(found.mode())
+            let changed = (found.ctime(), found.ctime_nsec());
+            Ok((found.mode(), Version { inode: found.ino(), changed }))
         });
         match read {
-            Ok(mode) => {
+            Ok((mode, version)) => {
                 let digest = digest(&SHA256, &bytes);
-                Self::Content { digest: digest.as_ref().try_into().expect("SHA-256 has 32 bytes"), mode }
+                let digest = digest.as_ref().try_into().expect("SHA-256 has 32 bytes");
+                Self::Content { digest, mode, version }
             }
             Err(error) => Self::Unreadable(error.kind()),
         }
@@ -84,10 +118,14 @@ mod tests {
         std::fs::write(&file, "one").expect("written");
         let one = look();
         assert_ne!(one, absent);
+        assert!(one.is_untouched(&look()));
         std::fs::write(&file, "two").expect("written");
         assert_ne!(look(), one);
+        // Kernels count the time of a change in steps of some milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(20));
         std::fs::write(&file, "one").expect("written");
         assert_eq!(look(), one);
+        assert!(!one.is_untouched(&look()), "it was another one in between");
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
         assert_ne!(look(), one);
         assert_eq!(one.only(std::iter::once(Path::new("/elsewhere"))), Marks::default());

@@ -28,7 +28,7 @@ use generation::Generation;
 use line::Line;
 use marks::Marks;
 use reload::Reloader;
-use revocation::Revocation;
+use revocation::{Revocation, Watched};
 use standing::Standing;
 
 use crate::admin;
@@ -100,9 +100,18 @@ impl App {
         let config = Arc::new(config);
         let marks = Marks::of(generation::files(&config));
         let mut generation = generation::build(&config, &process, None, &marks, now).await;
+        // What a list says by now is not to be learnt while requests are under way.
+        let stops = |watched: &Watched| watched.settings.stops;
+        if process.revocation.look_ahead(generation.watched().into_iter().filter(stops).collect()).await {
+            generation = generation::build(&config, &process, Some(&generation), &marks, now).await;
+        }
         generation.warn_of_mounts();
-        let is_refused = generation.is_faulty || !generation.is_any_usable(now);
-        if is_refused || (config.strict && generation.errors().next().is_some()) {
+        if !generation.is_any_usable(now) || (config.strict && generation.errors().next().is_some()) {
+            if generation.errors().next().is_none() {
+                let hint = "one of the warnings says why";
+                let nobody = Finding::error(&config.file, "identities", "no identity can be used").hint(hint);
+                generation.findings.push(nobody.code("no-identity"));
+            }
             return Err(generation.findings);
         }
         let metrics = process.proxy_metrics.clone();
@@ -146,7 +155,8 @@ impl App {
                 io::ErrorKind::NotFound => "make the socket's folder first",
                 _ => "choose an address of this machine",
             };
-            vec![Finding::error(&file, key, format!("cannot listen on {address}: {error}")).hint(hint)]
+            let reason = format!("cannot listen on {address}: {error}");
+            vec![Finding::error(&file, key, reason).hint(hint).code("cannot-listen")]
         };
         let (mut listeners, mut admin) = (Vec::new(), Vec::new());
         for (index, settings) in self.config().listen.iter().enumerate() {

@@ -24,7 +24,7 @@ impl Generation {
                 );
                 let hint = "mount the secret's folder instead: certificates are replaced there while the proxy runs";
                 let key = format!("identities.{name}.{}", pair.setting);
-                self.findings.push(Finding::warning(&config.file, key, reason).hint(hint));
+                self.findings.push(Finding::warning(&config.file, key, reason).hint(hint).code("mounted-alone"));
             }
         }
     }

@@ -108,23 +108,22 @@ impl Reloader {
         if !changed && !retries && !stopped && !self.present.has_aged(SystemTime::now()) {
             return;
         }
+        self.tell_revocation(&config, &marks);
         let Some(mut next) = self.build(&config, &marks).await else { return };
         // Whoever writes certificate and key one after the other is given a moment to finish. What is tried again, or has
         // not changed meanwhile, is as it was: a token must not be asked again and again.
         for _ in 0..if changed { ROUNDS } else { 0 } {
             let Some(after) = self.marks(&config).await else { return };
-            if after == marks && next.errors().next().is_none() {
+            let untouched = marks.is_untouched(&after);
+            if untouched && next.errors().next().is_none() {
                 break;
             }
             tokio::time::sleep(SETTLE).await;
-            if after != marks {
+            if !untouched {
                 marks = after;
                 let Some(built) = self.build(&config, &marks).await else { return };
                 next = built;
             }
-        }
-        if marks.only(generation::lists(&config)) != self.seen.only(generation::lists(&config)) {
-            self.process.revocation.look_again();
         }
         let refused = changed || next.errors().ne(self.present.errors());
         self.seen = marks;
@@ -135,6 +134,13 @@ impl Reloader {
             (false, false) => "time",
         };
         self.put(next, trigger, refused);
+    }
+
+    /// New lists are read at once, whatever becomes of the rest.
+    fn tell_revocation(&self, config: &Config, marks: &Marks) {
+        if marks.only(generation::lists(config)) != self.seen.only(generation::lists(config)) {
+            self.process.revocation.look_again();
+        }
     }
 
     /// Reads the configuration anew, and takes it as a whole or not at all.
@@ -150,31 +156,51 @@ impl Reloader {
             return self.reject(&fixed);
         }
         let Some(marks) = self.marks(&config).await else { return };
+        self.tell_revocation(&config, &marks);
         let Some(mut next) = self.build(&config, &marks).await else { return };
-        if self.loses(&next) {
+        if let Some(loss) = self.loss(&next) {
             self.process.families.forget(names(&next.config, &self.present.config));
+            if next.errors().next().is_none() {
+                let hint = "nothing of the file was taken over: see /status for the state of its certificates";
+                next.findings.push(
+                    Finding::error(&next.config.file, loss, "could be used, and could not with this file")
+                        .hint(hint)
+                        .code("loses"),
+                );
+            }
             return self.reject(&next.findings);
         }
         next.findings.extend(findings);
         self.seen = marks;
         self.judged = Instant::now();
-        self.put(next, "configuration", false);
+        let refused = next.errors().ne(self.present.errors());
+        self.put(next, "configuration", refused);
         self.rejected = false;
     }
 
-    /// Whether a configuration has errors of its own, or takes away what works.
-    fn loses(&self, next: &Generation) -> bool {
+    /// What keeps a configuration from being taken: errors of its own, or that it takes away what works. What it stops on
+    /// purpose is no loss.
+    fn loss(&self, next: &Generation) -> Option<String> {
         let now = SystemTime::now();
-        let worse = next.holdings.iter().any(|(name, holding)| {
-            let is_same = self.present.config.identities.get(name) == next.config.identities.get(name);
-            (holding.is_bad() && !is_same) || (self.present.is_usable(name, now) && !next.is_usable(name, now))
+        let mut identities = next.holdings.iter();
+        let worse = identities.find(|(name, holding)| {
+            let is_same = self.present.config.identities.get(*name) == next.config.identities.get(*name);
+            let is_stopped =
+                holding.qwac.as_ref().is_some_and(|qwac| holding.stopped.contains(&qwac.certificate().id()));
+            let is_lost = self.present.is_usable(name, now) && !next.is_usable(name, now) && !is_stopped;
+            (holding.is_bad() && !is_same) || is_lost
         });
         // A bank that could be reached by the one is to be reached by the other.
-        let cut_off = next
-            .lines
-            .iter()
-            .any(|(name, line)| !line.is_usable && self.present.lines.get(name).is_some_and(|before| before.is_usable));
-        next.is_faulty || worse || cut_off
+        let mut lines = next.lines.iter();
+        let cut_off = lines.find(|(name, line)| {
+            !line.is_usable
+                && !line.is_stopped()
+                && self.present.lines.get(*name).is_some_and(|before| before.is_usable)
+        });
+        let worse = worse.map(|(name, _)| format!("identities.{name}"));
+        worse
+            .or_else(|| cut_off.map(|(name, _)| format!("upstreams.{name}")))
+            .or_else(|| next.is_faulty.then(String::new))
     }
 
     async fn build(&mut self, config: &Arc<Config>, marks: &Marks) -> Option<Generation> {
@@ -250,6 +276,8 @@ impl Reloader {
             self.tell(trigger, "refused", self.present.errors().cloned().collect());
         } else if was_bad && !is_bad {
             self.tell(trigger, "restored", self.present.findings.clone());
+        } else if self.present.staged() != earlier.staged() {
+            self.tell(trigger, "staged", self.present.findings.clone());
         } else if trigger == "configuration" {
             self.tell(trigger, "unchanged", self.present.findings.clone());
         }
@@ -295,7 +323,8 @@ impl Reloader {
     /// Shows the present state on the pages and in the metrics.
     fn report(&self) {
         let now = SystemTime::now();
-        let is_refused = self.rejected || self.present.errors().next().is_some();
+        let is_stuck = self.stuck.as_ref().is_some_and(|stuck| !stuck.is_finished());
+        let is_refused = self.rejected || is_stuck || self.present.errors().next().is_some();
         self.process.standing.show(&self.present, self.number, is_refused, now);
         let verdicts = self.process.revocation.verdicts();
         let verdicts = verdicts.borrow().clone();

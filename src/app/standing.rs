@@ -40,7 +40,9 @@ impl Standing {
             &["result"],
         )?;
         registry.register(Box::new(reloads.clone()))?;
-        ["applied", "refused", "restored"].iter().for_each(|result| drop(reloads.with_label_values(&[result])));
+        ["applied", "refused", "restored", "staged", "unchanged"]
+            .iter()
+            .for_each(|result| drop(reloads.with_label_values(&[result])));
         Ok(Self {
             expiry,
             reloads,

@@ -33,7 +33,8 @@ pub(super) struct Reload {
     pub(super) event: &'static str,
     /// `files`, `configuration`, `time` or `revocation`.
     pub(super) trigger: &'static str,
-    /// `applied`, `refused`, or `restored`: the files hold again what is in use.
+    /// `applied`; `refused`; `staged`: a seal lies ready, or no more; `restored`: the files hold again what is in use;
+    /// `unchanged`: a configuration that says the same.
     pub(super) result: &'static str,
     pub(super) findings: Vec<String>,
 }

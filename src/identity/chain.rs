@@ -17,16 +17,13 @@ use super::preflight::{EXPIRES_SOON, Issue, Level, day, warning};
 
 /// Judges the certificates behind the first one, and the links between them.
 pub(super) fn judge(chain: &[CertificateDer<'static>], now: SystemTime) -> Vec<Issue> {
-    let mut links = Vec::with_capacity(chain.len());
-    for (index, der) in chain.iter().enumerate() {
-        match (certificate::parse(der), Certificate::from_der(der.clone())) {
-            (Ok(x509), Ok(certificate)) => links.push(Link { number: index + 1, x509, certificate }),
-            _ => {
-                let reason = format!("certificate {} of the file cannot be read", index + 1);
-                return vec![warning("malformed-chain", reason, "give the chain as it was issued")];
-            }
+    let links = match links(chain) {
+        Ok(links) => links,
+        Err(number) => {
+            let reason = format!("certificate {number} of the file cannot be read");
+            return vec![warning("malformed-chain", reason, "give the chain as it was issued")];
         }
-    }
+    };
     let path = path(&links);
     let mut issues = validity(&links, now);
     issues.extend(broken(&links, &path).or_else(|| order(&links, &path)).or_else(|| completeness(&links)));
@@ -34,6 +31,37 @@ pub(super) fn judge(chain: &[CertificateDer<'static>], now: SystemTime) -> Vec<I
     issues.extend(path.iter().filter_map(|link| link.weakness()));
     issues.extend(path.windows(2).filter_map(|pair| unverified(pair[0], pair[1])));
     issues
+}
+
+/// Judges a chain that is to follow another one: whether it ends below an authority that came with the other.
+pub(super) fn judge_succession(chain: &[CertificateDer<'static>], held: &[CertificateDer<'static>]) -> Option<Issue> {
+    let (links, held) = (links(chain).ok()?, links(held).ok()?);
+    let path = path(&links);
+    let last = path.last().filter(|last| !last.is_root())?;
+    // Whoever trusts a root has it.
+    let missing = held.iter().find(|link| last.names_as_issuer(link) && !link.is_root())?;
+    Some(Issue {
+        level: Level::Error,
+        code: "chain-cut",
+        reason: format!(
+            "the chain ends with {} and lacks {}, which the chain in use has",
+            place(last),
+            missing.certificate.subject()
+        ),
+        hint: "has the file been written to its end?",
+    })
+}
+
+/// `Err`: the number of the certificate that cannot be read.
+fn links<'a>(chain: &'a [CertificateDer<'static>]) -> Result<Vec<Link<'a>>, usize> {
+    let mut links = Vec::with_capacity(chain.len());
+    for (index, der) in chain.iter().enumerate() {
+        match (certificate::parse(der), Certificate::from_der(der.clone())) {
+            (Ok(x509), Ok(certificate)) => links.push(Link { number: index + 1, x509, certificate }),
+            _ => return Err(index + 1),
+        }
+    }
+    Ok(links)
 }
 
 /// One certificate of the file, counted from 1.
@@ -465,5 +493,26 @@ mod tests {
         let issues = judge(&[leaf, middle[..9].to_vec().into()], now());
         assert_eq!((issues.len(), issues[0].code), (1, "malformed-chain"));
         assert!(issues[0].reason.contains("certificate 2 "), "{}", issues[0].reason);
+    }
+
+    #[test]
+    fn a_successor_that_ends_below_what_came_with_the_one_before_is_cut() {
+        let (top, above) = root(&authority("root", 2));
+        let (first, above) = below(&authority("first", 1), &above);
+        let (second, above) = below(&authority("second", 0), &above);
+        let (old, new) = (below(&named("leaf"), &above).0, below(&named("leaf"), &above).0);
+        let held = [old, second.clone(), first.clone()];
+        let code = |chain: &[CertificateDer<'static>], held: &[CertificateDer<'static>]| {
+            judge_succession(chain, held).map(|issue| issue.code)
+        };
+        assert_eq!(code(&[new.clone()], &held), Some("chain-cut"));
+        assert_eq!(code(&[new.clone(), second.clone()], &held), Some("chain-cut"));
+        assert_eq!(code(&[new.clone(), first.clone()], &held), Some("chain-cut"));
+        let whole = [new, second, first];
+        assert_eq!(code(&whole, &held), None);
+        let [old, second, first] = held;
+        assert_eq!(code(&whole, &[old, second, first, top]), None, "the root may be left out");
+        let other = three(&authority("another", 0));
+        assert_eq!(code(&other[..2], &whole), None, "another provider's");
     }
 }

@@ -27,16 +27,23 @@ impl Issue {
     /// Judges it anew in a certificate that is to follow one with the issues `before`: a chain that was whole there has been
     /// cut or mixed up on its way.
     pub fn compare(&mut self, before: &[Self]) {
-        let is_new = !before.iter().any(|issue| issue.code == self.code);
-        if is_new && FORM_OF_CHAIN.contains(&self.code) {
+        let is_new = !before.iter().any(|issue| (issue.code, &issue.reason) == (self.code, &self.reason));
+        if is_new && FAULTS_OF_CHAINS.contains(&self.code) {
             self.level = Level::Error;
-            self.reason.push_str(", and the chain in use is whole");
+            self.reason.push_str(", which is not so of the chain in use");
         }
     }
 }
 
-/// What is wrong with a chain by the way it was written.
-const FORM_OF_CHAIN: [&str; 3] = ["malformed-chain", "chain-order", "chain-incomplete"];
+/// What may be wrong with the certificates behind the leaf.
+const FAULTS_OF_CHAINS: [&str; 6] = [
+    "chain-expired",
+    "chain-incomplete",
+    "chain-not-of-an-authority",
+    "chain-not-yet-valid",
+    "chain-order",
+    "malformed-chain",
+];
 
 /// How bad an issue is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,6 +115,11 @@ pub fn judge_together(qwac: &Certificate, seal: &Certificate) -> Option<Issue> {
         let hint = "both certificates must name the organisation that the bank registered";
         warning("two-organisations", reason, hint)
     })
+}
+
+/// Judges a chain that is to be presented after another one of the same bank's client.
+pub fn judge_succession(chain: &[CertificateDer<'static>], held: &[CertificateDer<'static>]) -> Option<Issue> {
+    chain::judge_succession(chain, held)
 }
 
 /// Judges a key id that stands in the configuration: the banks make theirs from the certificate.

@@ -12,6 +12,7 @@ use rustls::CertificateError::{
     Expired, ExpiredContext, ExpiredRevocationList, ExpiredRevocationListContext, NotValidForName,
     NotValidForNameContext, NotValidYet, NotValidYetContext, Revoked, UnknownRevocationStatus,
 };
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, HandshakeKind, ProtocolVersion};
 use tokio::net::TcpStream;
@@ -36,7 +37,7 @@ pub(super) struct Connector {
     name: ServerName<'static>,
     tls: Tls,
     /// Through the company's proxy; `None`: directly.
-    tunnel: Option<Tunnel>,
+    tunnel: Option<Arc<Tunnel>>,
     /// Where handshakes run that sign with a key on a token; `None`: on the reactor.
     aside: Option<Aside>,
     /// Where the connections wait between two requests.
@@ -56,11 +57,17 @@ impl Connector {
         destination: Arc<Destination>,
         name: ServerName<'static>,
         tls: Tls,
-        tunnel: Option<Tunnel>,
+        tunnel: Option<Arc<Tunnel>>,
         aside: Option<Aside>,
         pool: Arc<Pool>,
     ) -> Self {
         Self { destination, name, tls, tunnel, aside, pool }
+    }
+
+    /// The same way for another identity.
+    pub(super) fn renewed(&self, resolver: Arc<dyn ResolvesClientCert>, aside: Option<Aside>, pool: Arc<Pool>) -> Self {
+        let (destination, name) = (Arc::clone(&self.destination), self.name.clone());
+        Self::new(destination, name, self.tls.renewed(resolver), self.tunnel.clone(), aside, pool)
     }
 
     pub(super) fn tls(&self) -> &Tls {

@@ -193,8 +193,18 @@ impl Upstream {
         let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
         let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;
         let pool = Pool::new(settings.idle, settings.max_age);
-        let connector = Connector::new(Arc::clone(&destination), name, tls, tunnel, aside, Arc::clone(&pool));
+        let connector =
+            Connector::new(Arc::clone(&destination), name, tls, tunnel.map(Arc::new), aside, Arc::clone(&pool));
         Ok(Self { pool, connector, destination })
+    }
+
+    /// The same bank, trusted as it was read before, for a successor of the identity.
+    pub fn renewed(&self, resolver: Arc<dyn ResolvesClientCert>, at_token: Option<usize>) -> Result<Self, SetupError> {
+        let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
+        let Settings { idle, max_age, .. } = self.destination.settings;
+        let pool = Pool::new(idle, max_age);
+        let connector = self.connector.renewed(resolver, aside, Arc::clone(&pool));
+        Ok(Self { pool, connector, destination: Arc::clone(&self.destination) })
     }
 
     /// Shows when its revocation lists become too old: of all that are made, those of the one in use count.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::CryptoProvider;
 use tokio_rustls::TlsConnector;
 
 use super::judge::Judge;
@@ -29,7 +30,15 @@ impl Tls {
         now: SystemTime,
     ) -> Result<Self, TrustError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let judge = Arc::new(Judge::new(trust, &provider, now)?);
+        Ok(Self::of(Arc::new(Judge::new(trust, &provider, now)?), provider, resolver))
+    }
+
+    /// The same trust for another identity: nothing else is shared with it.
+    pub(super) fn renewed(&self, resolver: Arc<dyn ResolvesClientCert>) -> Self {
+        Self::of(Arc::clone(&self.judge), Arc::new(rustls::crypto::ring::default_provider()), resolver)
+    }
+
+    fn of(judge: Arc<Judge>, provider: Arc<CryptoProvider>, resolver: Arc<dyn ResolvesClientCert>) -> Self {
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .expect("ring has suites for both versions")
@@ -38,7 +47,7 @@ impl Tls {
             .with_custom_certificate_verifier(Arc::clone(&judge) as _)
             .with_client_cert_resolver(Arc::new(Attentive(resolver)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), judge })
+        Self { connector: TlsConnector::from(Arc::new(config)), judge }
     }
 
     pub(super) fn connector(&self) -> &TlsConnector {

@@ -665,3 +665,46 @@ fn comes_back(rig: &Rig, authority: &Authority) {
     until("it is refused", &|| status()["last_reload"].to_string().contains("has been revoked"));
     assert_eq!((rig.get(accounts).status, &status()["upstreams"]["bank"]["qwac_sha256"]), (200, &used));
 }
+
+/// A job that fetches the list and hangs up at once; and `stops`, which is written down when it is too late.
+#[test]
+fn a_hang_up_overlooks_no_list_and_may_stop_what_is_revoked() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    for stops in [true, false] {
+        let authority = Authority::new("ec -pkeyopt ec_paramgen_curve:P-256");
+        authority.issue("ours", "leaf", &[]);
+        let chain = ["ours.pem", "ca.pem"].map(|file| std::fs::read_to_string(authority.file(file)).expect("PEM"));
+        std::fs::write(authority.file("chain.pem"), chain.concat()).expect("written");
+        authority.crl(&[]);
+        let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &authority.file("ca.pem"), rustls::ALL_VERSIONS);
+        let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")));
+        let text = file_config(bank.address, "", "");
+        let of = |name: &str| kit().path(name).display().to_string();
+        let text = text.replace(&of("qwac.pem"), &authority.file("chain.pem").display().to_string());
+        let text = text.replace(&of("qwac.key"), &authority.file("ours.key").display().to_string());
+        let settings = |stops: bool| {
+            let list = authority.file("list.pem");
+            let revocation = format!("    revocation: {{ crl: [{}], stops: {stops} }}\n    qsealc:", list.display());
+            text.replace("    qsealc:", &revocation)
+        };
+        let config = folder("config").join("sealproxy.yaml");
+        std::fs::write(&config, settings(stops)).expect("written");
+        let rig = Rig::start_file(&config);
+        let accounts = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+        assert_eq!(rig.get(accounts).status, 200);
+        authority.revoke("ours", "keyCompromise");
+        authority.crl(&[]);
+        std::fs::write(&config, settings(true)).expect("written");
+        rig.reload();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while rig.get(accounts).status != 503 {
+            assert!(std::time::Instant::now() < deadline, "it is used though it is revoked: {}", rig.log.text());
+            if !stops {
+                rig.reload();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}

@@ -1035,3 +1035,86 @@ fn a_key_that_becomes_readable_to_everybody_is_noticed_while_it_is_in_use() {
     until("it is well", Duration::from_secs(10), || !is_told());
     assert_eq!(rig.get(ACCOUNTS).status, 200);
 }
+
+/// What the bank knows stays with the bank: whatever the identity is called, whether the upstream was away for a while, and
+/// for whoever comes as a second brand of the same bank.
+#[test]
+fn what_a_bank_knows_outlives_every_change_of_the_configuration() {
+    let world = World::new();
+    let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let registered = leaf(&secret.path("qsealc.pem"));
+    let config = folder("config").join("sealproxy.yaml");
+    let text = world.config(&identity(&secret), "");
+    std::fs::write(&config, &text).expect("written");
+    let rig = Rig::start_file(&config);
+    secret.swap(&files(&qwac, &renewed));
+    until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
+    let renamed = text.replace("  main: {", "  other: {").replace("identity: main", "identity: other");
+    let (upstream, routes) = text.split_once("routes:").expect("routes");
+    let (head, upstream) = upstream.split_once("upstreams:\n").expect("upstreams");
+    let away = format!(
+        "{head}upstreams:\n{}routes:{}",
+        upstream.replace("bank: {", "elsewhere: {").replace("https://localhost", "https://127.0.0.1"),
+        routes.replace("upstream: bank", "upstream: elsewhere")
+    );
+    let brand = format!(
+        "{head}upstreams:\n{upstream}{}routes:{routes}  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: brand }}\n",
+        upstream.replace("bank: {", "brand: {")
+    );
+    let listed = text.replace("qsealc: { ", "qsealc: [{ name: first, ").replace("qsealc.key } }", "qsealc.key }] }");
+    let listed = listed.replace("private: true", "private: true, seal_keys: [{ qsealc: first, registered: true }]");
+    for text in [&renamed, &text, &away, &text, &brand, &text, &listed] {
+        let last = reload(&rig, &config, text);
+        assert_eq!(last["result"], "applied", "{last}");
+        if *text == away {
+            continue;
+        }
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        let mut received = vec![world.bank.received().pop().expect("received")];
+        if *text == brand {
+            assert_eq!(rig.get("/sandbox/cic/stet-psd2-api/v2.1/accounts").status, 200);
+            received.extend(world.bank.received().pop());
+        }
+        for request in received {
+            verify_by(&request, &registered, &registered.sha1_hex()).expect("sealed by the registered one");
+        }
+    }
+}
+
+/// The roots on disk are broken, those in memory are sound: no reason to let the QWAC end.
+#[test]
+fn a_broken_trust_file_keeps_no_qwac_out() {
+    let world = World::new();
+    let (qwac, seal, next) = (world.qwac(), world.seal(), world.qwac());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let roots = folder("trust").join("roots.pem");
+    std::fs::copy(kit().path("ca.pem"), &roots).expect("copied");
+    let text = world.config(&identity(&secret), "");
+    let rig = Rig::start(&text.replace(&kit().path("ca.pem").display().to_string(), &roots.display().to_string()));
+    std::fs::write(&roots, "-----BEGIN CERTIFICATE-----\n").expect("written");
+    until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > 0.0);
+    secret.swap(&files(&next, &seal));
+    until("it is in place", Duration::from_secs(10), || presents(&rig, &next));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    assert_eq!(world.bank.received().pop().expect("received").client, der(&next));
+    assert_eq!(metric(&rig, "sealproxy_reload_refused"), 1.0);
+}
+
+/// One bank's revocation list has ended: the others can be reached, at a start as while running.
+#[test]
+fn a_bank_that_cannot_be_judged_stops_no_other_at_the_start() {
+    let world = World::new();
+    let secret = Secret::new(&files(&world.qwac(), &world.seal()));
+    let text = world.config(&identity(&secret), "");
+    let (upstreams, routes) = text.split_once("routes:").expect("routes");
+    let (head, upstream) = upstreams.split_once("upstreams:\n").expect("upstreams");
+    let other = upstream.replace("bank: {", "other: {").replace("trust: ", "trust: /gone");
+    let rig = Rig::start(&format!(
+        "{head}upstreams:\n{upstream}{other}routes:{routes}  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other }}\n"
+    ));
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    let refused = rig.get("/sandbox/cic/stet-psd2-api/v2.1/accounts");
+    assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "identity-unusable", "not_sent"));
+    assert_eq!((page(&rig, "/readyz").status, page(&rig, "/readyz?upstream=other").status), (200, 503));
+}

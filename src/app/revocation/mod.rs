@@ -82,6 +82,18 @@ impl Revocation {
         }
     }
 
+    /// Looks into the lists of certificates that are not under watch yet: whether one of them has been revoked.
+    pub async fn look_ahead(&self, wanted: Vec<Watched>) -> bool {
+        let mut found = false;
+        for watched in wanted.iter().filter(|watched| !watched.settings.crl.is_empty()) {
+            if check::lists(watched).await.verdict.is_some_and(|verdict| verdict.is_revoked()) {
+                self.ledger.records.send_modify(|records| records.revoke(&watched.id()));
+                found = true;
+            }
+        }
+        found
+    }
+
     /// Checks everything at once: there are new lists.
     pub fn look_again(&self) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,12 +137,23 @@ async fn go_round(ledger: Arc<Ledger>, watched: Watched) {
     loop {
         let round = {
             let _turn = ledger.turns.acquire().await;
+            // A responder may be silent for long, and what a list says is known at once.
+            if let Some(revoked) = revoked_by_list(&watched).await {
+                ledger.enter(&watched, revoked, SystemTime::now());
+            }
             check(&watched).await
         };
         failed = if round.failures.is_empty() { 0 } else { failed.saturating_add(1) };
         ledger.enter(&watched, round, SystemTime::now());
         tokio::time::sleep(pause(watched.settings.every, failed, luck())).await;
     }
+}
+
+async fn revoked_by_list(watched: &Watched) -> Option<Round> {
+    if watched.settings.crl.is_empty() || watched.settings.ocsp == config::Ocsp::Off {
+        return None;
+    }
+    Some(check::lists(watched).await).filter(|round| round.verdict.is_some_and(|verdict| verdict.is_revoked()))
 }
 
 /// Until the next check: `every`, or sooner while checks fail, and up to a tenth more, so that the proxies of a company do

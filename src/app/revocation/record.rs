@@ -90,6 +90,11 @@ impl Records {
         self.revoked.iter().filter(|(of, _)| of == identity).map(|(_, id)| *id).collect()
     }
 
+    /// Takes in that a certificate has been revoked, whether or not it is under watch.
+    pub(super) fn revoke(&mut self, id: &Id) {
+        self.revoked.insert((id.name.identity.clone(), id.certificate));
+    }
+
     /// Takes in what a check found. The record, and whether its verdict is another one now; `None`: it is no more under
     /// watch.
     pub(super) fn settle(&mut self, id: &Id, round: Round, now: SystemTime) -> Option<(Record, bool)> {

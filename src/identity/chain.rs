@@ -505,7 +505,7 @@ mod tests {
         let code = |chain: &[CertificateDer<'static>], held: &[CertificateDer<'static>]| {
             judge_succession(chain, held).map(|issue| issue.code)
         };
-        assert_eq!(code(&[new.clone()], &held), Some("chain-cut"));
+        assert_eq!(code(std::slice::from_ref(&new), &held), Some("chain-cut"));
         assert_eq!(code(&[new.clone(), second.clone()], &held), Some("chain-cut"));
         assert_eq!(code(&[new.clone(), first.clone()], &held), Some("chain-cut"));
         let whole = [new, second, first];

@@ -10,8 +10,9 @@ use http_body::Frame;
 use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::pin::Pin;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
+use super::at_once;
 use super::problem::Problem;
 use crate::seal::digest::BodyDigest;
 use crate::upstream::Payload;
@@ -57,9 +58,7 @@ pub(super) async fn collect(
     let mut collecting = Collecting { payload: Payload::default(), digest, charge: Charge::none(rules.budget) };
     if !incoming.is_end_stream() {
         collecting.charge.set_aside(rules.budget.of_a_wait(rules.head))?;
-        timeout(rules.total, collecting.take_all(&mut incoming, rules))
-            .await
-            .map_err(|_| Problem::BodyTimeout("body_total", rules.total))??;
+        collecting.take_all(&mut incoming, rules).await?;
     }
     Ok(Collected {
         payload: collecting.payload,
@@ -78,11 +77,19 @@ impl Collecting {
     async fn take_all(&mut self, incoming: &mut Incoming, rules: &Rules<'_>) -> Result<(), Problem> {
         let began = Instant::now();
         loop {
-            // A body that comes in drops is not waited for much longer than one that does not come.
-            let slowest = began + rules.pause + Duration::from_secs(self.payload.len() / LEAST_RATE);
-            let deadline = slowest.min(Instant::now() + rules.pause);
-            let next = timeout_at(deadline, poll_fn(|cx| Pin::new(&mut *incoming).poll_frame(cx))).await;
-            match next.map_err(|_| Problem::BodyTimeout("body", rules.pause))? {
+            let mut next = poll_fn(|cx| Pin::new(&mut *incoming).poll_frame(cx));
+            let next = match at_once(Pin::new(&mut next)).await {
+                Some(next) => next,
+                None => {
+                    // A body that comes in drops is not waited for much longer than one that does not come.
+                    let slowest = began + rules.pause + Duration::from_secs(self.payload.len() / LEAST_RATE);
+                    let (pause, end) = (slowest.min(Instant::now() + rules.pause), began + rules.total);
+                    let (setting, limit) =
+                        if end < pause { ("body_total", rules.total) } else { ("body", rules.pause) };
+                    timeout_at(pause.min(end), next).await.map_err(|_| Problem::BodyTimeout(setting, limit))?
+                }
+            };
+            match next {
                 None => return Ok(()),
                 Some(Err(error)) => return Err(Problem::BodyCut(error)),
                 Some(Ok(frame)) => self.take(frame, rules.limit)?,

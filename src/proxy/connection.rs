@@ -121,15 +121,19 @@ async fn serve_http1(
     departure: Departure,
 ) {
     let Limits { header_bytes, headers, .. } = proxy.limits();
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        // hyper's buffer never shrinks below 8 KiB, and the configuration knows.
-        .max_buf_size(header_bytes)
-        .max_headers(headers)
-        .serve_connection(TokioIo::new(io), service(transport, &proxy, &clock));
+    let mut http = http1::Builder::new();
+    // hyper's buffer never shrinks below 8 KiB, and the configuration knows.
+    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(header_bytes);
+    // Told its own default it fills a table of that size for each request.
+    if headers != HYPERS_OWN_HEADERS {
+        http.max_headers(headers);
+    }
+    let connection = http.serve_connection(TokioIo::new(io), service(transport, &proxy, &clock));
     drive(connection, &proxy, &clock, departure).await;
 }
+
+/// How many fields hyper takes unless it is told.
+const HYPERS_OWN_HEADERS: usize = 100;
 
 async fn serve_http2(
     io: Rewound<impl Stream>,

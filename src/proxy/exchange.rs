@@ -20,20 +20,19 @@ use crate::log::{Importance, Log, timestamp};
 use crate::upstream::{AnswerError, Outcome};
 
 /// Where records go.
-#[derive(Clone)]
 pub(super) struct Recorder {
     pub(super) log: Log,
     /// Of requests that found no route.
-    pub(super) unrouted: Arc<RouteMetrics>,
+    pub(super) unrouted: RouteMetrics,
     /// Requests under way.
     pub(super) in_flight: IntGauge,
     /// Whether what ends from now on is cut by the proxy's own end.
-    pub(super) stopped: Arc<AtomicBool>,
+    pub(super) stopped: AtomicBool,
 }
 
 /// What is known of one exchange so far.
 pub(super) struct Exchange {
-    recorder: Recorder,
+    recorder: Arc<Recorder>,
     began: Instant,
     time: SystemTime,
     id: HeaderValue,
@@ -57,10 +56,10 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// Begins the record of a request that has just been parsed.
-    pub(super) fn begin(recorder: &Recorder, head: &Parts, id: HeaderValue, words: &Words) -> Self {
+    pub(super) fn begin(recorder: &Arc<Recorder>, head: &Parts, id: HeaderValue, words: &Words) -> Self {
         recorder.in_flight.inc();
         Self {
-            recorder: recorder.clone(),
+            recorder: Arc::clone(recorder),
             began: Instant::now(),
             time: SystemTime::now(),
             id,
@@ -219,7 +218,7 @@ impl Drop for Exchange {
         if self.status.is_none() && self.problem.is_none() {
             self.caller_gone();
         }
-        let metrics = self.route.as_ref().map_or(&*self.recorder.unrouted, |route| &route.metrics);
+        let metrics = self.route.as_ref().map_or(&self.recorder.unrouted, |route| &route.metrics);
         metrics.count(self.status.unwrap_or(CLIENT_CLOSED), self.outcome, took.as_secs_f64());
         // A safe request may be repeated by anyone: its line is no more precious than others. Of an unsafe one whose caller
         // was not told the end, the line is all that is known.

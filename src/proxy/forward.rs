@@ -14,7 +14,7 @@ use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::body::{self, Charge, Collected};
 use super::clock::Busy;
@@ -23,9 +23,9 @@ use super::headers;
 use super::problem::Problem;
 use super::relay::{Patience, RelayBody};
 use super::route::{Found, Route, Routes, Transport};
-use super::{Proxy, Shared};
+use super::{Interruption, Proxy, Shared, within};
 use crate::seal;
-use crate::upstream::{AcquireError, Answer, Lease, Outcome, ReactorId, SendError, Upstream};
+use crate::upstream::{AcquireError, Answer, Cause, Lease, Outcome, ReactorId, Upstream};
 
 /// A request that is ready to be sealed: all that is left is a connection and a key.
 struct Prepared {
@@ -85,16 +85,15 @@ impl Arrived {
                 Some(problem) => Err(problem),
                 None => {
                     let incoming = Body { incoming, busy };
-                    let prepared = prepare(&proxy, &routes, head, incoming, transport, deadline, &mut exchange);
-                    timeout_at(deadline, prepared).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))
+                    prepare(&proxy, &routes, head, incoming, transport, deadline, &mut exchange).await
                 }
             }
         };
         let prepared = {
             let preparing = pin!(preparing);
-            shared.unless_stopped(preparing).await
+            shared.in_time(deadline, preparing).await
         };
-        match prepared.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
+        match prepared.unwrap_or_else(not_sent) {
             Ok(prepared) => Prepared { whole: old, ..prepared }.deliver(exchange).await,
             Err(problem) => refuse(&problem, exchange),
         }
@@ -142,11 +141,11 @@ impl Prepared {
     async fn deliver(mut self, mut exchange: Exchange) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
         let sealed = {
-            let sealing = pin!(timeout_at(self.deadline, self.acquire_and_seal(&mut exchange)));
-            shared.unless_stopped(sealing).await
+            let deadline = self.deadline;
+            let sealing = pin!(self.acquire_and_seal(&mut exchange));
+            shared.in_time(deadline, sealing).await
         };
-        let sealed = sealed.map(|sealed| sealed.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent))));
-        let lease = match sealed.unwrap_or(Err(Problem::Stopped(Outcome::NotSent))) {
+        let lease = match sealed.unwrap_or_else(not_sent) {
             Ok(lease) => lease,
             Err(problem) => return refuse(&problem, exchange),
         };
@@ -175,8 +174,7 @@ impl Prepared {
     }
 
     async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
-        let sending = timeout_at(self.deadline, self.send_once_more_if_unsent(lease, &mut exchange));
-        match sending.await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Unknown))) {
+        match self.send_once_more_if_unsent(lease, &mut exchange).await {
             Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
                 // Rare, as is a second try: in a box they are not part of every request's state.
                 Box::pin(relay_whole(response, exchange, &self.shared, self.deadline)).await
@@ -195,11 +193,13 @@ impl Prepared {
     ) -> Result<Response<Answer>, Problem> {
         let reused = lease.is_reused();
         match self.transmit(lease, exchange).await {
-            Err(error) if reused && error.outcome == Outcome::NotSent => {
-                let lease = Box::pin(self.dial_and_seal(exchange)).await?;
-                self.transmit(lease, exchange).await.map_err(Problem::Send)
+            Err(Problem::Send(error)) if reused && error.outcome == Outcome::NotSent => {
+                let deadline = self.deadline;
+                let dialled = timeout_at(deadline, Box::pin(self.dial_and_seal(exchange))).await;
+                let lease = dialled.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))?;
+                self.transmit(lease, exchange).await
             }
-            result => result.map_err(Problem::Send),
+            result => result,
         }
     }
 
@@ -254,16 +254,14 @@ impl Prepared {
         let began = Instant::now();
         let body = seal::Body { digest, present: self.body.is_present() };
         let limit = self.shared.timeouts.seal;
-        timeout(limit, sealer.seal(&mut self.head, body, SystemTime::now))
-            .await
-            .map_err(|_| Problem::SealTimeout(limit))?
-            .map_err(Problem::Seal)?;
+        let sealing = pin!(sealer.seal(&mut self.head, body, SystemTime::now));
+        within(limit, sealing).await.ok_or(Problem::SealTimeout(limit))?.map_err(Problem::Seal)?;
         exchange.sealed(began.elapsed());
         Ok(())
     }
 
     /// Sends the sealed head. A copy stays here only where the request may have to go out a second time.
-    async fn transmit(&mut self, lease: Lease, exchange: &mut Exchange) -> Result<Response<Answer>, SendError> {
+    async fn transmit(&mut self, lease: Lease, exchange: &mut Exchange) -> Result<Response<Answer>, Problem> {
         let (head, payload) = if lease.is_reused() {
             (self.head.clone(), self.body.payload.clone())
         } else {
@@ -271,10 +269,23 @@ impl Prepared {
         };
         exchange.sending();
         let began = Instant::now();
-        let response = lease.send(Request::from_parts(head, payload)).await?;
+        // One timer for both deadlines: whichever is first.
+        let sent = lease.send_until(Request::from_parts(head, payload), self.deadline).await;
+        let response = sent.map_err(|error| match error.cause {
+            Cause::ResponseTimeout(_) if Instant::now() >= self.deadline => Problem::ExchangeTimeout(error.outcome),
+            _ => Problem::Send(error),
+        })?;
         exchange.answered(response.status(), began.elapsed());
         Ok(response)
     }
+}
+
+/// Before anything has left.
+fn not_sent<T>(interruption: Interruption) -> Result<T, Problem> {
+    Err(match interruption {
+        Interruption::Stopped => Problem::Stopped(Outcome::NotSent),
+        Interruption::Late => Problem::ExchangeTimeout(Outcome::NotSent),
+    })
 }
 
 fn empty_head() -> Parts {

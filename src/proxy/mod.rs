@@ -1,9 +1,10 @@
 //! Turns accepted connections into sealed requests. Must not know YAML, files, keys or certificates.
 
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout};
 
 pub mod api;
 mod body;
@@ -92,21 +93,26 @@ pub struct Shared {
     /// The part of it that answers may take whose callers are slow.
     ahead: Arc<Budget>,
     metrics: Metrics,
-    recorder: Recorder,
+    recorder: Arc<Recorder>,
     stopped: watch::Sender<bool>,
 }
 
 impl Shared {
     /// Begins with a first generation of routes.
     pub fn new(routes: Routes, limits: Limits, timeouts: Timeouts, metrics: Metrics, log: Log) -> Arc<Self> {
-        let unrouted = Arc::new(metrics.of_route("none"));
+        let unrouted = metrics.of_route("none");
         let budget = Budget::new(limits.buffered, limits.body);
         Arc::new(Self {
             routes: ArcSwap::from_pointee(routes),
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             ahead: Budget::part(&budget, limits.buffered / 4),
             budget,
-            recorder: Recorder { log, unrouted, in_flight: metrics.in_flight.clone(), stopped: Arc::default() },
+            recorder: Arc::new(Recorder {
+                log,
+                unrouted,
+                in_flight: metrics.in_flight.clone(),
+                stopped: AtomicBool::new(false),
+            }),
             stopped: watch::Sender::new(false),
             limits,
             timeouts,
@@ -123,6 +129,24 @@ impl Shared {
     pub fn stop(&self) {
         self.recorder.stopped.store(true, Ordering::Release);
         self.stopped.send_replace(true);
+    }
+
+    /// Does what is mostly done at once, and then needs neither a timer nor an ear for the stop.
+    async fn in_time<T>(
+        &self,
+        deadline: Instant,
+        mut work: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, Interruption> {
+        if let Some(done) = at_once(work.as_mut()).await {
+            return Ok(done);
+        }
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            _ = stopped.wait_for(|stopped| *stopped) => Err(Interruption::Stopped),
+            () = sleep_until(deadline) => Err(Interruption::Late),
+        }
     }
 
     /// `None` if the proxy stops first. The work stays where it is: an argument of its own size would be held twice.
@@ -162,6 +186,27 @@ impl Shared {
     }
 }
 
+/// Why work was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interruption {
+    Stopped,
+    Late,
+}
+
+/// What a piece of work comes to if it need not wait.
+async fn at_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    let polled = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
+    if let Poll::Ready(done) = polled { Some(done) } else { None }
+}
+
+/// The same, or within some time if it waits; `None`: it took longer.
+async fn within<T>(limit: Duration, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    match at_once(work.as_mut()).await {
+        Some(done) => Some(done),
+        None => timeout(limit, work).await.ok(),
+    }
+}
+
 /// What a header field costs beside its bytes.
 const FIELD: usize = 64;
 
@@ -191,13 +236,13 @@ impl Proxy {
         async move {
             let mut response = {
                 let mut work = pin!(arrived.forward(&busy));
-                std::future::poll_fn(|cx| {
+                poll_fn(|cx| {
                     let polled = std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
                     polled.unwrap_or_else(|_| Poll::Ready(forward::without_exchange(&Problem::Internal, &id)))
                 })
                 .await
             };
-            response.body_mut().hold(busy, shared.patience(deadline));
+            response.body_mut().hold(busy, || shared.patience(deadline));
             response
         }
     }

@@ -85,13 +85,13 @@ impl RelayBody {
     }
 
     /// Keeps the connection busy for as long as this body lives. `patience` is for what the bank has no part in.
-    pub(super) fn hold(&mut self, busy: Busy, patience: Patience) {
+    pub(super) fn hold(&mut self, busy: Busy, patience: impl FnOnce() -> Patience) {
         // A stream of HTTP/2 can be stuck with its only frame in hand, which nobody but us would notice.
         let multiplexed = busy.is_multiplexed();
         self.with(|relay| {
             relay.multiplexed = multiplexed;
             relay.busy = Some(busy);
-            relay.patience.get_or_insert(patience);
+            relay.patience.get_or_insert_with(patience);
         });
         if multiplexed {
             self.watch_over();

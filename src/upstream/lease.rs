@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use rustls::AlertDescription;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Sleep, timeout};
+use tokio::time::{Sleep, timeout, timeout_at};
 
 use super::connector::{self, TURNAROUND};
 use super::counted::Late;
@@ -71,11 +71,22 @@ impl Lease {
     }
 
     /// Sends a request, origin-form and with `Host`, and waits for the response's head.
-    pub async fn send(mut self, request: Request<Payload>) -> Result<Response<Answer>, SendError> {
+    pub async fn send(self, request: Request<Payload>) -> Result<Response<Answer>, SendError> {
+        let limit = self.destination.settings.timeouts.response;
+        self.send_until(request, tokio::time::Instant::now() + limit).await
+    }
+
+    /// The same, and waits until `deadline` at most.
+    pub async fn send_until(
+        mut self,
+        request: Request<Payload>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Response<Answer>, SendError> {
         let began = Instant::now();
         let limit = self.destination.settings.timeouts.response;
+        let deadline = deadline.min(tokio::time::Instant::from_std(began) + limit);
         self.connection.served += 1;
-        let result = match timeout(limit, self.connection.sender.try_send_request(request)).await {
+        let result = match timeout_at(deadline, self.connection.sender.try_send_request(request)).await {
             // Nobody asked to switch: a bank that does speaks about something else.
             Ok(Ok(response)) if response.status().is_informational() => {
                 Err(SendError { cause: Cause::Switched, outcome: Outcome::Unknown })
@@ -171,13 +182,11 @@ impl Answer {
 
     fn give_back(&mut self) {
         let Some(Lease { mut connection, pool, .. }) = self.lease.take() else { return };
-        // Mostly the connection is through with the answer by the time that its last frame is taken.
-        if connection.sender.is_ready() {
-            return pool.put(connection);
-        }
         if connection.sender.is_closed() {
             return;
         }
+        // In a task even where the connection is ready: a bank that closes after its answer without a word is noticed
+        // meanwhile, and no payment is sent into a connection that has ended.
         tokio::spawn(async move {
             let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
             if matches!(ready, Ok(Ok(()))) {

@@ -117,6 +117,12 @@ impl Line {
         Some(Arc::clone(&known.sealer))
     }
 
+    /// The library that seals, and why it makes one seal at a time if it does.
+    pub(super) fn backend(&self) -> Option<(&'static str, Option<&'static str>)> {
+        let key = self.known.get(self.active.as_ref()?)?.credential.key();
+        Some((key.backend(), key.alone()))
+    }
+
     /// The seals that the bank knows.
     pub(super) fn seals(&self) -> Vec<KnownSeal> {
         let seal = |(name, known): (&String, &Known)| KnownSeal {

@@ -33,6 +33,7 @@ use standing::Standing;
 
 use crate::admin;
 use crate::config::{Config, Finding};
+use crate::key;
 use crate::log::Log;
 use crate::proxy::listener::{Address, Departure, Hall, Listener, Phase, Reactor};
 use crate::proxy::{self, Metrics, Proxy, Shared};
@@ -73,6 +74,7 @@ impl Process {
         let registry = Registry::new();
         registry.register(Box::new(log.dropped().clone()))?;
         build_info(&registry)?;
+        key::collectors().into_iter().try_for_each(|family| registry.register(family))?;
         Ok(Self {
             proxy_metrics: Metrics::register(&registry)?,
             families: Families::register(&registry)?,
@@ -345,6 +347,7 @@ impl Reactors {
                 // The one who waits for it is gone only if starting failed.
                 let _ = sender.send(handle);
                 if let Some(runtime) = runtime {
+                    key::gather_here();
                     runtime.block_on(stopped.notified());
                     // A name that is being looked up must not hold up the end.
                     runtime.shutdown_background();

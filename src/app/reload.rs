@@ -2,6 +2,7 @@
 //! gone; reads the configuration anew when asked. Builds the next generation beside the present one, checks it, and swaps
 //! it in whole. A bad one changes nothing: it is counted, logged and shown.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,6 +41,8 @@ pub(super) struct Reloader {
     /// Work that has not come to its end in time.
     stuck: Option<JoinHandle<()>>,
     folders: Folders,
+    /// By what the seals of each upstream were made when it was last told.
+    backends: BTreeMap<String, (&'static str, Option<&'static str>)>,
 }
 
 impl Reloader {
@@ -69,6 +72,7 @@ impl Reloader {
             rejected: false,
             stuck: None,
             folders,
+            backends: BTreeMap::new(),
         };
         reloader.present.show_lists();
         reloader.follow();
@@ -320,8 +324,23 @@ impl Reloader {
         self.folders.follow(self.seen.files());
     }
 
+    /// Says by what each upstream's seals are made, where that is news: with the first generation, with another key, and
+    /// when a fault has ended the making of several at a time.
+    fn tell_backends(&mut self) {
+        let lines = self.present.lines.iter();
+        let backends: BTreeMap<_, _> = lines.filter_map(|(name, line)| Some((name.clone(), line.backend()?))).collect();
+        for (upstream, (backend, alone)) in &backends {
+            if self.backends.get(upstream) != Some(&(*backend, *alone)) {
+                let (time, event) = (timestamp(SystemTime::now()), "seal-backend");
+                self.log.entry(&Backend { time, event, upstream, backend, alone: *alone }, Importance::Usual);
+            }
+        }
+        self.backends = backends;
+    }
+
     /// Shows the present state on the pages and in the metrics.
-    fn report(&self) {
+    fn report(&mut self) {
+        self.tell_backends();
         let now = SystemTime::now();
         let is_stuck = self.stuck.as_ref().is_some_and(|stuck| !stuck.is_finished());
         let is_refused = self.rejected || is_stuck || self.present.errors().next().is_some();
@@ -378,6 +397,18 @@ struct Line<'a> {
     reload: &'a Reload,
     /// What is in place after it.
     generation: u64,
+}
+
+/// The log line of what makes an upstream's seals.
+#[derive(Serialize)]
+struct Backend<'a> {
+    time: String,
+    event: &'static str,
+    upstream: &'a str,
+    backend: &'static str,
+    /// Why it makes one seal at a time, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alone: Option<&'static str>,
 }
 
 /// How often the files are looked at without an event: some file systems have none.

@@ -12,6 +12,7 @@ pub(super) struct Standing {
     expiry: GaugeVec,
     usable: IntGaugeVec,
     staged: IntGaugeVec,
+    backend: IntGaugeVec,
     generation: IntGauge,
     refused: IntGauge,
     pub(super) reloads: IntCounterVec,
@@ -56,6 +57,11 @@ impl Standing {
                 "Seal certificates that lie ready and that the upstream does not know.",
                 &["upstream"],
             )?,
+            backend: gauges(
+                "sealproxy_seal_backend_info",
+                "Always 1; the library that seals for an upstream, and why it makes one seal at a time if it does.",
+                &["upstream", "backend", "alone"],
+            )?,
             generation: gauge("sealproxy_generation", "Counts the certificates and configurations put in place.")?,
             refused: gauge(
                 "sealproxy_reload_refused",
@@ -70,6 +76,7 @@ impl Standing {
         self.expiry.reset();
         self.usable.reset();
         self.staged.reset();
+        self.backend.reset();
         for identity in generation.holdings.keys() {
             self.usable.with_label_values(&[identity]).set(generation.is_usable(identity, now).into());
             // Of several with one name the end that comes first.
@@ -79,6 +86,9 @@ impl Standing {
             }
         }
         for (upstream, line) in &generation.lines {
+            if let Some((backend, alone)) = line.backend() {
+                self.backend.with_label_values(&[upstream, backend, alone.unwrap_or_default()]).set(1);
+            }
             self.staged.with_label_values(&[upstream]).set(i64::try_from(line.staged.len()).unwrap_or(i64::MAX));
         }
         self.generation.set(i64::try_from(number).unwrap_or(i64::MAX));

@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-#[cfg(feature = "pkcs11")]
+#[cfg(any(feature = "pkcs11", feature = "batch"))]
 use std::task::ready;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ use thiserror::Error;
 
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
+#[cfg(feature = "batch")]
+mod batch;
 #[cfg(feature = "pkcs11")]
 mod mechanism;
 mod patience;
@@ -39,8 +41,10 @@ pub struct Key {
 #[derive(Clone)]
 enum Backend {
     Ring(Arc<ring::Key>),
-    #[cfg(feature = "aws-lc")]
+    #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
     AwsLc(Arc<aws_lc::Key>),
+    #[cfg(feature = "batch")]
+    Batch(Arc<batch::Key>),
     #[cfg(feature = "pkcs11")]
     Token(Arc<token::Key>),
 }
@@ -62,7 +66,11 @@ impl Key {
     /// RSA goes to aws-lc-rs where the feature `aws-lc` is built in (its RSA is up to 2.3 times as fast as
     /// ring's, see `benches/seal.rs`), everything else to ring.
     pub fn from_der(der: &PrivateKeyDer<'_>) -> Result<Self, Error> {
-        #[cfg(feature = "aws-lc")]
+        #[cfg(feature = "batch")]
+        if let Some(key) = batch::Key::from_der(der)? {
+            return Ok(Self { backend: Backend::Batch(Arc::new(key)) });
+        }
+        #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
         if let Some(key) = aws_lc::Key::from_der(der)? {
             return Ok(Self { backend: Backend::AwsLc(Arc::new(key)) });
         }
@@ -90,8 +98,10 @@ impl Key {
     pub fn scheme(&self) -> Scheme {
         match &self.backend {
             Backend::Ring(key) => key.scheme(),
-            #[cfg(feature = "aws-lc")]
+            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
             Backend::AwsLc(_) => Scheme::RsaPkcs1Sha256,
+            #[cfg(feature = "batch")]
+            Backend::Batch(_) => Scheme::RsaPkcs1Sha256,
             #[cfg(feature = "pkcs11")]
             Backend::Token(key) => key.scheme(),
         }
@@ -111,10 +121,31 @@ impl Key {
     pub fn backend(&self) -> &'static str {
         match &self.backend {
             Backend::Ring(_) => "ring",
-            #[cfg(feature = "aws-lc")]
+            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
             Backend::AwsLc(_) => "aws-lc",
+            #[cfg(feature = "batch")]
+            Backend::Batch(key) => {
+                if key.alone().is_some() {
+                    "aws-lc"
+                } else {
+                    "batch"
+                }
+            }
             #[cfg(feature = "pkcs11")]
             Backend::Token(_) => "pkcs11",
+        }
+    }
+
+    /// Why an RSA key in memory signs one message at a time, in words; `None`: it signs several together, or is another kind of
+    /// key.
+    pub fn alone(&self) -> Option<&'static str> {
+        match &self.backend {
+            #[cfg(feature = "batch")]
+            Backend::Batch(key) => key.alone(),
+            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+            Backend::AwsLc(_) => Some(NOT_BUILT),
+            Backend::Ring(_) if self.scheme() == Scheme::RsaPkcs1Sha256 => Some("ring signs, which has no such call"),
+            _ => None,
         }
     }
 
@@ -123,8 +154,10 @@ impl Key {
     pub async fn turn(&self) -> Result<Turn, Error> {
         Ok(Turn(match &self.backend {
             Backend::Ring(key) => Granted::Ring(Arc::clone(key)),
-            #[cfg(feature = "aws-lc")]
+            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
             Backend::AwsLc(key) => Granted::AwsLc(Arc::clone(key)),
+            #[cfg(feature = "batch")]
+            Backend::Batch(key) => Granted::Batch(Arc::clone(key)),
             #[cfg(feature = "pkcs11")]
             Backend::Token(key) => Granted::Token(key.turn().await?),
         }))
@@ -144,6 +177,25 @@ impl fmt::Debug for Key {
     }
 }
 
+/// Why nothing is signed together in most builds.
+#[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+const NOT_BUILT: &str = "built without the feature `batch`";
+
+/// Lets this thread, which runs a current-thread runtime and nothing else, sign what comes in at a time together, where the
+/// feature `batch` is built in and the CPU can.
+pub fn gather_here() {
+    #[cfg(feature = "batch")]
+    batch::gather_here();
+}
+
+/// What is counted of signatures that are made together.
+pub fn collectors() -> Vec<Box<dyn prometheus::core::Collector>> {
+    #[cfg(feature = "batch")]
+    return batch::collectors();
+    #[cfg(not(feature = "batch"))]
+    Vec::new()
+}
+
 /// Runs `work`, within which [`Key::sign_here`] may wait until `deadline`.
 pub fn waiting_until<T>(deadline: Instant, work: impl FnOnce() -> T) -> T {
     patience::until(deadline, work)
@@ -154,8 +206,10 @@ pub struct Turn(Granted);
 
 enum Granted {
     Ring(Arc<ring::Key>),
-    #[cfg(feature = "aws-lc")]
+    #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
     AwsLc(Arc<aws_lc::Key>),
+    #[cfg(feature = "batch")]
+    Batch(Arc<batch::Key>),
     #[cfg(feature = "pkcs11")]
     Token(token::Turn),
 }
@@ -165,10 +219,15 @@ impl Turn {
     pub fn sign(self, message: &[u8]) -> Signing {
         Signing(match self.0 {
             Granted::Ring(key) => UnderWay::Done(Some(key.sign(message))),
-            #[cfg(feature = "aws-lc")]
+            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
             Granted::AwsLc(key) => UnderWay::Done(Some(key.sign(message))),
+            #[cfg(feature = "batch")]
+            Granted::Batch(key) => match key.sign(message) {
+                batch::Signed::Now(signature) => UnderWay::Done(Some(signature)),
+                batch::Signed::Together(signature) => UnderWay::Elsewhere(signature),
+            },
             #[cfg(feature = "pkcs11")]
-            Granted::Token(turn) => UnderWay::AtToken(turn.sign(None, message)),
+            Granted::Token(turn) => UnderWay::Elsewhere(turn.sign(None, message)),
         })
     }
 
@@ -176,9 +235,11 @@ impl Turn {
     pub fn sign_as(self, scheme: Scheme, message: &[u8]) -> Signing {
         match self.0 {
             #[cfg(feature = "pkcs11")]
-            Granted::Token(turn) => Signing(UnderWay::AtToken(turn.sign(Some(scheme), message))),
+            Granted::Token(turn) => Signing(UnderWay::Elsewhere(turn.sign(Some(scheme), message))),
             Granted::Ring(ref key) if key.scheme() == scheme => self.sign(message),
-            #[cfg(feature = "aws-lc")]
+            #[cfg(feature = "batch")]
+            Granted::Batch(_) if scheme == Scheme::RsaPkcs1Sha256 => self.sign(message),
+            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
             Granted::AwsLc(_) if scheme == Scheme::RsaPkcs1Sha256 => self.sign(message),
             _ => Signing(UnderWay::Done(Some(Err(Error::Scheme(scheme))))),
         }
@@ -190,8 +251,9 @@ pub struct Signing(UnderWay);
 
 enum UnderWay {
     Done(Option<Result<Vec<u8>, Error>>),
-    #[cfg(feature = "pkcs11")]
-    AtToken(tokio::sync::oneshot::Receiver<Result<Vec<u8>, Error>>),
+    /// At the token, or on its way with others.
+    #[cfg(any(feature = "pkcs11", feature = "batch"))]
+    Elsewhere(tokio::sync::oneshot::Receiver<Result<Vec<u8>, Error>>),
 }
 
 impl Future for Signing {
@@ -203,10 +265,10 @@ impl Future for Signing {
                 let _ = cx;
                 Poll::Ready(signature.take().expect("a finished signing is not polled again"))
             }
-            #[cfg(feature = "pkcs11")]
-            UnderWay::AtToken(signature) => {
-                // Without an answer its thread has panicked.
-                Poll::Ready(ready!(Pin::new(signature).poll(cx)).unwrap_or(Err(Error::Sign("pkcs11"))))
+            #[cfg(any(feature = "pkcs11", feature = "batch"))]
+            UnderWay::Elsewhere(signature) => {
+                // Without an answer whoever was to sign has panicked.
+                Poll::Ready(ready!(Pin::new(signature).poll(cx)).unwrap_or(Err(Error::Sign("key's own"))))
             }
         }
     }

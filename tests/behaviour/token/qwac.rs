@@ -271,19 +271,27 @@ fn fifty_callers_of_a_slow_qwac_key_get_connections_or_are_told_that_nothing_was
     let proxy = start(&yaml, &[]);
     assert_eq!(get(proxy.address).status, 200);
     slow.takes(100);
-    let answers: Vec<Answer> = std::thread::scope(|scope| {
-        let callers: Vec<_> = (0..50).map(|_| scope.spawn(|| get(proxy.address))).collect();
-        callers.into_iter().map(|caller| caller.join().expect("no panic")).collect()
-    });
-    let (sealed, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
-    // Ten a second, for two seconds, on a machine that may have other things to do.
-    assert!((3..=25).contains(&sealed.len()), "{}", sealed.len());
-    refused.into_iter().for_each(is_told_that_the_key_is_missing);
+    let mut sealed = 0;
+    // Ten a second, for two seconds, on a machine that may have other things to do: then once more.
+    for _ in 0..3 {
+        let answers: Vec<Answer> = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..50).map(|_| scope.spawn(|| get(proxy.address))).collect();
+            callers.into_iter().map(|caller| caller.join().expect("no panic")).collect()
+        });
+        let (served, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
+        assert!(served.len() <= 25, "{}", served.len());
+        refused.into_iter().for_each(is_told_that_the_key_is_missing);
+        sealed += served.len();
+        if sealed >= 3 {
+            break;
+        }
+    }
+    assert!(sealed >= 3, "{sealed}");
     for request in bank.received() {
         let date = httpdate::parse_http_date(header(&request.head, "date").expect("a date")).expect("a date");
         let age = request.at.duration_since(date).unwrap_or_default();
         assert!(age < Duration::from_secs(3), "{age:?}, cut to whole seconds");
         openssl_verifies(&request.head, &request.body);
     }
-    assert_eq!(bank.received().len(), sealed.len() + 1);
+    assert_eq!(bank.received().len(), sealed + 1);
 }

@@ -1,0 +1,655 @@
+//! RSA keys in memory that sign up to eight messages in one call of Intel's Cryptography Primitives Library (`crypto_mb`),
+//! where the CPU has AVX-512 IFMA. What is alone, and what the library cannot do, aws-lc signs. The one file with `unsafe`.
+//!
+//! No timers: what a reactor is asked to sign is gathered until eight are there or until its event loop brings nothing more.
+//! Every signature is checked with the public key before it leaves: one that was made by the Chinese remainder theorem with
+//! a fault in it may reveal the key (Boneh, DeMillo, Lipton 1997). After the first that fails, aws-lc signs everything.
+
+#![expect(unsafe_code, reason = "a C library is called, in `together` and `check` and nowhere else")]
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, Opts};
+use ring::digest::{SHA256, digest};
+use rustls::pki_types::PrivateKeyDer;
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::{Error, aws_lc};
+
+/// How many signatures the library makes at a time, whatever it is given.
+const LANES: usize = 8;
+/// From how many on they are made together: one call takes as long as some two and a half signatures by aws-lc.
+const WORTH: usize = 3;
+
+/// A key that aws-lc signs with, and what the library needs of it.
+pub(super) struct Key {
+    scalar: aws_lc::Key,
+    parts: Result<Parts, &'static str>,
+    /// Whether a signature was wrong that was made with others: of the process, because the CPU is suspected.
+    faulty: &'static AtomicBool,
+}
+
+/// A signature: made at once, or on its way with others.
+pub(super) enum Signed {
+    Now(Result<Vec<u8>, Error>),
+    Together(oneshot::Receiver<Result<Vec<u8>, Error>>),
+}
+
+impl Key {
+    /// `None` for a key that is not RSA: another backend's turn.
+    pub(super) fn from_der(der: &PrivateKeyDer<'_>) -> Result<Option<Self>, Error> {
+        let Some(scalar) = aws_lc::Key::from_der(der)? else { return Ok(None) };
+        let parts = Parts::of(der).and_then(|parts| parts.tried(&scalar));
+        Ok(Some(Self { scalar, parts, faulty: &FAULTY }))
+    }
+
+    /// Why it signs one message at a time; `None`: it does not.
+    pub(super) fn alone(&self) -> Option<&'static str> {
+        match &self.parts {
+            Err(reason) => Some(reason),
+            Ok(_) if self.faulty.load(Ordering::Relaxed) => Some("a signature made with others was wrong"),
+            Ok(_) => None,
+        }
+    }
+
+    /// Signs, on a thread that gathers with others that want to.
+    pub(super) fn sign(self: &Arc<Self>, message: &[u8]) -> Signed {
+        if self.alone().is_some() {
+            return Signed::Now(self.scalar.sign(message));
+        }
+        let gathered = GATHERED.with_borrow_mut(|gathered| {
+            let gathered = gathered.as_mut()?;
+            let (answer, signature) = oneshot::channel();
+            gathered.waiting.push(Job { key: Arc::clone(self), message: message.to_vec(), answer });
+            gathered.came += 1;
+            if gathered.waiting.len() >= LANES {
+                gathered.sign();
+            } else if !std::mem::replace(&mut gathered.is_watched, true) {
+                tokio::spawn(sign_when_quiet());
+            }
+            Some(signature)
+        });
+        gathered.map_or_else(|| Signed::Now(self.scalar.sign(message)), Signed::Together)
+    }
+}
+
+/// Lets this thread, which runs a current-thread runtime and nothing else, sign what comes in at a time together.
+pub(super) fn gather_here() {
+    GATHERED.set(Some(Gathered::default()));
+}
+
+/// What was signed together, and what went wrong with it.
+pub(super) fn collectors() -> Vec<Box<dyn Collector>> {
+    vec![Box::new(METRICS.family.clone()), Box::new(METRICS.faults.clone())]
+}
+
+thread_local! {
+    static GATHERED: RefCell<Option<Gathered>> = const { RefCell::new(None) };
+}
+
+static FAULTY: AtomicBool = AtomicBool::new(false);
+
+/// What waits to be signed on one thread.
+#[derive(Default)]
+struct Gathered {
+    waiting: Vec<Job>,
+    /// Counts all that came.
+    came: u64,
+    /// Whether a task waits for the event loop to bring nothing more.
+    is_watched: bool,
+    /// The library's own memory, which holds keys while it works.
+    work: Zeroizing<Vec<u8>>,
+}
+
+struct Job {
+    key: Arc<Key>,
+    message: Vec<u8>,
+    answer: oneshot::Sender<Result<Vec<u8>, Error>>,
+}
+
+/// Waits while each turn of the event loop, its sockets included, brings more.
+async fn sign_when_quiet() {
+    let look = || GATHERED.with_borrow(|gathered| gathered.as_ref().map_or(0, |gathered| gathered.came));
+    let mut before = look();
+    loop {
+        yield_now().await;
+        let now = look();
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    GATHERED.with_borrow_mut(|gathered| {
+        if let Some(gathered) = gathered {
+            gathered.is_watched = false;
+            gathered.sign();
+        }
+    });
+}
+
+impl Gathered {
+    /// Signs all that waits.
+    fn sign(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        // Nobody waits for it any more.
+        waiting.retain(|job| !job.answer.is_closed());
+        while let Some(first) = waiting.first() {
+            let bits = first.bits();
+            let (same, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|job| job.bits() == bits);
+            waiting = others;
+            self.sign_alike(same);
+        }
+    }
+
+    /// Signs with keys of one length.
+    fn sign_alike(&mut self, jobs: Vec<Job>) {
+        METRICS.of_size(jobs.len()).inc();
+        let is_worth_it = jobs.len() >= WORTH && jobs.iter().all(|job| job.key.alone().is_none());
+        let signatures = if is_worth_it { together(&jobs, &mut self.work) } else { None };
+        let mut signatures = signatures.unwrap_or_default().into_iter();
+        for Job { key, message, answer } in jobs {
+            let signature = signatures.next().map_or_else(|| key.scalar.sign(&message), Ok);
+            // Whoever asked may have gone.
+            let _ = answer.send(signature);
+        }
+    }
+}
+
+impl Job {
+    fn bits(&self) -> i32 {
+        self.key.parts.as_ref().map_or(0, |parts| parts.bits)
+    }
+}
+
+/// The numbers of an RSA key (RFC 8017 section 3.2), least significant word first.
+struct Parts {
+    bits: i32,
+    modulus: Vec<u64>,
+    p: Zeroizing<Vec<u64>>,
+    q: Zeroizing<Vec<u64>>,
+    dp: Zeroizing<Vec<u64>>,
+    dq: Zeroizing<Vec<u64>>,
+    iq: Zeroizing<Vec<u64>>,
+}
+
+impl Parts {
+    /// `Err`: why the library cannot sign with the key, in words.
+    fn of(der: &PrivateKeyDer<'_>) -> Result<Self, &'static str> {
+        if !is_x86_feature_detected!("avx512ifma") || !is_applicable() {
+            return Err("this CPU has no AVX-512 IFMA");
+        }
+        let [n, e, _, p, q, dp, dq, iq] = numbers(der).ok_or("the key's encoding is not read here")?;
+        if trimmed(&e) != [1, 0, 1] {
+            return Err("the key's public exponent is not 65537");
+        }
+        let bits = 8 * trimmed(&n).len();
+        let is_whole = trimmed(&n).first().is_some_and(|first| first & 0x80 != 0);
+        if ![2048, 3072, 4096].contains(&bits) || !is_whole {
+            return Err("the key has not 2048, 3072 or 4096 bits");
+        }
+        let half = |number: &[u8]| words(number, bits / 128).ok_or("the key's primes are not of one length");
+        let (p, q) = (half(&p)?, half(&q)?);
+        if [&p, &q].iter().any(|prime| prime.last().is_none_or(|high| high >> 63 == 0)) {
+            return Err("the key's primes are not of one length");
+        }
+        let modulus = words(&n, bits / 64).expect("it has that many bits").to_vec();
+        let bits = i32::try_from(bits).expect("4096 at most");
+        Ok(Self { bits, modulus, p, q, dp: half(&dp)?, dq: half(&dq)?, iq: half(&iq)? })
+    }
+
+    /// The same, if they are seen to sign as aws-lc does.
+    fn tried(self, scalar: &aws_lc::Key) -> Result<Self, &'static str> {
+        const MESSAGE: &[u8] = b"sealproxy: do these numbers belong together?";
+        const NO: &str = "the key's numbers do not belong together";
+        let encoded = encoded(MESSAGE, self.len());
+        let lanes = [Lane { parts: &self, encoded: &encoded }];
+        let made = run(&lanes, &mut Zeroizing::default()).ok_or(NO)?;
+        let is_same = scalar.sign(MESSAGE).is_ok_and(|known| made.first() == Some(&known));
+        if is_same { Ok(self) } else { Err(NO) }
+    }
+
+    /// Of a signature, in bytes.
+    fn len(&self) -> usize {
+        self.modulus.len() * 8
+    }
+}
+
+/// The eight integers behind the version of an `RSAPrivateKey` (RFC 8017 appendix A.1.2), as it is or in PKCS#8 (RFC 5208).
+fn numbers(der: &PrivateKeyDer<'_>) -> Option<[Zeroizing<Vec<u8>>; 8]> {
+    let inner;
+    let der = match der {
+        PrivateKeyDer::Pkcs1(key) => key.secret_pkcs1_der(),
+        PrivateKeyDer::Pkcs8(key) => {
+            inner = Zeroizing::new(yasna::parse_der(key.secret_pkcs8_der(), octets).ok()?);
+            &inner
+        }
+        _ => return None,
+    };
+    let read = yasna::parse_der(der, |reader| {
+        reader.read_sequence(|reader| {
+            reader.next().read_u8()?;
+            let mut numbers: [Zeroizing<Vec<u8>>; 8] = Default::default();
+            for number in &mut numbers {
+                *number = Zeroizing::new(reader.next().read_bigint_bytes()?.0);
+            }
+            Ok(numbers)
+        })
+    });
+    read.ok()
+}
+
+/// The key within a `PrivateKeyInfo`.
+fn octets(reader: yasna::BERReader<'_, '_>) -> yasna::ASN1Result<Vec<u8>> {
+    reader.read_sequence(|reader| {
+        reader.next().read_u8()?;
+        reader.next().read_der()?;
+        let key = reader.next().read_bytes()?;
+        // Attributes.
+        reader.read_optional(|reader| reader.read_der())?;
+        Ok(key)
+    })
+}
+
+fn trimmed(number: &[u8]) -> &[u8] {
+    &number[number.iter().take_while(|byte| **byte == 0).count()..]
+}
+
+/// A number of at most `count` words.
+fn words(number: &[u8], count: usize) -> Option<Zeroizing<Vec<u64>>> {
+    let number = trimmed(number);
+    if number.len() > count * 8 {
+        return None;
+    }
+    let mut words = Zeroizing::new(vec![0_u64; count]);
+    for (index, byte) in number.iter().rev().enumerate() {
+        words[index / 8] |= u64::from(*byte) << (8 * (index % 8));
+    }
+    Some(words)
+}
+
+/// EMSA-PKCS1-v1_5 with SHA-256 (RFC 8017 section 9.2): what the RSA operation is done on.
+fn encoded(message: &[u8], length: usize) -> Vec<u8> {
+    const PREFIX: [u8; 19] = [
+        0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04,
+        0x20,
+    ];
+    let hash = digest(&SHA256, message);
+    let behind = PREFIX.len() + hash.as_ref().len();
+    let mut encoded = vec![0xff; length];
+    encoded[..2].copy_from_slice(&[0, 1]);
+    encoded[length - behind - 1] = 0;
+    encoded[length - behind..length - hash.as_ref().len()].copy_from_slice(&PREFIX);
+    encoded[length - hash.as_ref().len()..].copy_from_slice(hash.as_ref());
+    encoded
+}
+
+/// The signatures of some jobs, all with keys of one length, each checked. `None`: sign them otherwise.
+fn together(jobs: &[Job], work: &mut Zeroizing<Vec<u8>>) -> Option<Vec<Vec<u8>>> {
+    let parts: Vec<&Parts> = jobs.iter().filter_map(|job| job.key.parts.as_ref().ok()).collect();
+    let messages: Vec<_> = jobs.iter().zip(&parts).map(|(job, parts)| encoded(&job.message, parts.len())).collect();
+    let lanes: Vec<_> = parts.iter().zip(&messages).map(|(parts, encoded)| Lane { parts, encoded }).collect();
+    let made = run(&lanes, work);
+    if made.is_none() {
+        jobs.iter().for_each(|job| job.key.faulty.store(true, Ordering::Relaxed));
+        METRICS.faults.inc();
+    }
+    made
+}
+
+/// One of the messages that are signed together.
+struct Lane<'a> {
+    parts: &'a Parts,
+    encoded: &'a [u8],
+}
+
+/// A lane's buffer for a result.
+type Out = [u8; 512];
+
+/// Signs up to eight messages with keys of one length. `None`: at least one result does not verify, and none is to be used.
+fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u8>>) -> Option<Vec<Vec<u8>>> {
+    let first = lanes.first().filter(|_| lanes.len() <= LANES)?;
+    let (bits, length) = (first.parts.bits, first.parts.len());
+    if lanes.iter().any(|lane| lane.parts.bits != bits || lane.encoded.len() != length) {
+        return None;
+    }
+    // The library reads and writes eight, so that those without a message do what the first does.
+    let lane = |index: usize| lanes.get(index).unwrap_or(first);
+    let of = |part: fn(&Parts) -> &[u64]| -> [*const u64; LANES] {
+        std::array::from_fn(|index| part(lane(index).parts).as_ptr())
+    };
+    let messages: [*const u8; LANES] = std::array::from_fn(|index| lane(index).encoded.as_ptr());
+    let (mut made, mut opened): ([Out; LANES], [Out; LANES]) = ([[0; 512]; LANES], [[0; 512]; LANES]);
+    let results: [*mut u8; LANES] = made.each_mut().map(|out| out.as_mut_ptr());
+    // SAFETY: takes a number and returns a constant of the library, or null for a number that it does not know.
+    let (method, public) = unsafe { (mbx_RSA_private_crt_Method(bits), mbx_RSA_pub65537_Method(bits)) };
+    if method.is_null() || public.is_null() {
+        return None;
+    }
+    // SAFETY: both methods are constants of the library.
+    let room = unsafe { mbx_RSA_Method_BufSize(method).max(mbx_RSA_Method_BufSize(public)) };
+    work.resize(usize::try_from(room).ok()?, 0);
+    // SAFETY: there are eight of everything. Each message and each result has `bits` / 8 bytes, of which a buffer has at least
+    // as many; each part of a key has `bits` / 128 words; `work` is as large as the method asks for. All of them outlive
+    // the call, nothing else refers to the results, and the CPU was asked for its instructions before there were parts.
+    let status = unsafe {
+        mbx_rsa_private_crt_mb8(
+            messages.as_ptr(),
+            results.as_ptr(),
+            of(|parts| &parts.p).as_ptr(),
+            of(|parts| &parts.q).as_ptr(),
+            of(|parts| &parts.dp).as_ptr(),
+            of(|parts| &parts.dq).as_ptr(),
+            of(|parts| &parts.iq).as_ptr(),
+            bits,
+            method,
+            work.as_mut_ptr(),
+        )
+    };
+    let sources: [*const u8; LANES] = made.each_ref().map(|out| out.as_ptr());
+    let targets: [*mut u8; LANES] = opened.each_mut().map(|out| out.as_mut_ptr());
+    // SAFETY: as above; a modulus has `bits` / 64 words.
+    let checked = unsafe {
+        mbx_rsa_public_mb8(
+            sources.as_ptr(),
+            targets.as_ptr(),
+            of(|parts| &parts.modulus).as_ptr(),
+            bits,
+            public,
+            work.as_mut_ptr(),
+        )
+    };
+    work.zeroize();
+    let is_right = |(lane, opened): (&Lane<'_>, &Out)| opened[..length] == *lane.encoded;
+    let all = status == 0 && checked == 0 && lanes.iter().zip(&opened).all(is_right);
+    // What is wrong could tell the key.
+    if !all {
+        made.iter_mut().for_each(|out| out.zeroize());
+        return None;
+    }
+    Some(made.iter().take(lanes.len()).map(|out| out[..length].to_vec()).collect())
+}
+
+fn is_applicable() -> bool {
+    // SAFETY: asks the CPU, with no features given.
+    unsafe { mbx_is_crypto_mb_applicable(0) != 0 }
+}
+
+#[repr(C)]
+struct Method {
+    _private: [u8; 0],
+}
+
+// crypto_mb/rsa.h and crypto_mb/cpu_features.h.
+unsafe extern "C" {
+    fn mbx_is_crypto_mb_applicable(features: u64) -> i32;
+    fn mbx_RSA_private_crt_Method(bits: i32) -> *const Method;
+    fn mbx_RSA_pub65537_Method(bits: i32) -> *const Method;
+    fn mbx_RSA_Method_BufSize(method: *const Method) -> i32;
+    fn mbx_rsa_private_crt_mb8(
+        from: *const *const u8,
+        to: *const *mut u8,
+        p: *const *const u64,
+        q: *const *const u64,
+        dp: *const *const u64,
+        dq: *const *const u64,
+        iq: *const *const u64,
+        bits: i32,
+        method: *const Method,
+        work: *mut u8,
+    ) -> u32;
+    fn mbx_rsa_public_mb8(
+        from: *const *const u8,
+        to: *const *mut u8,
+        n: *const *const u64,
+        bits: i32,
+        method: *const Method,
+        work: *mut u8,
+    ) -> u32;
+}
+
+/// The library's functions for OpenSSL's numbers stand beside those that are called here, and ask for these. Nobody calls
+/// them. They are not exported: an OpenSSL that a token's module brings along keeps its own.
+mod openssl {
+    // SAFETY: nothing else in the program has these names; ring and aws-lc give theirs a prefix.
+    #[unsafe(no_mangle)]
+    extern "C" fn BN_num_bits() -> ! {
+        std::process::abort()
+    }
+
+    // SAFETY: as above.
+    #[unsafe(no_mangle)]
+    extern "C" fn BN_bn2lebinpad() -> ! {
+        std::process::abort()
+    }
+}
+
+struct Metrics {
+    family: IntCounterVec,
+    by_size: [IntCounter; LANES],
+    faults: IntCounter,
+}
+
+impl Metrics {
+    fn of_size(&self, size: usize) -> &IntCounter {
+        &self.by_size[size.clamp(1, LANES) - 1]
+    }
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let opts = Opts::new("sealproxy_seal_batches_total", "Calls of the seal key, by how many seals each made.");
+    let family = IntCounterVec::new(opts, &["seals"]).expect("a legal name");
+    let by_size = std::array::from_fn(|index| family.with_label_values(&[&(index + 1).to_string()]));
+    let help = "Seals made together that did not verify: from the first on they are made one by one.";
+    let faults = IntCounter::new("sealproxy_seal_batch_faults_total", help).expect("a legal name");
+    Metrics { family, by_size, faults }
+});
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use aws_lc_rs::encoding::AsDer as _;
+    use aws_lc_rs::rsa::{KeyPair, KeySize};
+    use rustls::pki_types::{PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    fn der(size: KeySize) -> PrivateKeyDer<'static> {
+        let pair = KeyPair::generate(size).expect("a key");
+        let pkcs8 = pair.as_der().expect("PKCS#8");
+        PrivatePkcs8KeyDer::from(pkcs8.as_ref().to_vec()).into()
+    }
+
+    fn key(der: &PrivateKeyDer<'_>) -> Key {
+        let key = Key::from_der(der).expect("taken").expect("RSA");
+        Key { faulty: Box::leak(Box::default()), ..key }
+    }
+
+    fn edge(name: &str) -> PrivateKeyDer<'static> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/rsa").join(name);
+        PrivatePkcs1KeyDer::from(std::fs::read(file).expect("the vector")).into()
+    }
+
+    /// Whether this machine can do it at all; says so where it cannot.
+    fn can() -> bool {
+        let can = is_x86_feature_detected!("avx512ifma") && is_applicable();
+        if !can {
+            eprintln!("this CPU has no AVX-512 IFMA: aws-lc signs, and nothing is signed together");
+        }
+        can
+    }
+
+    fn reactor() -> Runtime {
+        gather_here();
+        Builder::new_current_thread().enable_all().build().expect("a runtime")
+    }
+
+    /// What each message comes to when all are asked for at a time.
+    fn all(runtime: &Runtime, keys: &[Arc<Key>], messages: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        runtime.block_on(async {
+            let keys = keys.iter().cycle();
+            let asked: Vec<_> = messages
+                .iter()
+                .zip(keys)
+                .map(|(message, key)| {
+                    let (key, message) = (Arc::clone(key), message.clone());
+                    tokio::spawn(async move {
+                        match key.sign(&message) {
+                            Signed::Now(signature) => signature,
+                            Signed::Together(signature) => signature.await.expect("answered"),
+                        }
+                    })
+                })
+                .collect();
+            let mut signatures = Vec::new();
+            for signature in asked {
+                signatures.push(signature.await.expect("no panic").expect("signed"));
+            }
+            signatures
+        })
+    }
+
+    fn messages(count: usize, salt: usize) -> Vec<Vec<u8>> {
+        (0..count).map(|index| format!("{salt}/{index}").repeat(index % 7).into_bytes()).collect()
+    }
+
+    #[test]
+    fn every_count_of_every_size_is_signed_as_aws_lc_signs_it() {
+        let runtime = reactor();
+        for size in [KeySize::Rsa2048, KeySize::Rsa3072, KeySize::Rsa4096] {
+            let keys: Vec<_> = (0..3).map(|_| Arc::new(key(&der(size)))).collect();
+            assert!(keys.iter().all(|key| key.alone().is_none() == can()));
+            for count in [1, 2, 3, 5, 8, 9, 17] {
+                let messages = messages(count, count);
+                let signatures = all(&runtime, &keys, &messages);
+                for ((message, signature), key) in messages.iter().zip(&signatures).zip(keys.iter().cycle()) {
+                    assert_eq!(*signature, key.scalar.sign(message).expect("signed"), "{count}");
+                    assert!(!key.faulty.load(Ordering::Relaxed));
+                }
+            }
+        }
+    }
+
+    /// Keys of several lengths and kinds at a time.
+    #[test]
+    fn keys_of_all_kinds_are_signed_with_side_by_side() {
+        let runtime = reactor();
+        let edges = ["exponent-3.der", "short-crt-exponent.der", "smaller-prime-first.der"].map(edge);
+        let ders = edges.into_iter().chain([der(KeySize::Rsa2048), der(KeySize::Rsa3072)]);
+        let keys: Vec<_> = ders.map(|der| Arc::new(key(&der))).collect();
+        let messages = messages(40, 0);
+        let signatures = all(&runtime, &keys, &messages);
+        for ((message, signature), key) in messages.iter().zip(&signatures).zip(keys.iter().cycle()) {
+            assert_eq!(*signature, key.scalar.sign(message).expect("signed"));
+        }
+    }
+
+    #[test]
+    fn keys_that_the_library_cannot_sign_with_say_why() {
+        let cannot = "this CPU has no AVX-512 IFMA";
+        for (name, reason) in [
+            ("exponent-3.der", Some("the key's public exponent is not 65537")),
+            ("unequal-primes.der", Some("the key's primes are not of one length")),
+            ("short-crt-exponent.der", None),
+            ("smaller-prime-first.der", None),
+        ] {
+            // What aws-lc refuses, nobody signs with.
+            let Ok(Some(key)) = Key::from_der(&edge(name)) else { continue };
+            assert_eq!(key.alone(), if can() { reason } else { Some(cannot) }, "{name}");
+        }
+    }
+
+    /// As a fault in the CPU would: one bit of one number is another one, in each of the parts.
+    #[test]
+    fn a_wrong_signature_never_leaves_and_ends_the_signing_together() {
+        if !can() {
+            return;
+        }
+        let runtime = reactor();
+        let der = der(KeySize::Rsa2048);
+        for part in 0..5 {
+            let mut broken = key(&der);
+            let parts = broken.parts.as_mut().expect("a usual key");
+            let number = [&mut parts.p, &mut parts.q, &mut parts.dp, &mut parts.dq, &mut parts.iq];
+            number.into_iter().nth(part).expect("five")[3] ^= 1 << 17;
+            let (broken, sound) = (Arc::new(broken), Arc::new(key(&der)));
+            let before = METRICS.faults.get();
+            let messages = messages(8, part);
+            let signatures = all(&runtime, &[Arc::clone(&sound), Arc::clone(&broken)], &messages);
+            for (message, signature) in messages.iter().zip(&signatures) {
+                assert_eq!(*signature, sound.scalar.sign(message).expect("signed"), "{part}");
+            }
+            assert!(METRICS.faults.get() > before, "counted");
+            assert!(broken.alone().is_some() && sound.alone().is_some(), "from now on one by one");
+            assert!(matches!(broken.sign(b"next"), Signed::Now(Ok(_))));
+        }
+    }
+
+    #[test]
+    fn numbers_that_do_not_belong_together_are_noticed_before_anything_is_signed() {
+        if !can() {
+            return;
+        }
+        let (one, other) = (der(KeySize::Rsa2048), der(KeySize::Rsa2048));
+        let scalar = aws_lc::Key::from_der(&one).expect("taken").expect("RSA");
+        assert!(Parts::of(&one).expect("usual").tried(&scalar).is_ok());
+        assert!(Parts::of(&other).expect("usual").tried(&scalar).is_err());
+    }
+
+    /// Nobody waits for company that does not come, and nobody gathers where there is no reactor.
+    #[test]
+    fn whoever_is_alone_is_signed_at_once() {
+        let key = Arc::new(key(&der(KeySize::Rsa2048)));
+        assert!(matches!(key.sign(b"no reactor"), Signed::Now(Ok(_))));
+        let runtime = reactor();
+        let began = std::time::Instant::now();
+        let signed = all(&runtime, &[Arc::clone(&key)], &[b"alone".to_vec()]);
+        assert_eq!(signed, [key.scalar.sign(b"alone").expect("signed")]);
+        assert!(began.elapsed().as_millis() < 500);
+    }
+
+    /// What was given up is not signed, and holds nobody up.
+    #[test]
+    fn requests_that_are_gone_cost_nothing() {
+        let key = Arc::new(key(&der(KeySize::Rsa2048)));
+        reactor().block_on(async {
+            drop((0..4).map(|_| key.sign(b"gone")).collect::<Vec<_>>());
+            let stays = key.sign(b"stays");
+            let signature = match stays {
+                Signed::Now(signature) => signature,
+                Signed::Together(signature) => signature.await.expect("answered"),
+            };
+            assert_eq!(signature.expect("signed"), key.scalar.sign(b"stays").expect("signed"));
+        });
+    }
+
+    fn compare(batches: usize) {
+        let runtime = reactor();
+        let keys: Vec<_> = (0..5).map(|_| Arc::new(key(&der(KeySize::Rsa2048)))).collect();
+        for batch in 0..batches {
+            let messages: Vec<Vec<u8>> = (0..LANES).map(|index| format!("{batch}:{index}").into_bytes()).collect();
+            let signatures = all(&runtime, &keys, &messages);
+            for ((message, signature), key) in messages.iter().zip(&signatures).zip(keys.iter().cycle()) {
+                assert_eq!(*signature, key.scalar.sign(message).expect("signed"));
+            }
+        }
+        assert!(keys.iter().all(|key| !key.faulty.load(Ordering::Relaxed)));
+    }
+
+    #[test]
+    fn a_thousand_signatures_are_those_of_aws_lc() {
+        compare(125);
+    }
+
+    #[test]
+    #[ignore = "five minutes in a release build: cargo test --release --features batch --lib -- --ignored a_million"]
+    fn a_million_signatures_are_those_of_aws_lc() {
+        compare(125_000);
+    }
+}

@@ -113,6 +113,43 @@ fn a_body_is_sealed_with_digest_and_content_type() {
     assert_eq!(received.body, body.as_bytes());
 }
 
+/// Whether or not several seals are made at a time, each is its own request's.
+#[test]
+fn requests_that_come_at_a_time_have_each_its_own_seal() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    std::thread::scope(|scope| {
+        for caller in 0..32 {
+            let rig = &rig;
+            scope.spawn(move || {
+                for number in 0..5 {
+                    let (body, target) =
+                        (format!("{{\"{caller}\":{number}}}"), format!("{API}/accounts?{caller}.{number}"));
+                    assert_eq!(rig.request("POST", &target, "Content-Type: application/json\r\n", &body).status, 200);
+                }
+            });
+        }
+    });
+    let received = bank.received();
+    assert_eq!(received.len(), 160);
+    for request in &received {
+        verify(request).expect("verified");
+        let (_, query) = request.request_line().split_once('?').expect("a query");
+        let (caller, number) = query.split_once(' ').and_then(|(query, _)| query.split_once('.')).expect("two numbers");
+        assert_eq!(request.body, format!("{{\"{caller}\":{number}}}").as_bytes());
+    }
+    let metrics = rig.metrics();
+    let info = metrics.lines().find(|line| line.starts_with("sealproxy_seal_backend_info{"));
+    let info = info.unwrap_or_else(|| panic!("{metrics}"));
+    if info.contains("backend=\"batch\"") {
+        let together = metrics.lines().filter(|line| line.starts_with("sealproxy_seal_batches_total{seals=\"8\"}"));
+        assert!(together.into_iter().any(|line| !line.ends_with(" 0")), "{metrics}");
+        assert!(metrics.contains("sealproxy_seal_batch_faults_total 0"), "{metrics}");
+    }
+    let told = rig.log.text();
+    assert!(told.lines().any(|line| line.contains("\"seal-backend\"")), "{told}");
+}
+
 #[test]
 fn a_chunked_body_carries_the_same_digest_and_one_framing_header_of_ours() {
     let bank = FakeBank::good();

@@ -116,6 +116,9 @@ pub(super) fn lists(config: &Config) -> impl Iterator<Item = &Path> {
     config.revocation.values().flat_map(|revocation| revocation.crl.iter().map(PathBuf::as_path))
 }
 
+/// For each upstream the library that seals, and why it makes one seal at a time if it does.
+pub(super) type Backends = BTreeMap<String, (&'static str, Option<&'static str>)>;
+
 impl Generation {
     fn draw_lines(&mut self, process: &Process, earlier: Option<&Self>, marks: &Marks, now: SystemTime) {
         let config = Arc::clone(&self.config);
@@ -243,6 +246,11 @@ impl Generation {
             }
         }
         self.findings.extend(found);
+    }
+
+    /// By what the seals of each upstream are made.
+    pub(super) fn backends(&self) -> Backends {
+        self.lines.iter().filter_map(|(name, line)| Some((name.clone(), line.backend()?))).collect()
     }
 
     /// The upstreams by name.

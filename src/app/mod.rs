@@ -191,6 +191,11 @@ impl Bound {
         self.admin.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
+    /// For each upstream the library that seals, and why it makes one seal at a time if it does.
+    pub fn backends(&self) -> BTreeMap<String, (&'static str, Option<&'static str>)> {
+        self.app.generation.backends()
+    }
+
     /// Reactors that will serve.
     pub fn threads(&self) -> usize {
         self.app.config().threads

@@ -2,7 +2,6 @@
 //! gone; reads the configuration anew when asked. Builds the next generation beside the present one, checks it, and swaps
 //! it in whole. A bad one changes nothing: it is counted, logged and shown.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Process;
 use super::folders::Folders;
-use super::generation::{self, Generation};
+use super::generation::{self, Backends, Generation};
 use super::marks::Marks;
 use super::status::{Reload, Status};
 use crate::admin;
@@ -41,8 +40,8 @@ pub(super) struct Reloader {
     /// Work that has not come to its end in time.
     stuck: Option<JoinHandle<()>>,
     folders: Folders,
-    /// By what the seals of each upstream were made when it was last told.
-    backends: BTreeMap<String, (&'static str, Option<&'static str>)>,
+    /// By what the seals of each upstream were made when it was last told, which at start is not for the log.
+    backends: Backends,
 }
 
 impl Reloader {
@@ -58,6 +57,7 @@ impl Reloader {
         let (since, judged) = (SystemTime::now(), Instant::now());
         let present = Arc::new(present);
         let folders = Folders::new();
+        let backends = present.backends();
         let mut reloader = Self {
             process,
             shared,
@@ -72,7 +72,7 @@ impl Reloader {
             rejected: false,
             stuck: None,
             folders,
-            backends: BTreeMap::new(),
+            backends,
         };
         reloader.present.show_lists();
         reloader.follow();
@@ -324,11 +324,10 @@ impl Reloader {
         self.folders.follow(self.seen.files());
     }
 
-    /// Says by what each upstream's seals are made, where that is news: with the first generation, with another key, and
-    /// when a fault has ended the making of several at a time.
+    /// Says by what each upstream's seals are made, where that is news: with another key, and when a fault has ended the
+    /// making of several at a time.
     fn tell_backends(&mut self) {
-        let lines = self.present.lines.iter();
-        let backends: BTreeMap<_, _> = lines.filter_map(|(name, line)| Some((name.clone(), line.backend()?))).collect();
+        let backends = self.present.backends();
         for (upstream, (backend, alone)) in &backends {
             if self.backends.get(upstream) != Some(&(*backend, *alone)) {
                 let (time, event) = (timestamp(SystemTime::now()), "seal-backend");

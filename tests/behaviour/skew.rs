@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
@@ -31,12 +31,14 @@ fn gauge(rig: &Rig) -> Option<f64> {
 
 /// The log's lines about clocks.
 fn told(rig: &Rig, exchanges: usize) -> Vec<Value> {
+    let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let (told, others): (Vec<_>, Vec<_>) =
             rig.log.wait(exchanges).into_iter().partition(|line| line["event"] == "clock-skew");
         if others.len() == exchanges {
             return told;
         }
+        assert!(Instant::now() < deadline, "{others:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

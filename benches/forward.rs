@@ -2,15 +2,18 @@
 //!
 //! `cargo bench --bench forward`, or the same with `--profile dist` for the program as an image should hold it. Each line
 //! has the CPU (user and system) of the proxy per request, beside the same without a seal (the floor) and the bare cost
-//! of one signature at that moment; their sum is the limit, and the ratio to it is what our own sealing costs beyond the
-//! RSA operation. Behind the table stands what must not grow: with threads, open connections and routes
+//! of one signature and of one digest of the body at that moment; their sum is the limit, and the ratio to it is what our
+//! own sealing costs beyond the cryptography. Behind the table stands what must not grow: with threads, open connections and routes
 //! (`… -- table` or `… -- scale` prints one of the two).
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use sealproxy::identity::pem;
 use sealproxy::key::Key;
+use sealproxy::seal::dialect::DigestAlgorithm;
+use sealproxy::seal::digest::BodyDigest;
 
 #[path = "forward/load.rs"]
 mod load;
@@ -55,25 +58,28 @@ fn table(workshop: &Workshop) {
     let sealed = workshop.proxy(&Setup::default());
     let plain = workshop.proxy(&Setup { sealed: false, ..Setup::default() });
     let signature = Signature::new(workshop);
-    println!("\nCPU per request in µs; the limit is the floor and one RSA-2048 signature ({})\n", signature.backend());
     println!(
-        "| case     | connections | req/s |  CPU | floor | signature | of the limit | p50 ms | p99 ms | RSS MiB |"
+        "\nCPU per request in µs; the limit is the floor, one RSA-2048 signature ({}) and the digest\n",
+        signature.backend()
     );
     println!(
-        "|----------|------------:|------:|-----:|------:|----------:|-------------:|-------:|-------:|--------:|"
+        "| case     | connections | req/s |  CPU | floor | signature | digest | of the limit | p50 ms | p99 ms | RSS MiB |"
+    );
+    println!(
+        "|----------|------------:|------:|-----:|------:|----------:|-------:|-------------:|-------:|-------:|--------:|"
     );
     for case in cases() {
         for connections in CONNECTIONS {
             let floor = measure(&plain, &case, connections);
-            let signature = signature.cost();
+            let (signature, digest) = (signature.cost(), digest_cost(case.body));
             let run = measure(&sealed, &case, connections);
             println!(
-                "| {:<8} | {connections:>11} | {:>5.0} | {:>4.0} | {:>5.0} | {signature:>9.0} | {:>12.2} | {:>6.2} | {:>6.2} | {:>7.1} |",
+                "| {:<8} | {connections:>11} | {:>5.0} | {:>4.0} | {:>5.0} | {signature:>9.0} | {digest:>6.0} | {:>12.2} | {:>6.2} | {:>6.2} | {:>7.1} |",
                 case.name,
                 run.rate,
                 run.cpu,
                 floor.cpu,
-                run.cpu / (floor.cpu + signature),
+                run.cpu / (floor.cpu + signature + digest),
                 run.p50,
                 run.p99,
                 sealed.rss(),
@@ -129,17 +135,30 @@ impl Signature {
         signed.expect("a signature");
     }
 
-    /// µs of this thread's CPU time.
     fn cost(&self) -> f64 {
-        let cpu = || {
-            let time = clock_gettime(ClockId::ThreadCPUTime);
-            Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("nanoseconds"))
-        };
-        let (began, before, mut count) = (Instant::now(), cpu(), 0);
-        while began.elapsed() < TIME / 8 {
-            self.sign();
-            count += 1;
-        }
-        (cpu() - before).as_secs_f64() * 1e6 / f64::from(count)
+        cost(|| self.sign())
     }
+}
+
+fn digest_cost(size: usize) -> f64 {
+    let body = vec![b'x'; size];
+    cost(|| {
+        let mut digest = BodyDigest::new(DigestAlgorithm::Sha256);
+        digest.update(black_box(&body));
+        black_box(digest.finish());
+    })
+}
+
+/// µs of this thread's CPU time.
+fn cost(work: impl Fn()) -> f64 {
+    let cpu = || {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("nanoseconds"))
+    };
+    let (began, before, mut count) = (Instant::now(), cpu(), 0);
+    while began.elapsed() < TIME / 8 {
+        work();
+        count += 1;
+    }
+    (cpu() - before).as_secs_f64() * 1e6 / f64::from(count)
 }

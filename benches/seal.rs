@@ -1,4 +1,5 @@
-//! What a seal is made of: the signing string, the digest by size, the seal as a whole per key backend.
+//! What a seal is made of: the signing string, the digest by size, the seal as a whole per key backend and by how many are
+//! made at a time.
 //!
 //! `cargo bench --bench seal`. The figures depend on the CPU: aws-lc's RSA is far ahead of ring's where there is
 //! AVX-512 IFMA, and hardly elsewhere. `benches/instructions.rs` counts instructions of the same.
@@ -7,6 +8,7 @@ use std::hint::black_box;
 use std::time::SystemTime;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures_util::future::join_all;
 use sealproxy::seal::Body;
 
 #[path = "seal/subject.rs"]
@@ -55,5 +57,28 @@ fn seal(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, string, digest, seal);
+/// What comes in at a time on one reactor: made together with the feature `batch` and a CPU that can, one by one otherwise.
+fn at_a_time(criterion: &mut Criterion) {
+    let runtime = subject::runtime();
+    let [_, key] = subject::keys();
+    let mut group = criterion.benchmark_group(format!("seals at a time, RSA-2048, {}", key.backend()));
+    let sealer = subject::sealer(key, &runtime);
+    let nothing = sealer.digest().finish();
+    sealproxy::key::gather_here();
+    for count in [1, 2, 3, 4, 6, 8, 16, 32] {
+        let mut heads: Vec<_> = (0..count).map(|_| subject::head()).collect();
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(count.to_string(), |bencher| {
+            bencher.iter(|| {
+                let body = || Body { digest: &nothing, present: false };
+                let seals = heads.iter_mut().map(|head| sealer.seal(black_box(head), body(), SystemTime::now));
+                let sealed = runtime.block_on(join_all(seals));
+                assert!(sealed.iter().all(Result::is_ok));
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, string, digest, seal, at_a_time);
 criterion_main!(benches);

@@ -13,7 +13,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("proxy", &["seal", "upstream", "log"]),
     ("sandbox", &["key", "identity", "seal"]),
     ("config", &["key", "admin", "identity", "proxy", "seal", "upstream"]),
-    ("app", &["admin", "config", "identity", "log", "proxy", "seal", "upstream"]),
+    ("app", &["admin", "config", "identity", "key", "log", "proxy", "seal", "upstream"]),
     ("cli", &["app", "config", "identity", "log", "sandbox", "upstream"]),
 ];
 

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
@@ -15,14 +15,14 @@ use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::{self, Charge, Collected};
 use super::clock::Busy;
 use super::exchange::Exchange;
 use super::headers;
 use super::problem::Problem;
-use super::relay::{Patience, RelayBody};
+use super::relay::{self, Patience, RelayBody};
 use super::route::{Found, Route, Routes, Transport};
 use super::{Interruption, Proxy, Shared, within};
 use crate::seal;
@@ -151,11 +151,9 @@ impl Prepared {
             Err(problem) => return refuse(&problem, exchange),
         };
         let id = exchange.id().clone();
-        let answer = if exchange.is_safe() {
-            shared.unless_stopped(pin!(self.send(lease, exchange))).await
-        } else {
-            shared.unless_stopped(pin!(ToTheEnd(Some(Box::pin(self.send(lease, exchange)))))).await
-        };
+        let unwanted = if exchange.is_safe() { relay::UNWANTED } else { Duration::MAX };
+        let sending = pin!(ToTheEnd { work: Some(Box::pin(self.send(lease, exchange))), unwanted });
+        let answer = shared.unless_stopped(sending).await;
         // The exchange went with the work, and its record was logged as cut by the stop.
         answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
     }
@@ -267,19 +265,24 @@ impl Prepared {
     }
 }
 
-/// A request that may change something at the bank, and its answer. A caller that hangs up does not cut it: dropped before its
-/// end it goes on in a task of its own, so that its answer is read and logged.
-struct ToTheEnd<F: Future<Output = Response<RelayBody>> + Send + 'static>(Option<Pin<Box<F>>>);
+/// A request under way, and its answer. Dropped because the caller hung up, it goes on in a task of its own: one that may change
+/// something at the bank to its end, so that its answer is read and logged; any other for a moment, because an answer that is
+/// nearly there keeps a connection whose making costs more.
+struct ToTheEnd<F: Future<Output = Response<RelayBody>> + Send + 'static> {
+    work: Option<Pin<Box<F>>>,
+    /// For how long it goes on when nobody waits for it.
+    unwanted: Duration,
+}
 
 impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Future for ToTheEnd<F> {
     type Output = Response<RelayBody>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // Taken out meanwhile: work that panics is not to go on.
-        let mut work = self.0.take().expect("what has ended is not polled again");
+        let mut work = self.work.take().expect("what has ended is not polled again");
         let polled = work.as_mut().poll(cx);
         if polled.is_pending() {
-            self.0 = Some(work);
+            self.work = Some(work);
         }
         polled
     }
@@ -287,10 +290,15 @@ impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Future for ToTheE
 
 impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd<F> {
     fn drop(&mut self) {
-        let Some(work) = self.0.take() else { return };
+        let Some(work) = self.work.take() else { return };
+        let unwanted = self.unwanted;
         // Without a runtime the process is at its end, and the record says so.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move { work.await.body_mut().caller_gone() });
+            runtime.spawn(async move {
+                if let Ok(mut answer) = timeout(unwanted, work).await {
+                    answer.body_mut().caller_gone();
+                }
+            });
         }
     }
 }

@@ -150,7 +150,7 @@ impl Body for RelayBody {
 
 impl Drop for RelayBody {
     /// A caller that goes away in the middle cuts a safe request, and no other: the answer to an unsafe one is read to
-    /// its end, so that the log knows what became of it.
+    /// its end, so that the log knows what became of it. Of a safe one it is read where that takes but a moment.
     fn drop(&mut self) {
         self.with(|relay| {
             if !relay.is_end() {
@@ -424,7 +424,8 @@ impl Relay {
         }
     }
 
-    /// Ends without the caller. Where the bank has yet to end the answer to an unsafe request, it is read on.
+    /// Ends without the caller. Where the bank has yet to end the answer to an unsafe request, it is read on, and to any other
+    /// if little is left of it.
     fn abandon(&mut self) {
         let source = mem::replace(&mut self.source, Source::Ended);
         let (exchange, patience) = (self.exchange.take(), self.patience.clone());
@@ -432,10 +433,10 @@ impl Relay {
         self.busy = None;
         if let (Source::Bank(answer), Some(exchange), Some(patience)) = (source, exchange, patience)
             && !answer.is_end_stream()
-            && !exchange.is_safe()
+            && let Some(limit) = unwanted(&answer, &exchange, &patience)
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(drain(answer, exchange, patience));
+            runtime.spawn(drain(answer, exchange, limit));
         }
     }
 
@@ -542,8 +543,21 @@ async fn mind(relay: Weak<Mutex<Relay>>, patience: Patience) {
 /// machine that reads, short for a bank's connection.
 const LOOK: Duration = Duration::from_millis(500);
 
-async fn drain(answer: Answer, exchange: Exchange, patience: Patience) {
-    let limit = patience.unwanted;
+/// How long an answer is read on that nobody waits for. `None`: it is cut.
+fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option<Duration> {
+    if !exchange.is_safe() {
+        return Some(patience.unwanted);
+    }
+    let is_little = answer.size_hint().upper().is_some_and(|rest| rest <= LITTLE);
+    is_little.then(|| UNWANTED.min(patience.unwanted))
+}
+
+/// For how long the answer to a safe request is awaited when nobody waits for it, and up to which length it is read: to make a
+/// connection anew takes round trips and signatures, and a caller that has run out of patience often comes back at once.
+pub(super) const UNWANTED: Duration = Duration::from_millis(250);
+const LITTLE: u64 = 256 * 1024;
+
+async fn drain(answer: Answer, exchange: Exchange, limit: Duration) {
     let mut rest = Relay::new(Source::Bank(answer), Some(exchange), None);
     let read = async { while let Some(Ok(_)) = poll_fn(|cx| rest.poll_next(cx)).await {} };
     // Past its patience the exchange is dropped, and logged as far as it came.

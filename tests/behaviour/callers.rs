@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
@@ -206,9 +206,28 @@ fn a_caller_that_hangs_up_ends_a_safe_request() {
     let mut stream = TcpStream::connect(rig.address()).expect("connected");
     stream.write_all(get(&rig).as_bytes()).expect("written");
     std::thread::sleep(Duration::from_millis(150));
+    let hung_up = Instant::now();
     drop(stream);
     let line = rig.log.wait(1).pop().expect("a line");
+    assert!(hung_up.elapsed() < Duration::from_secs(1), "{:?}", hung_up.elapsed());
     assert_eq!((&line["caller_gone"], &line["outcome"]), (&true.into(), &"unknown".into()), "{line}");
+}
+
+#[test]
+fn a_safe_request_that_is_all_but_answered_keeps_its_connection_when_the_caller_hangs_up() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(100), ok("{}")));
+    let rig = Rig::before(&bank);
+    for number in 1..=3 {
+        let mut stream = TcpStream::connect(rig.address()).expect("connected");
+        stream.write_all(get(&rig).as_bytes()).expect("written");
+        std::thread::sleep(Duration::from_millis(50));
+        drop(stream);
+        let line = rig.log.wait(number).pop().expect("a line");
+        let said = (&line["caller_gone"], &line["outcome"], &line["status"]);
+        assert_eq!(said, (&true.into(), &"answered".into(), &200.into()), "{line}");
+    }
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    assert_eq!((bank.received().len(), bank.connections()), (4, 1));
 }
 
 #[test]

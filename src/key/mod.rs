@@ -188,6 +188,12 @@ pub fn gather_here() {
     batch::gather_here();
 }
 
+/// To be called before the process ends, after everything else: lets go of the tokens.
+pub fn leave_tokens() {
+    #[cfg(feature = "pkcs11")]
+    token::leave();
+}
+
 /// What is counted of signatures that are made together.
 pub fn collectors() -> Vec<Box<dyn prometheus::core::Collector>> {
     #[cfg(feature = "batch")]

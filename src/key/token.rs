@@ -258,6 +258,7 @@ impl Station {
 
     fn close(&mut self) {
         let Some(place) = self.place.take() else { return };
+        let _library = place.module.library.read().unwrap_or_else(PoisonError::into_inner);
         // The handle of an earlier epoch may be somebody else's by now.
         if place.epoch == place.module.epoch() {
             // A session that has died is closed already.
@@ -517,6 +518,33 @@ impl Module {
 }
 
 const LOOK_ANEW: Duration = Duration::from_secs(1);
+
+/// Waits until no thread is in a module, for a moment at most, and lets none in again. A module's own memory is gone while the
+/// process ends, and a thread that closes its session then would crash it.
+pub(super) fn leave() {
+    let began = Instant::now();
+    let modules: Vec<_> = loop {
+        if let Ok(modules) = MODULES.try_lock() {
+            break modules.values().cloned().collect();
+        }
+        if began.elapsed() >= LEAVE {
+            return;
+        }
+        std::thread::sleep(LOOK);
+    };
+    for module in modules {
+        while began.elapsed() < LEAVE {
+            if let Ok(library) = module.library.try_write() {
+                std::mem::forget(library);
+                break;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// What a signature takes, unless the token hangs.
+const LEAVE: Duration = Duration::from_millis(500);
 
 fn initialize(library: &Pkcs11) -> Result<(), Pkcs11Error> {
     match library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {

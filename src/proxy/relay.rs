@@ -283,8 +283,8 @@ impl Relay {
             let on_connection = self.busy.as_ref().map_or(0, |busy| busy.hands(self.in_hand));
             let share = self.patience.as_ref().map_or(0, |patience| patience.budget.share());
             // Too many callers that take nothing: this one is told so with its next frame. One that has the whole of its
-            // answer in hand is, unless its connection is one of those that hold the most.
-            if !fits && (!self.is_end() || on_connection > share) {
+            // answer in hand is not, unless that is much and its connection one of those that hold the most.
+            if !fits && (!self.is_end() || (on_connection > share && self.in_hand > LEAST_COST)) {
                 self.fail(RelayError::Stalled);
             }
         }

@@ -43,21 +43,13 @@ async fn serve(
     let mut signals = Signals::new()?;
     let kit = Kit::open_or_make(folder, SystemTime::now()).map_err(|error| without_kit(&error))?;
     let bank = SandboxBank::start(&kit)?;
-    let proxy = free_port(port, "Name another with --port")?;
-    let admin = free_port(ADMIN, "End what listens there")?;
-    let config = kit.write_config(bank.address, loopback(proxy), loopback(admin));
-    let config = config.map_err(|error| without_kit(&error))?;
-    let (config, findings) = Config::load(&config).map_err(Failure::Configuration)?;
-    findings.iter().for_each(tell);
-    let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
-    let bound = app.bind().await.map_err(Failure::Configuration)?;
+    let (bound, address) = bind(&kit, &bank, port, &log).await?;
     print_parties(&bank, &bound, port);
     let kept = kept.map(|folder| {
         let folder = folder.display();
         let bank = bank.address;
         format!("kept      {folder}: later `sealproxy sandbox --dir {folder} --listen {bank}` and `sealproxy run --config {folder}/sealproxy.yaml`")
     });
-    let address = loopback(proxy);
     std::thread::spawn(move || {
         if let Err(error) = first_request(address, &first_line, &bank, faults, kept) {
             tell(format_args!("the first request failed: {error}"));
@@ -66,6 +58,27 @@ async fn serve(
     bound.serve(async || signals.next_or_hangup().await).await?;
     Ok(())
 }
+
+/// The proxy in front of the bank on free ports, and where it is. Another process may take one between the look and the use: then once more.
+async fn bind(kit: &Kit, bank: &SandboxBank, port: u16, log: &Log) -> Result<(Bound, SocketAddr), Failure> {
+    let mut tries = TRIES;
+    loop {
+        let proxy = loopback(free_port(port, "Name another with --port")?);
+        let admin = loopback(free_port(ADMIN, "End what listens there")?);
+        let config = kit.write_config(bank.address, proxy, admin).map_err(|error| without_kit(&error))?;
+        let (config, findings) = Config::load(&config).map_err(Failure::Configuration)?;
+        findings.iter().for_each(tell);
+        let app = App::build(config, log.clone(), SystemTime::now()).await.map_err(Failure::Configuration)?;
+        tries -= 1;
+        match app.bind().await {
+            Ok(bound) => return Ok((bound, proxy)),
+            Err(_) if tries > 0 => {}
+            Err(findings) => return Err(Failure::Configuration(findings)),
+        }
+    }
+}
+
+const TRIES: usize = 5;
 
 /// The port that the admin pages have by default.
 const ADMIN: u16 = 9090;
@@ -76,13 +89,17 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// The first port from `wanted` on that nobody listens on, or what to do about it.
 fn free_port(wanted: u16, advice: &str) -> Result<u16, Failure> {
+    Ok(listener(wanted, advice)?.local_addr()?.port())
+}
+
+/// On the first port from `wanted` on that nobody listens on, or what to do about it.
+fn listener(wanted: u16, advice: &str) -> Result<std::net::TcpListener, Failure> {
     let candidates = wanted..=wanted.saturating_add(PORTS_TO_TRY);
     let mut failed = String::new();
     for port in candidates.clone() {
         match std::net::TcpListener::bind(loopback(port)) {
-            Ok(listener) => return Ok(listener.local_addr()?.port()),
+            Ok(listener) => return Ok(listener),
             Err(error) => failed = error.to_string(),
         }
     }
@@ -117,10 +134,10 @@ struct SandboxBank {
 
 impl SandboxBank {
     fn start(kit: &Kit) -> Result<Self, Failure> {
-        let address = loopback(free_port(BANK, "End what listens there")?);
+        let listener = listener(BANK, "End what listens there")?;
+        let address = listener.local_addr()?;
         let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
         let bank = Arc::new(Bank::new(kit.bank(authorities)?)?);
-        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let serving = Arc::clone(&bank);
         std::thread::Builder::new().name("bank".into()).spawn(move || {

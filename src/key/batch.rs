@@ -251,7 +251,7 @@ fn octets(reader: yasna::BERReader<'_, '_>) -> yasna::ASN1Result<Vec<u8>> {
         reader.next().read_der()?;
         let key = reader.next().read_bytes()?;
         // Attributes.
-        reader.read_optional(|reader| reader.read_der())?;
+        reader.read_optional(yasna::BERReader::read_der)?;
         Ok(key)
     })
 }
@@ -369,7 +369,7 @@ fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>
     let all = status == 0 && checked == 0 && lanes.iter().zip(&opened).all(is_right);
     // What is wrong could tell the key.
     if !all {
-        made.iter_mut().for_each(|out| out.zeroize());
+        made.iter_mut().for_each(Zeroize::zeroize);
         return None;
     }
     Some(made.iter().take(lanes.len()).map(|out| out[..length].to_vec()).collect())

@@ -17,7 +17,7 @@ use ring::digest::{SHA256, digest};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::{Error, aws_lc};
 
@@ -251,7 +251,9 @@ fn octets(reader: yasna::BERReader<'_, '_>) -> yasna::ASN1Result<Vec<u8>> {
         reader.next().read_der()?;
         let key = reader.next().read_bytes()?;
         // Attributes.
-        reader.read_optional(yasna::BERReader::read_der)?;
+        // The method itself is not general enough in its lifetimes.
+        #[allow(clippy::redundant_closure_for_method_calls)]
+        reader.read_optional(|reader| reader.read_der())?;
         Ok(key)
     })
 }

@@ -12,8 +12,8 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use tokio::time::{Instant, timeout_at};
 
-use super::at_once;
 use super::problem::Problem;
+use super::soon;
 use crate::seal::digest::BodyDigest;
 use crate::upstream::Payload;
 
@@ -78,7 +78,7 @@ impl Collecting {
         let began = Instant::now();
         loop {
             let mut next = poll_fn(|cx| Pin::new(&mut *incoming).poll_frame(cx));
-            let next = match at_once(Pin::new(&mut next)).await {
+            let next = match soon(Pin::new(&mut next)).await {
                 Some(next) => next,
                 None => {
                     // A body that comes in drops is not waited for much longer than one that does not come.
@@ -93,6 +93,10 @@ impl Collecting {
                 None => return Ok(()),
                 Some(Err(error)) => return Err(Problem::BodyCut(error)),
                 Some(Ok(frame)) => self.take(frame, rules.limit)?,
+            }
+            // Of a body whose length was told hyper knows the end with its last frame.
+            if incoming.is_end_stream() {
+                return Ok(());
             }
         }
     }

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use prometheus::IntGauge;
-use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::metrics::RouteMetrics;
 use super::problem::Problem;
 use super::redact::Words;
 use super::route::Route;
-use crate::log::{Importance, Log, timestamp};
+use crate::log::{Fields, Importance, Log, timestamp};
 use crate::upstream::{AnswerError, Outcome};
 
 /// Where records go.
@@ -55,10 +54,10 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Begins the record of a request that has just been parsed.
-    pub(super) fn begin(recorder: &Arc<Recorder>, head: &Parts, id: HeaderValue, words: &Words) -> Self {
+    /// Begins the record of a request that has just been parsed. In a box: it changes hands a dozen times.
+    pub(super) fn begin(recorder: &Arc<Recorder>, head: &Parts, id: HeaderValue, words: &Words) -> Box<Self> {
         recorder.in_flight.inc();
-        Self {
+        Box::new(Self {
             recorder: Arc::clone(recorder),
             began: Instant::now(),
             time: SystemTime::now(),
@@ -79,12 +78,17 @@ impl Exchange {
             attempts: 0,
             caller_gone: false,
             permit: None,
-        }
+        })
     }
 
     /// The request's id.
     pub(super) fn id(&self) -> &HeaderValue {
         &self.id
+    }
+
+    /// When it did.
+    pub(super) fn began(&self) -> Instant {
+        self.began
     }
 
     /// Whether the method changes nothing at the bank (RFC 9110 section 9.2.1).
@@ -179,29 +183,32 @@ impl Exchange {
         self.cause = problem.cause();
     }
 
-    fn record(&self, took: Duration) -> Record<'_> {
-        Record {
-            time: timestamp(self.time),
-            event: "exchange",
-            request_id: self.id.to_str().unwrap_or_default(),
-            method: Words::method(&self.method),
-            path: &self.path,
-            route: self.route.as_ref().map(|route| &*route.settings.path),
-            upstream: self.route.as_ref().map(|route| route.upstream_name()),
-            status: self.status.map(|status| status.as_u16()),
-            outcome: self.outcome.as_str(),
-            problem: self.problem,
-            cause: self.cause.as_deref(),
-            request_bytes: self.request_bytes,
-            response_bytes: self.response_bytes,
-            acquire_ms: self.acquire.map(milliseconds),
-            seal_ms: self.seal.map(milliseconds),
-            response_ms: self.response.map(milliseconds),
-            total_ms: milliseconds(took),
-            reused: self.reused,
-            attempts: self.attempts,
-            caller_gone: self.caller_gone,
+    /// The access log's line.
+    fn write(&self, took: Duration, line: &mut Fields<'_>) {
+        line.text("time", &timestamp(self.time));
+        line.text("event", "exchange");
+        line.text("request_id", self.id.to_str().unwrap_or_default());
+        line.text("method", Words::method(&self.method));
+        line.text("path", &self.path);
+        line.text_or_null("route", self.route.as_ref().map(|route| &*route.settings.path));
+        line.text_or_null("upstream", self.route.as_ref().map(|route| route.upstream_name()));
+        line.put("status", self.status.map(|status| status.as_u16()));
+        line.text("outcome", self.outcome.as_str());
+        if let Some(problem) = self.problem {
+            line.text("problem", problem);
         }
+        if let Some(cause) = &self.cause {
+            line.text("cause", cause);
+        }
+        line.put("request_bytes", self.request_bytes);
+        line.put("response_bytes", self.response_bytes);
+        line.put("acquire_ms", self.acquire.map(milliseconds));
+        line.put("seal_ms", self.seal.map(milliseconds));
+        line.put("response_ms", self.response.map(milliseconds));
+        line.put("total_ms", milliseconds(took));
+        line.put("reused", self.reused);
+        line.put("attempts", self.attempts);
+        line.put("caller_gone", self.caller_gone);
     }
 }
 
@@ -224,7 +231,7 @@ impl Drop for Exchange {
         // was not told the end, the line is all that is known.
         let untold = self.outcome == Outcome::Unknown || (self.outcome == Outcome::Answered && self.caller_gone);
         let importance = if untold && !self.is_safe() { Importance::Keep } else { Importance::Usual };
-        self.recorder.log.entry(&self.record(took), importance);
+        self.recorder.log.fields(importance, |line| self.write(took, line));
     }
 }
 
@@ -237,31 +244,4 @@ const CLIENT_CLOSED: StatusCode = match StatusCode::from_u16(499) {
 /// Milliseconds with three decimals.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// The access log's line.
-#[derive(Serialize)]
-struct Record<'a> {
-    time: String,
-    event: &'static str,
-    request_id: &'a str,
-    method: &'static str,
-    path: &'a str,
-    route: Option<&'a str>,
-    upstream: Option<&'a str>,
-    status: Option<u16>,
-    outcome: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cause: Option<&'a str>,
-    request_bytes: u64,
-    response_bytes: u64,
-    acquire_ms: Option<f64>,
-    seal_ms: Option<f64>,
-    response_ms: Option<f64>,
-    total_ms: f64,
-    reused: Option<bool>,
-    attempts: u32,
-    caller_gone: bool,
 }

@@ -24,7 +24,7 @@ use super::headers;
 use super::problem::Problem;
 use super::relay::{self, Patience, RelayBody};
 use super::route::{Found, Route, Routes, Transport};
-use super::{Interruption, Proxy, Shared, within};
+use super::{Interruption, Proxy, Shared, soon, within};
 use crate::seal;
 use crate::upstream::{AcquireError, Answer, Cause, Lease, Outcome, ReactorId, Upstream};
 
@@ -50,7 +50,7 @@ pub(super) struct Arrived {
     head: Parts,
     incoming: Incoming,
     transport: Transport,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     refused: Option<Problem>,
     deadline: Instant,
 }
@@ -62,7 +62,7 @@ impl Arrived {
         let (head, incoming) = request.into_parts();
         let (id, refused) = headers::identify(&head.headers);
         let exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
-        let deadline = Instant::now() + proxy.shared.timeouts.exchange;
+        let deadline = Instant::from_std(exchange.began()) + proxy.shared.timeouts.exchange;
         Self { proxy: proxy.clone(), routes, head, incoming, transport, exchange, refused, deadline }
     }
 
@@ -78,7 +78,7 @@ impl Arrived {
     /// Forwards the request. Whatever happens, there is an answer.
     pub(super) async fn forward(mut self, busy: &Busy) -> Response<RelayBody> {
         let shared = Arc::clone(&self.proxy.shared);
-        let (deadline, old) = (self.deadline, self.head.version == Version::HTTP_10);
+        let deadline = self.deadline;
         let refused = self.refused.take();
         let Self { proxy, routes, head, incoming, transport, mut exchange, .. } = self;
         let preparing = async {
@@ -91,11 +91,14 @@ impl Arrived {
             }
         };
         let prepared = {
-            let preparing = pin!(preparing);
-            shared.in_time(deadline, preparing).await
+            let mut preparing = pin!(preparing);
+            match soon(preparing.as_mut()).await {
+                Some(prepared) => Ok(prepared),
+                None => shared.in_time(deadline, preparing).await,
+            }
         };
         match prepared.unwrap_or_else(not_sent) {
-            Ok(prepared) => Prepared { whole: old, ..prepared }.deliver(exchange).await,
+            Ok(prepared) => prepared.deliver(exchange).await,
             Err(problem) => refuse(&problem, exchange),
         }
     }
@@ -115,7 +118,7 @@ async fn prepare(
     transport: Transport,
     deadline: Instant,
     exchange: &mut Exchange,
-) -> Result<Prepared, Problem> {
+) -> Result<Box<Prepared>, Problem> {
     let Found { route, target } = routes.find(&head, transport)?;
     exchange.routed(&route);
     route.admit(&head.method, &target)?;
@@ -124,22 +127,25 @@ async fn prepare(
     // Shed before the body is read, and counted after it: who sends slowly keeps nobody else's place.
     drop(proxy.shared.admit()?);
     let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
-    body.busy.waits();
     let body = {
+        if !body.incoming.is_end_stream() {
+            body.busy.waits();
+        }
         let collected = body::collect(body.incoming, &proxy.shared.body_rules(&head), digest).await;
         body.busy.goes_on();
         collected?
     };
+    let whole = head.version == Version::HTTP_10;
     exchange.collected(body.payload.len());
     exchange.admitted(proxy.shared.admit()?);
     headers::outbound(&mut head, target, &route, exchange.id(), body.payload.len(), &proxy.shared.metrics)?;
     let shared = Arc::clone(&proxy.shared);
     let routes = Arc::clone(routes);
-    Ok(Prepared { shared, reactor: proxy.reactor, deadline, whole: false, routes, route, head, body })
+    Ok(Box::new(Prepared { shared, reactor: proxy.reactor, deadline, whole, routes, route, head, body }))
 }
 
 impl Prepared {
-    async fn deliver(mut self, mut exchange: Exchange) -> Response<RelayBody> {
+    async fn deliver(mut self: Box<Self>, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
         let sealed = {
             let deadline = self.deadline;
@@ -158,7 +164,7 @@ impl Prepared {
         answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
     }
 
-    async fn send(mut self, lease: Lease, mut exchange: Exchange) -> Response<RelayBody> {
+    async fn send(mut self: Box<Self>, lease: Lease, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         match self.send_once_more_if_unsent(lease, &mut exchange).await {
             Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
                 // Rare, as is a second try: in a box they are not part of every request's state.
@@ -253,14 +259,13 @@ impl Prepared {
             (std::mem::replace(&mut self.head, empty_head()), std::mem::take(&mut self.body.payload))
         };
         exchange.sending();
-        let began = Instant::now();
         // One timer for both deadlines: whichever is first.
         let sent = lease.send_until(Request::from_parts(head, payload), self.deadline).await;
         let response = sent.map_err(|error| match error.cause {
             Cause::ResponseTimeout(_) if Instant::now() >= self.deadline => Problem::ExchangeTimeout(error.outcome),
             _ => Problem::Send(error),
         })?;
-        exchange.answered(response.status(), began.elapsed());
+        exchange.answered(response.status(), response.body().took());
         Ok(response)
     }
 }
@@ -315,7 +320,7 @@ fn empty_head() -> Parts {
     Request::new(()).into_parts().0
 }
 
-fn relay(response: Response<Answer>, exchange: Exchange, patience: Patience) -> Response<RelayBody> {
+fn relay(response: Response<Answer>, exchange: Box<Exchange>, patience: Patience) -> Response<RelayBody> {
     let (mut head, answer) = response.into_parts();
     // An old bank's HTTP/1.0 is a matter of its connection, not of the caller's.
     head.version = Version::HTTP_11;
@@ -326,7 +331,7 @@ fn relay(response: Response<Answer>, exchange: Exchange, patience: Patience) -> 
 /// Reads an answer to its end before it is relayed, so that it has a length.
 async fn relay_whole(
     response: Response<Answer>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     shared: &Shared,
     deadline: Instant,
 ) -> Response<RelayBody> {
@@ -354,7 +359,7 @@ async fn relay_whole(
     }
 }
 
-fn refuse(problem: &Problem, mut exchange: Exchange) -> Response<RelayBody> {
+fn refuse(problem: &Problem, mut exchange: Box<Exchange>) -> Response<RelayBody> {
     let answer = problem.answer(exchange.id());
     exchange.failed(problem, answer.status());
     answer.map(|text| RelayBody::problem(text, Some(exchange)))

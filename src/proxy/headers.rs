@@ -109,8 +109,11 @@ pub fn outbound(
 
 /// Takes away what speaks of the bank's connection or in our name, and says whose request this answers.
 pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
-    let named: Vec<HeaderName> =
-        connection_options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
+    // The usual ones go anyway.
+    let usual = [b"keep-alive".as_slice(), b"close"];
+    let named =
+        connection_options(headers).filter(|option| !usual.iter().any(|usual| option.eq_ignore_ascii_case(usual)));
+    let named: Vec<HeaderName> = named.filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
     // `Trailer` announces what passes as well; hyper writes only the trailers that it names.
     let foreign =
         |name: &HeaderName| is_hop_by_hop(name) && *name != TRAILER || name.as_str().starts_with("sealproxy-");

@@ -194,12 +194,27 @@ enum Interruption {
 }
 
 /// What a piece of work comes to if it need not wait.
-async fn at_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-    let polled = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
-    if let Poll::Ready(done) = polled { Some(done) } else { None }
+fn at_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => Poll::Ready(None),
+    })
 }
 
-/// The same, or within some time if it waits; `None`: it took longer.
+/// The same for work that waits for what has come in already: hyper hands a body that came with its head over a turn later.
+fn soon<T>(mut work: Pin<&mut impl Future<Output = T>>) -> impl Future<Output = Option<T>> {
+    let mut looked = false;
+    poll_fn(move |cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending if std::mem::replace(&mut looked, true) => Poll::Ready(None),
+        Poll::Pending => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+}
+
+/// What a piece of work comes to within some time; `None`: it took longer.
 async fn within<T>(limit: Duration, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     match at_once(work.as_mut()).await {
         Some(done) => Some(done),

@@ -65,13 +65,13 @@ pub(super) enum RelayError {
 }
 
 impl RelayBody {
-    pub(super) fn problem(text: Bytes, exchange: Option<Exchange>) -> Self {
+    pub(super) fn problem(text: Bytes, exchange: Option<Box<Exchange>>) -> Self {
         Self(Hold::Own(Box::new(Relay::new(Source::Problem(Some(text)), exchange, None))))
     }
 
     /// An answer that was read to its end before it is relayed, and what it is charged. It goes out in pieces: what the
     /// caller does not take stays here, counted and under watch.
-    pub(super) fn whole(mut body: Bytes, charge: Charge, exchange: Exchange) -> Self {
+    pub(super) fn whole(mut body: Bytes, charge: Charge, exchange: Box<Exchange>) -> Self {
         let mut relay = Relay::new(Source::Ended, Some(exchange), None);
         relay.kept = Some(charge);
         while !body.is_empty() {
@@ -80,7 +80,7 @@ impl RelayBody {
         Self(Hold::Own(Box::new(relay)))
     }
 
-    pub(super) fn bank(answer: Answer, exchange: Exchange, patience: Patience) -> Self {
+    pub(super) fn bank(answer: Answer, exchange: Box<Exchange>, patience: Patience) -> Self {
         Self(Hold::Own(Box::new(Relay::new(Source::Bank(answer), Some(exchange), Some(patience)))))
     }
 
@@ -153,10 +153,13 @@ impl Drop for RelayBody {
     /// its end, so that the log knows what became of it. Of a safe one it is read where that takes but a moment.
     fn drop(&mut self) {
         self.with(|relay| {
-            if !relay.is_end() {
+            if relay.is_end() {
+                relay.end();
+                relay.busy = None;
+            } else {
                 relay.caller_gone();
+                relay.abandon();
             }
-            relay.abandon();
         });
     }
 }
@@ -170,7 +173,7 @@ struct Relay {
     charge: Option<Charge>,
     /// For an answer that is one piece of memory, however much of it has been taken.
     kept: Option<Charge>,
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
     busy: Option<Busy>,
     patience: Option<Patience>,
     /// HTTP/2 keeps a frame that it cannot send yet, of which there may be many on a connection: it is charged.
@@ -194,7 +197,7 @@ enum Source {
 }
 
 impl Relay {
-    fn new(source: Source, exchange: Option<Exchange>, patience: Option<Patience>) -> Self {
+    fn new(source: Source, exchange: Option<Box<Exchange>>, patience: Option<Patience>) -> Self {
         Self {
             source,
             failed: None,
@@ -273,6 +276,10 @@ impl Relay {
     }
 
     fn hand_over(&mut self, frame: &Frame<Bytes>) {
+        // hyper lets go of a body with its last frame: on HTTP/1.1 nobody looks at these clocks any more.
+        if !self.multiplexed && self.is_end() {
+            return;
+        }
         self.handed = Some(Instant::now());
         if let Some(busy) = &self.busy {
             busy.waits();
@@ -557,7 +564,7 @@ fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option
 pub(super) const UNWANTED: Duration = Duration::from_millis(250);
 const LITTLE: u64 = 256 * 1024;
 
-async fn drain(answer: Answer, exchange: Exchange, limit: Duration) {
+async fn drain(answer: Answer, exchange: Box<Exchange>, limit: Duration) {
     let mut rest = Relay::new(Source::Bank(answer), Some(exchange), None);
     let read = async { while let Some(Ok(_)) = poll_fn(|cx| rest.poll_next(cx)).await {} };
     // Past its patience the exchange is dropped, and logged as far as it came.

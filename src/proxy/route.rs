@@ -174,10 +174,10 @@ impl Routes {
     }
 
     fn is_own(&self, host: &str) -> bool {
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-        address.is_ok_and(|address| address.is_loopback())
-            || host == "localhost"
+        let address = || host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+        host == "localhost"
             || self.names.iter().any(|name| name == host)
+            || address().is_ok_and(|address| address.is_loopback())
     }
 }
 
@@ -284,15 +284,16 @@ impl Caller {
         if authority.as_str().contains('@') {
             return Err(Problem::UserInfo);
         }
+        let host = authority.host();
         // `http` reads a host in brackets up to the bracket, and `+443` is a number to Rust.
-        let port = match &authority.as_str()[authority.host().len()..] {
+        let port = match &authority.as_str()[host.len()..] {
             "" | ":" => None,
             rest => {
                 let digits = rest.strip_prefix(':').filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
                 Some(digits.and_then(|port| port.parse().ok()).ok_or(Problem::BadHost)?)
             }
         };
-        Ok(Self { host: authority.host().to_ascii_lowercase(), port })
+        Ok(Self { host: host.to_ascii_lowercase(), port })
     }
 
     /// Whether two ways of saying it mean the same: the default ports of either scheme may be left out.
@@ -341,9 +342,12 @@ fn host_header(headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
     }
 }
 
+/// Whether a browser says that another site is behind a request.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Refuses what a browser sends on behalf of another site: no web page may make a developer's machine seal.
 fn refuse_other_sites(headers: &HeaderMap, authority: &Caller) -> Result<(), Problem> {
-    if headers.get_all("sec-fetch-site").iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none")) {
+    if headers.get_all(SEC_FETCH_SITE).iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none")) {
         return Err(Problem::CrossSite);
     }
     let mut origins = headers.get_all(ORIGIN).iter();

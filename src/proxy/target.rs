@@ -33,13 +33,14 @@ impl Ambiguity {
 /// Checks path and query as they came in; returns how a lenient server might read the path, which differs from
 /// the path only where decoding, merging slashes or cutting `;parameters` changes something.
 pub fn lenient_reading<'a>(path: &'a str, query: Option<&str>) -> Result<Cow<'a, str>, Ambiguity> {
-    let bytes = path.bytes().chain(query.unwrap_or_default().bytes());
-    if !bytes.into_iter().all(|byte| matches!(byte, 0x21..=0x7e)) {
+    let visible = |text: &str| text.bytes().all(|byte| matches!(byte, 0x21..=0x7e));
+    if !visible(path) || !query.is_none_or(visible) {
         return Err(Ambiguity::Byte);
     }
-    let plain = !path.bytes().any(|byte| matches!(byte, b'%' | b';' | b'\\' | b'?' | b'#')) && !path.contains("//");
+    let plain = !path.bytes().any(|byte| matches!(byte, b'%' | b';' | b'\\' | b'?' | b'#'))
+        && !path.as_bytes().windows(2).any(|pair| pair == b"//");
     let decoded = if plain { Cow::Borrowed(path) } else { Cow::Owned(decode_fully(path)?) };
-    if decoded.split(['/', '\\']).any(is_dot_segment) {
+    if decoded.as_bytes().contains(&b'.') && decoded.split(['/', '\\']).any(is_dot_segment) {
         return Err(Ambiguity::DotSegment);
     }
     Ok(if plain { decoded } else { Cow::Owned(merge(&decoded)) })

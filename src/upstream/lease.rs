@@ -107,7 +107,7 @@ impl Lease {
                 let took = began.elapsed();
                 self.destination.metrics.response.observe(took.as_secs_f64());
                 self.destination.skew.observe(response.headers(), began, took);
-                Ok(response.map(|incoming| Answer::new(incoming, self)))
+                Ok(response.map(|incoming| Answer::new(incoming, self, took)))
             }
             Err(error) => {
                 self.destination.metrics.fail(error.cause.kind());
@@ -162,16 +162,22 @@ fn is_refusal(alert: AlertDescription, unjudged: bool, served: u64, read: u64) -
 pub struct Answer {
     incoming: Incoming,
     lease: Option<Lease>,
+    took: Duration,
     limit: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Answer {
-    fn new(incoming: Incoming, lease: Lease) -> Self {
+    fn new(incoming: Incoming, lease: Lease, took: Duration) -> Self {
         let limit = lease.destination.settings.timeouts.response_frame;
-        let mut answer = Self { incoming, lease: Some(lease), limit, deadline: None };
+        let mut answer = Self { incoming, lease: Some(lease), took, limit, deadline: None };
         answer.give_back_at_end();
         answer
+    }
+
+    /// From the request's sending to the answer's head.
+    pub fn took(&self) -> Duration {
+        self.took
     }
 
     fn give_back_at_end(&mut self) {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -250,16 +251,25 @@ impl Upstream {
     }
 
     async fn any(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
+        if let Some(connection) = self.pool.take_unless_awaited(reactor) {
+            return Ok(connection);
+        }
+        // One place in either queue for the whole wait: who has waited longest is next.
+        let place = self.pool.place();
+        let mut permit = pin!(self.permit());
         loop {
-            // Asked for before the look, so that no return between look and wait is missed.
-            let returned = self.pool.returned();
-            if let Some(connection) = self.pool.take(reactor) {
-                return Ok(connection);
-            }
             tokio::select! {
                 biased;
-                permit = self.permit() => return Box::pin(self.dial(reactor, permit?)).await,
-                () = returned => {}
+                permit = &mut permit => {
+                    // What comes back during a handshake is for whoever comes.
+                    drop(place);
+                    return Box::pin(self.dial(reactor, permit?)).await;
+                }
+                () = self.pool.returned() => {
+                    if let Some(connection) = self.pool.take(reactor) {
+                        return Ok(connection);
+                    }
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The connections of one generation to one bank that wait for their next request. A short lock around a list:
 //! newest of our own reactor first, then any. No thread-locals, so that few requests on many cores still meet.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use super::{Payload, ReactorId};
 pub(super) struct Pool {
     waiting: Mutex<Waiting>,
     returned: Notify,
+    /// Requests that wait for a connection to come back.
+    queue: AtomicUsize,
     retired: watch::Sender<Option<Retired>>,
     max_idle: Duration,
     max_age: Duration,
@@ -69,6 +72,7 @@ impl Pool {
         Arc::new(Self {
             waiting: Mutex::default(),
             returned: Notify::new(),
+            queue: AtomicUsize::new(0),
             retired: watch::Sender::new(None),
             max_idle,
             max_age,
@@ -107,6 +111,12 @@ impl Pool {
         }
     }
 
+    /// The same, for somebody who has not waited: those who do come first, or a few callers would keep all connections
+    /// among themselves.
+    pub(super) fn take_unless_awaited(&self, reactor: ReactorId) -> Option<Connection> {
+        if self.queue.load(Ordering::Acquire) > 0 { None } else { self.take(reactor) }
+    }
+
     /// The newest live connection of this reactor, or else of any.
     pub(super) fn take(&self, reactor: ReactorId) -> Option<Connection> {
         let now = Instant::now();
@@ -137,7 +147,14 @@ impl Pool {
         self.returned.notify_one();
     }
 
-    /// Waits until a connection may have come back.
+    /// A place among those who wait for [`Pool::returned`].
+    pub(super) fn place(&self) -> Place<'_> {
+        self.queue.fetch_add(1, Ordering::AcqRel);
+        Place(self)
+    }
+
+    /// Waits until a connection may have come back, in the order of asking. One that comes back while nobody waits is
+    /// told to the next who does.
     pub(super) fn returned(&self) -> Notified<'_> {
         self.returned.notified()
     }
@@ -149,6 +166,19 @@ impl Pool {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // A list of connections is whole after any panic: nothing is written in halves.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that waits for a connection to come back.
+pub(super) struct Place<'a>(&'a Pool);
+
+impl Drop for Place<'_> {
+    /// Whoever came meanwhile has queued, though more may have come back than one.
+    fn drop(&mut self) {
+        let others = self.0.queue.fetch_sub(1, Ordering::AcqRel) > 1;
+        if others && !self.0.lock().idle.is_empty() {
+            self.0.returned.notify_one();
+        }
     }
 }
 
@@ -169,3 +199,52 @@ async fn prune(pool: Weak<Pool>, max_idle: Duration) {
 
 /// However short the idle time, looking costs next to nothing.
 const SHORTEST_LOOK: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::TokioIo;
+
+    use super::*;
+
+    const HOME: ReactorId = ReactorId(0);
+    const LONG: Duration = Duration::from_secs(60);
+
+    async fn connection() -> Connection {
+        let (ours, theirs) = tokio::io::duplex(64);
+        let (sender, http) =
+            hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.expect("nothing is said yet");
+        tokio::spawn(async move {
+            let _bank = theirs;
+            let _ = http.await;
+        });
+        let connection = Connection::new(Established { sender, count: Arc::default(), unjudged: false }, HOME);
+        tokio::task::yield_now().await;
+        connection
+    }
+
+    #[tokio::test]
+    async fn who_waits_comes_before_who_comes() {
+        let pool = Pool::new(LONG, LONG);
+        let waits = pool.place();
+        pool.put(connection().await);
+        assert!(pool.take_unless_awaited(HOME).is_none(), "it is somebody's who has waited");
+        pool.returned().await;
+        assert!(pool.take(HOME).is_some());
+        drop(waits);
+        pool.put(connection().await);
+        assert!(pool.take_unless_awaited(HOME).is_some(), "nobody waits any more");
+    }
+
+    #[tokio::test]
+    async fn what_came_back_while_nobody_listened_reaches_all_who_wait() {
+        let pool = Pool::new(LONG, LONG);
+        let (first, _second) = (pool.place(), pool.place());
+        pool.put(connection().await);
+        pool.put(connection().await);
+        pool.returned().await;
+        assert!(pool.take(HOME).is_some());
+        drop(first);
+        tokio::time::timeout(LONG / 30, pool.returned()).await.expect("the second is told of the other one");
+        assert!(pool.take(HOME).is_some());
+    }
+}

@@ -112,7 +112,7 @@ impl Reloader {
         if !changed && !retries && !stopped && !self.present.has_aged(SystemTime::now()) {
             return;
         }
-        self.tell_revocation(&config, &marks);
+        self.tell_revocation(&config, &self.seen, &marks);
         let Some(mut next) = self.build(&config, &marks).await else { return };
         // Whoever writes certificate and key one after the other is given a moment to finish. What is tried again, or has
         // not changed meanwhile, is as it was: a token must not be asked again and again.
@@ -124,6 +124,7 @@ impl Reloader {
             }
             tokio::time::sleep(SETTLE).await;
             if !untouched {
+                self.tell_revocation(&config, &marks, &after);
                 marks = after;
                 let Some(built) = self.build(&config, &marks).await else { return };
                 next = built;
@@ -140,9 +141,11 @@ impl Reloader {
         self.put(next, trigger, refused);
     }
 
-    /// New lists are read at once, whatever becomes of the rest.
-    fn tell_revocation(&self, config: &Config, marks: &Marks) {
-        if marks.only(generation::lists(config)) != self.seen.only(generation::lists(config)) {
+    /// New lists are read at once, whatever becomes of the rest; and again where one was touched since, because it may
+    /// have been caught half written.
+    fn tell_revocation(&self, config: &Config, before: &Marks, now: &Marks) {
+        let [before, now] = [before, now].map(|marks| marks.only(generation::lists(config)));
+        if !before.is_untouched(&now) {
             self.process.revocation.look_again();
         }
     }
@@ -160,7 +163,7 @@ impl Reloader {
             return self.reject(&fixed);
         }
         let Some(marks) = self.marks(&config).await else { return };
-        self.tell_revocation(&config, &marks);
+        self.tell_revocation(&config, &self.seen, &marks);
         let Some(mut next) = self.build(&config, &marks).await else { return };
         if let Some(loss) = self.loss(&next) {
             self.process.families.forget(names(&next.config, &self.present.config));

@@ -123,7 +123,7 @@ fn status(rig: &Rig) -> Value {
     serde_json::from_str(&page(rig, "/status").body).expect("JSON")
 }
 
-fn until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}");

@@ -200,6 +200,12 @@ impl Clock {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
+    /// From here on somebody listens to the caller, whose time begins: a busy reactor may have taken longer to turn to
+    /// it than a head may take.
+    pub(super) fn start(&self) {
+        self.enter(State::Fresh);
+    }
+
     /// The first bytes, already read: the head's time began with the connection.
     pub(super) fn first_bytes_came_in(&self) {
         self.state.store(State::Head as u8, Ordering::Relaxed);
@@ -373,10 +379,10 @@ impl Future for Expiry<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const LIMITS: Timeouts = Timeouts {
+    pub(in super::super) const LIMITS: Timeouts = Timeouts {
         header: Duration::from_secs(10),
         body: Duration::from_secs(30),
         body_total: Duration::from_secs(300),

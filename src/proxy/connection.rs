@@ -96,6 +96,7 @@ async fn tell_first_bytes(
     clock: &Clock,
     departure: &mut Departure,
 ) -> Result<(First, Vec<u8>), NoFirstBytes> {
+    clock.start();
     let mut first = pin!(first_bytes(stream));
     let mut expiry = Expiry::of(clock);
     let mut last_call = false;
@@ -348,10 +349,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use super::super::clock::tests::LIMITS;
     use super::*;
 
     async fn first(bytes: &[u8]) -> First {
         first_bytes(&mut &*bytes).await.expect("a slice does not fail").0
+    }
+
+    /// A socket says that it can be read only once its reactor has asked the system.
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_has_its_time_though_the_reactor_was_busy_until_now() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut caller = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        caller.write_all(b"GET / HTTP/1.1\r\n").expect("written");
+        let (accepted, _) = listener.accept().expect("it came");
+        accepted.set_nonblocking(true).expect("a socket");
+        let clock = Clock::new(LIMITS, Arc::default());
+        tokio::time::advance(LIMITS.header + Duration::from_secs(1)).await;
+        let mut stream = tokio::net::TcpStream::from_std(accepted).expect("a socket");
+        let (_phases, phases) = watch::channel(Phase::Serving);
+        let first = tell_first_bytes(&mut stream, &clock, &mut Departure::new(phases)).await;
+        assert!(matches!(first, Ok((First::Http1, _))), "it is heard");
     }
 
     #[tokio::test]

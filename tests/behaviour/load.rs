@@ -25,7 +25,9 @@ fn get(address: SocketAddr) -> Answer {
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
     write!(stream, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("written");
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer");
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        panic!("{error}, after {:?}", String::from_utf8_lossy(&answer));
+    }
     Answer::parse(&answer)
 }
 

@@ -65,20 +65,40 @@ pub enum Importance {
     Keep,
 }
 
+/// The name of a field as lines have it: between its comma and its colon. Made by `name!`.
+#[derive(Clone, Copy)]
+pub struct Name(&'static str);
+
+impl Name {
+    /// What `name!` writes.
+    pub const fn written(text: &'static str) -> Self {
+        Self(text)
+    }
+}
+
+/// The name of a field of [`Fields`]. One of ours: plain ASCII, which needs no escapes. Every request writes twenty of them,
+/// so they are put together beforehand.
+macro_rules! name {
+    ($name:literal) => {
+        $crate::log::Name::written(concat!(",\"", $name, "\":"))
+    };
+}
+pub(crate) use name;
+
 /// One JSON object, field by field.
 pub struct Fields<'a> {
     line: &'a mut Vec<u8>,
 }
 
 impl Fields<'_> {
-    /// A number, a truth value or `null`. A name is one of ours: plain ASCII, which needs no escapes.
-    pub fn put(&mut self, name: &'static str, value: impl Serialize) {
+    /// A number, a truth value or `null`.
+    pub fn put(&mut self, name: Name, value: impl Serialize) {
         self.name(name);
         serde_json::to_writer(&mut *self.line, &value).expect(PLAIN);
     }
 
     /// A text, whatever it holds.
-    pub fn text(&mut self, name: &'static str, value: &str) {
+    pub fn text(&mut self, name: Name, value: &str) {
         // All bytes, whatever the first ones say: without an early end the compiler looks at many at a time.
         if value.bytes().fold(false, |odd, byte| odd | (byte < b' ') | (byte == b'"') | (byte == b'\\')) {
             return self.put(name, value);
@@ -90,17 +110,17 @@ impl Fields<'_> {
     }
 
     /// A text, or `null`.
-    pub fn text_or_null(&mut self, name: &'static str, value: Option<&str>) {
+    pub fn text_or_null(&mut self, name: Name, value: Option<&str>) {
         match value {
             Some(value) => self.text(name, value),
             None => self.put(name, ()),
         }
     }
 
-    fn name(&mut self, name: &str) {
-        self.line.extend_from_slice(if self.line.len() > 1 { b",\"" } else { b"\"" });
-        self.line.extend_from_slice(name.as_bytes());
-        self.line.extend_from_slice(b"\":");
+    fn name(&mut self, Name(text): Name) {
+        // No comma before the first.
+        let comma = usize::from(self.line.len() == 1);
+        self.line.extend_from_slice(&text.as_bytes()[comma..]);
     }
 }
 
@@ -310,11 +330,11 @@ mod tests {
         let (log, writer) = Log::start(Stuck(mpsc::channel().1, Arc::clone(&written)), 10).expect("a thread");
         log.entry(&record, Importance::Usual);
         log.fields(Importance::Usual, |line| {
-            line.text("first", record.first);
-            line.text("odd", record.odd);
-            line.put("count", record.count);
-            line.put("took", record.took);
-            line.text_or_null("none", record.none);
+            line.text(name!("first"), record.first);
+            line.text(name!("odd"), record.odd);
+            line.put(name!("count"), record.count);
+            line.put(name!("took"), record.took);
+            line.text_or_null(name!("none"), record.none);
         });
         writer.close();
         let written = String::from_utf8(written.lock().expect("no panic").clone()).expect("text");

@@ -15,7 +15,7 @@ use super::metrics::RouteMetrics;
 use super::problem::Problem;
 use super::redact::Words;
 use super::route::Route;
-use crate::log::{Fields, Importance, Log, timestamp};
+use crate::log::{Fields, Importance, Log, name, timestamp};
 use crate::upstream::{AnswerError, Outcome};
 
 /// Where records go.
@@ -185,30 +185,30 @@ impl Exchange {
 
     /// The access log's line.
     fn write(&self, took: Duration, line: &mut Fields<'_>) {
-        line.text("time", &timestamp(self.time));
-        line.text("event", "exchange");
-        line.text("request_id", self.id.to_str().unwrap_or_default());
-        line.text("method", Words::method(&self.method));
-        line.text("path", &self.path);
-        line.text_or_null("route", self.route.as_ref().map(|route| &*route.settings.path));
-        line.text_or_null("upstream", self.route.as_ref().map(|route| route.upstream_name()));
-        line.put("status", self.status.map(|status| status.as_u16()));
-        line.text("outcome", self.outcome.as_str());
+        line.text(name!("time"), &timestamp(self.time));
+        line.text(name!("event"), "exchange");
+        line.text(name!("request_id"), self.id.to_str().unwrap_or_default());
+        line.text(name!("method"), Words::method(&self.method));
+        line.text(name!("path"), &self.path);
+        line.text_or_null(name!("route"), self.route.as_ref().map(|route| &*route.settings.path));
+        line.text_or_null(name!("upstream"), self.route.as_ref().map(|route| route.upstream_name()));
+        line.put(name!("status"), self.status.map(|status| status.as_u16()));
+        line.text(name!("outcome"), self.outcome.as_str());
         if let Some(problem) = self.problem {
-            line.text("problem", problem);
+            line.text(name!("problem"), problem);
         }
         if let Some(cause) = &self.cause {
-            line.text("cause", cause);
+            line.text(name!("cause"), cause);
         }
-        line.put("request_bytes", self.request_bytes);
-        line.put("response_bytes", self.response_bytes);
-        line.put("acquire_ms", self.acquire.map(milliseconds));
-        line.put("seal_ms", self.seal.map(milliseconds));
-        line.put("response_ms", self.response.map(milliseconds));
-        line.put("total_ms", milliseconds(took));
-        line.put("reused", self.reused);
-        line.put("attempts", self.attempts);
-        line.put("caller_gone", self.caller_gone);
+        line.put(name!("request_bytes"), self.request_bytes);
+        line.put(name!("response_bytes"), self.response_bytes);
+        line.put(name!("acquire_ms"), self.acquire.map(milliseconds));
+        line.put(name!("seal_ms"), self.seal.map(milliseconds));
+        line.put(name!("response_ms"), self.response.map(milliseconds));
+        line.put(name!("total_ms"), milliseconds(took));
+        line.put(name!("reused"), self.reused);
+        line.put(name!("attempts"), self.attempts);
+        line.put(name!("caller_gone"), self.caller_gone);
     }
 }
 

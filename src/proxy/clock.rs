@@ -34,13 +34,14 @@ pub(super) struct Clock {
     in_hand: AtomicU64,
     /// Whether its caller has used up its patience: then nothing on it is worth keeping.
     given_up: AtomicBool,
-    evict: Notify,
+    /// Wakes the connection for either of the next two.
+    asked: Notify,
     asked_to_go: AtomicBool,
+    asked_for_no_more: AtomicBool,
     /// Whether the next answer is to be the last: the process is on its way out, or ...
     leaving: AtomicBool,
     /// ... the hall is full.
     crowded: Arc<AtomicBool>,
-    leave: Notify,
     last_call: AtomicU64,
     limits: Timeouts,
 }
@@ -74,6 +75,15 @@ pub(super) enum State {
     Busy = 3,
 }
 
+/// What a connection is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// To end at once.
+    Go,
+    /// To take no further stream.
+    NoMore,
+}
+
 impl Clock {
     /// Begins with the accepted connection. While `crowded`, every answer is the last of its connection.
     pub(super) fn new(limits: Timeouts, crowded: Arc<AtomicBool>) -> Arc<Self> {
@@ -89,11 +99,11 @@ impl Clock {
             multiplexed: AtomicBool::new(false),
             in_hand: AtomicU64::new(0),
             given_up: AtomicBool::new(false),
-            evict: Notify::new(),
+            asked: Notify::new(),
             asked_to_go: AtomicBool::new(false),
+            asked_for_no_more: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             crowded,
-            leave: Notify::new(),
             last_call: AtomicU64::new(NEVER),
             limits,
         })
@@ -102,7 +112,7 @@ impl Clock {
     /// Asks the connection to end, which it does unless it is of use by then.
     pub(super) fn evict(&self) {
         self.asked_to_go.store(true, Ordering::Relaxed);
-        self.evict.notify_one();
+        self.asked.notify_one();
     }
 
     /// Whether it was asked to end and has not done so yet.
@@ -110,13 +120,19 @@ impl Clock {
         self.asked_to_go.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn evicted(&self) {
+    /// Waits until the connection is asked to end while it is of no use, or to take no further stream.
+    pub(super) async fn asked(&self) -> Ask {
         loop {
-            self.evict.notified().await;
-            if self.usefulness() < Usefulness::Busy {
-                return;
+            if self.asked_for_no_more.swap(false, Ordering::Relaxed) {
+                return Ask::NoMore;
             }
-            self.asked_to_go.store(false, Ordering::Relaxed);
+            if self.is_going() {
+                if self.usefulness() < Usefulness::Busy {
+                    return Ask::Go;
+                }
+                self.asked_to_go.store(false, Ordering::Relaxed);
+            }
+            self.asked.notified().await;
         }
     }
 
@@ -160,12 +176,8 @@ impl Clock {
 
     /// Asks an HTTP/2 connection, whose answers cannot say so, to take no further stream.
     pub(super) fn say_goodbye(&self) {
-        self.leave.notify_one();
-    }
-
-    /// Waits until the connection is to take no further stream.
-    pub(super) async fn goodbye(&self) {
-        self.leave.notified().await;
+        self.asked_for_no_more.store(true, Ordering::Relaxed);
+        self.asked.notify_one();
     }
 
     /// A request that has not come in by [`GRACE`] from now is not waited for.

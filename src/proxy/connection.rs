@@ -21,7 +21,7 @@ use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
-use super::clock::{Busy, Clock, Expiry, State};
+use super::clock::{self, Busy, Clock, Expiry, State};
 use super::relay::RelayBody;
 use super::route::Transport;
 use super::{Limits, Proxy};
@@ -105,7 +105,7 @@ async fn tell_first_bytes(
             biased;
             first = &mut first => return first.map_err(|_| NoFirstBytes::Gone),
             () = &mut expiry => return Err(if last_call { NoFirstBytes::Gone } else { NoFirstBytes::Late }),
-            () = clock.evicted() => return Err(NoFirstBytes::Gone),
+            _ = clock.asked() => return Err(NoFirstBytes::Gone),
             () = departure.reaches(Phase::Draining), if !last_call => {
                 clock.last_call();
                 last_call = true;
@@ -214,8 +214,10 @@ where
                 }
                 return;
             }
-            () = clock.evicted() => return,
-            () = clock.goodbye() => connection.as_mut().graceful_shutdown(),
+            asked = clock.asked() => match asked {
+                clock::Ask::Go => return,
+                clock::Ask::NoMore => connection.as_mut().graceful_shutdown(),
+            },
             () = reaches(&mut departure, next) => {
                 if wind_down(clock, next) {
                     connection.as_mut().graceful_shutdown();

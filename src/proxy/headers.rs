@@ -91,12 +91,11 @@ pub fn outbound(
     body: u64,
     metrics: &Metrics,
 ) -> Result<(), Problem> {
-    let came_in = std::mem::take(&mut head.headers);
-    let typed = came_in.get(CONTENT_TYPE).is_some_and(|kind| !kind.as_bytes().trim_ascii().is_empty());
+    let typed = head.headers.get(CONTENT_TYPE).is_some_and(|kind| !kind.as_bytes().trim_ascii().is_empty());
     if body > 0 && route.sealer.is_some() && !typed {
         return Err(Problem::NoContentType);
     }
-    head.headers = passed(came_in, route, metrics);
+    keep_what_passes(&mut head.headers, route, metrics);
     head.uri = origin_form(target);
     head.version = Version::HTTP_11;
     head.headers.insert(HOST, route.host.clone());
@@ -109,27 +108,35 @@ pub fn outbound(
 
 /// Takes away what speaks of the bank's connection or in our name, and says whose request this answers.
 pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // A length beside chunks is not the length (RFC 9112 section 6.3), and would cut the answer.
+        headers.remove(CONTENT_LENGTH);
+    }
+    remove_named(headers);
+    // `Trailer` announces what passes as well; hyper writes only the trailers that it names.
+    let foreign =
+        |name: &HeaderName| is_hop_by_hop(name) && *name != TRAILER || name.as_str().starts_with("sealproxy-");
+    let remove: Vec<HeaderName> = headers.keys().filter(|name| foreign(name)).cloned().collect();
+    for name in remove {
+        headers.remove(name);
+    }
+    drop_our_proxy_status(headers);
+    headers.insert(SEALPROXY_REQUEST_ID, id.clone());
+}
+
+/// Takes away `Connection` and what it names, except what says how the body is to be read.
+fn remove_named(headers: &mut HeaderMap) {
     // The usual ones go anyway.
     let usual = [b"keep-alive".as_slice(), b"close"];
     let named =
         connection_options(headers).filter(|option| !usual.iter().any(|usual| option.eq_ignore_ascii_case(usual)));
     let named: Vec<HeaderName> = named.filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
-    // `Trailer` announces what passes as well; hyper writes only the trailers that it names.
-    let foreign =
-        |name: &HeaderName| is_hop_by_hop(name) && *name != TRAILER || name.as_str().starts_with("sealproxy-");
-    if headers.contains_key(TRANSFER_ENCODING) {
-        // A length beside chunks is not the length (RFC 9112 section 6.3), and would cut the answer.
-        headers.remove(CONTENT_LENGTH);
+    headers.remove(CONNECTION);
+    for name in named {
+        if ![CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE].contains(&name) {
+            headers.remove(name);
+        }
     }
-    let remove: Vec<HeaderName> = headers.keys().filter(|name| foreign(name)).cloned().chain(named).collect();
-    for name in remove
-        .into_iter()
-        .filter(|name| ![CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE].contains(name))
-    {
-        headers.remove(name);
-    }
-    drop_our_proxy_status(headers);
-    headers.insert(SEALPROXY_REQUEST_ID, id.clone());
 }
 
 /// The same for trailers, which come behind what was told to the caller.
@@ -151,8 +158,9 @@ fn drop_our_proxy_status(headers: &mut HeaderMap) {
     }
 }
 
-fn passed(came_in: HeaderMap, route: &Route, metrics: &Metrics) -> HeaderMap {
-    let named: Vec<Vec<u8>> = connection_options(&came_in).map(<[u8]>::to_ascii_lowercase).collect();
+/// Takes away what does not reach the bank. In place, because hyper uses a table again once its head has been written.
+fn keep_what_passes(headers: &mut HeaderMap, route: &Route, metrics: &Metrics) {
+    let named: Vec<Vec<u8>> = connection_options(headers).map(<[u8]>::to_ascii_lowercase).collect();
     let passes = |name: &HeaderName| {
         let taken = is_hop_by_hop(name)
             || is_ours(name, route)
@@ -164,28 +172,15 @@ fn passed(came_in: HeaderMap, route: &Route, metrics: &Metrics) -> HeaderMap {
                 !is_internal(name) || route.pass.contains(name)
             }
     };
-    let mut out = HeaderMap::with_capacity(came_in.len() + ADDED);
-    let mut current = None;
-    for (name, value) in came_in {
-        // A repeated header's further values come without its name.
-        if let Some(name) = name {
-            let kept = passes(&name);
-            // What the proxy sets itself is replaced rather than dropped.
-            if !kept && ![HOST, CONTENT_LENGTH, X_REQUEST_ID].contains(&name) {
-                metrics.dropped_header(&name);
-            }
-            current = kept.then_some(name);
-        }
-        if let Some(name) = &current {
-            out.append(name.clone(), value);
-        }
+    // What the proxy sets itself is replaced rather than dropped.
+    let replaced = [HOST, X_REQUEST_ID, CONTENT_LENGTH];
+    let gone: Vec<HeaderName> =
+        headers.keys().filter(|name| !replaced.contains(name) && !passes(name)).cloned().collect();
+    for name in gone {
+        metrics.dropped_header(&name);
+        headers.remove(name);
     }
-    out
 }
-
-/// Room for what is filled in and sealed: `host`, `x-request-id`, `user-agent`, `accept`, `content-length`, `date`,
-/// `digest`, `signature`.
-const ADDED: usize = 8;
 
 /// Whether a header reaches the bank on a sealed route.
 fn is_allowed(name: &HeaderName, route: &Route) -> bool {
@@ -194,7 +189,7 @@ fn is_allowed(name: &HeaderName, route: &Route) -> bool {
 
 /// Whether the proxy alone sets a header, so that a caller's is replaced or dropped.
 fn is_ours(name: &HeaderName, route: &Route) -> bool {
-    OURS.contains(&name.as_str()) || route.sealer.as_ref().is_some_and(|sealer| sealer.sets(name))
+    is_one_of(name, &OURS) || route.sealer.as_ref().is_some_and(|sealer| sealer.sets(name))
 }
 
 /// Whether removing a header because `Connection` names it would change what the bank gets or what is signed.
@@ -241,7 +236,13 @@ pub const OURS: [&str; 8] = [
 ];
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(&name.as_str())
+    is_one_of(name, &HOP_BY_HOP)
+}
+
+/// Each name of each request is looked for in several lists: a comparison of lengths rules most of them out.
+fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
+    let name = name.as_str().as_bytes();
+    names.iter().any(|other| other.len() == name.len() && other.as_bytes() == name)
 }
 
 /// Headers that tell of the network the caller lives in.
@@ -284,18 +285,17 @@ fn fill(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
     }
 }
 
-/// One framing header of ours; without a body nothing that describes one.
+/// One framing header of ours, in the place of the caller's; without a body nothing that describes one.
 fn frame(head: &mut Parts, body: u64) {
-    head.headers.remove(TRANSFER_ENCODING);
-    if body > 0 {
+    if body == 0 {
+        for name in [CONTENT_TYPE, CONTENT_ENCODING] {
+            head.headers.remove(name);
+        }
+    }
+    if body > 0 || matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body));
-        return;
-    }
-    for name in [CONTENT_TYPE, CONTENT_ENCODING, DIGEST] {
-        head.headers.remove(name);
-    }
-    if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
-        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+    } else {
+        head.headers.remove(CONTENT_LENGTH);
     }
 }
 

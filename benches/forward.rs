@@ -119,7 +119,12 @@ impl Signature {
     fn new(workshop: &Workshop) -> Self {
         let key = pem::read_key(&workshop.strict().join("qsealc.key")).expect("a key");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let signature = Self { key: Key::from_der(&key).expect("RSA"), runtime };
+        // The limit is that of one at a time, whatever is built in.
+        #[cfg(feature = "aws-lc")]
+        let key = Key::with_aws_lc(&key).expect("RSA").expect("RSA");
+        #[cfg(not(feature = "aws-lc"))]
+        let key = Key::with_ring(&key).expect("RSA");
+        let signature = Self { key, runtime };
         // Its first use gathers entropy.
         signature.sign();
         signature

@@ -55,6 +55,7 @@ mod counted {
     use gungraun::{library_benchmark, library_benchmark_group};
     use http::HeaderValue;
     use http::request::Parts;
+    use sealproxy::key::Key;
     use sealproxy::seal::{Body, Sealer};
     use tokio::runtime::Runtime;
 
@@ -84,8 +85,8 @@ mod counted {
     }
 
     #[library_benchmark(setup = ready)]
-    #[bench::by_ring(0)]
-    #[bench::by_default(1)]
+    #[bench::by_ring(subject::with_ring())]
+    #[bench::by_default(subject::key())]
     fn seal(mut ready: Ready) -> Ready {
         let body = Body { digest: &ready.nothing, present: false };
         let sealed = ready.runtime.block_on(ready.sealer.seal(&mut ready.head, body, || SystemTime::UNIX_EPOCH));
@@ -101,9 +102,8 @@ mod counted {
         nothing: HeaderValue,
     }
 
-    fn ready(backend: usize) -> Ready {
+    fn ready(key: Key) -> Ready {
         let runtime = subject::runtime();
-        let key = subject::keys().into_iter().nth(backend).expect("one of two");
         let sealer = subject::sealer(key, &runtime);
         let nothing = sealer.digest().finish();
         Ready { runtime, sealer, head: subject::head(), nothing }

@@ -38,11 +38,11 @@ fn digest(criterion: &mut Criterion) {
 fn seal(criterion: &mut Criterion) {
     let runtime = subject::runtime();
     let mut group = criterion.benchmark_group("seal, RSA-2048");
-    for (index, key) in subject::keys().into_iter().enumerate() {
-        if index > 0 && key.backend() == "ring" {
-            eprintln!("aws-lc is not built in: only ring is measured");
-            continue;
-        }
+    #[cfg(feature = "aws-lc")]
+    let keys = [subject::with_ring(), subject::with_aws_lc()];
+    #[cfg(not(feature = "aws-lc"))]
+    let keys = [subject::with_ring()];
+    for key in keys {
         let backend = key.backend();
         let sealer = subject::sealer(key, &runtime);
         let nothing = sealer.digest().finish();
@@ -60,7 +60,7 @@ fn seal(criterion: &mut Criterion) {
 /// What comes in at a time on one reactor: made together with the feature `batch` and a CPU that can, one by one otherwise.
 fn at_a_time(criterion: &mut Criterion) {
     let runtime = subject::runtime();
-    let [_, key] = subject::keys();
+    let key = subject::key();
     let mut group = criterion.benchmark_group(format!("seals at a time, RSA-2048, {}", key.backend()));
     let sealer = subject::sealer(key, &runtime);
     let nothing = sealer.digest().finish();
@@ -80,5 +80,31 @@ fn at_a_time(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, string, digest, seal, at_a_time);
+/// The same of the signature alone, with the longer keys that there are.
+#[cfg(feature = "aws-lc")]
+fn longer_keys(criterion: &mut Criterion) {
+    let runtime = subject::runtime();
+    sealproxy::key::gather_here();
+    for (bits, key) in subject::longer_keys() {
+        let mut group = criterion.benchmark_group(format!("signatures at a time, RSA-{bits}, {}", key.backend()));
+        for count in [1, 4, 8] {
+            group.throughput(Throughput::Elements(count));
+            group.bench_function(count.to_string(), |bencher| {
+                bencher.iter(|| {
+                    let sign = |_| async { key.turn().await.expect("a turn").sign(b"message").await };
+                    let signed = runtime.block_on(join_all((0..count).map(sign)));
+                    assert!(signed.iter().all(Result::is_ok));
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+#[cfg(not(feature = "aws-lc"))]
+fn longer_keys(_: &mut Criterion) {
+    eprintln!("aws-lc is not built in: longer keys are not measured");
+}
+
+criterion_group!(benches, string, digest, seal, at_a_time, longer_keys);
 criterion_main!(benches);

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use futures_util::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+use rustls::pki_types::PrivateKeyDer;
 use sealproxy::identity::Credential;
 use sealproxy::identity::certificate::Certificate;
 use sealproxy::identity::pem;
@@ -26,13 +28,21 @@ fn credential(key: Key) -> Credential {
     run(Credential::new(Certificate::from_der(chain[0].clone()).expect("a certificate"), key)).expect("a pair")
 }
 
-/// The golden key in each backend that is built in.
+/// The golden key in each backend that is built in, and as the proxy loads it.
 fn credentials() -> Vec<Credential> {
-    let der = pem::read_key(&file("becm-qsealc.key")).expect("a key");
-    let keys = [Key::from_der(&der).expect("RSA"), Key::with_ring(&der).expect("RSA")];
-    assert_eq!(keys[0].backend(), if cfg!(feature = "aws-lc") { "aws-lc" } else { "ring" });
-    assert_eq!(keys[1].backend(), "ring");
+    let der = golden();
+    let mut keys = vec![Key::with_ring(&der).expect("RSA"), Key::from_der(&der).expect("RSA")];
+    assert_eq!(keys[0].backend(), "ring");
+    #[cfg(feature = "aws-lc")]
+    {
+        keys.push(Key::with_aws_lc(&der).expect("RSA").expect("RSA"));
+        assert_eq!(keys[2].backend(), "aws-lc");
+    }
     keys.into_iter().map(credential).collect()
+}
+
+fn golden() -> PrivateKeyDer<'static> {
+    pem::read_key(&file("becm-qsealc.key")).expect("a key")
 }
 
 fn profile(dialect: &'static Dialect) -> Profile {
@@ -41,6 +51,17 @@ fn profile(dialect: &'static Dialect) -> Profile {
 
 /// Seals; returns the head's headers.
 fn seal(
+    sealer: &Sealer,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+    date: &str,
+) -> Result<HeaderMap, Error> {
+    run(sealed(sealer, method, target, headers, body, date))
+}
+
+async fn sealed(
     sealer: &Sealer,
     method: &str,
     target: &str,
@@ -57,41 +78,78 @@ fn seal(
     digest.update(body.unwrap_or_default().as_bytes());
     let digest = digest.finish();
     let clock: SystemTime = httpdate::parse_http_date(date).expect("a date");
-    run(sealer.seal(&mut head, Body { digest: &digest, present: body.is_some() }, || clock))?;
+    sealer.seal(&mut head, Body { digest: &digest, present: body.is_some() }, || clock).await?;
     Ok(head.headers)
 }
 
 #[test]
 fn the_golden_vectors_byte_for_byte_with_every_backend() {
-    let vectors: Value = serde_json::from_slice(&std::fs::read(file("becm.json")).expect("a file")).expect("JSON");
-    let cases = vectors["cases"].as_array().expect("cases");
-    assert_eq!(cases.len(), 2);
+    let vectors = Vectors::read();
     for credential in credentials() {
         let sealer = Sealer::new(&profile(&BECM), &credential).expect("RSA has a label");
-        assert_eq!(sealer.key_id(), vectors["key_id"]);
-        for case in cases {
-            let text = |name: &str| case[name].as_str();
-            let mut headers =
-                vec![("host", text("host").expect("a host")), ("x-request-id", text("x_request_id").expect("an id"))];
-            headers.extend(text("content_type").map(|value| ("content-type", value)));
-            let target = text("target").expect("a target");
-            let sealed = seal(
-                &sealer,
-                text("method").expect("a method"),
-                target,
-                &headers,
-                text("body"),
-                text("date").expect("a date"),
-            )
-            .expect("sealed");
-            assert_eq!(
-                sealed.get("signature").map(HeaderValue::as_bytes),
-                text("signature").map(str::as_bytes),
-                "{}",
-                case["name"]
-            );
-            assert_eq!(sealed.get("digest").map(HeaderValue::as_bytes), text("digest").map(str::as_bytes));
-            assert_eq!(sealed.get("date").map(HeaderValue::as_bytes), text("date").map(str::as_bytes));
+        assert_eq!(sealer.key_id(), vectors.0["key_id"]);
+        for case in vectors.cases() {
+            case.compare(&run(case.seal(&sealer)));
+        }
+    }
+}
+
+/// Where seals that come at a time are made together, as on a reactor: with the feature `batch` and a CPU that can.
+#[test]
+fn the_golden_vectors_byte_for_byte_from_two_to_seventeen_at_a_time() {
+    let vectors = Vectors::read();
+    sealproxy::key::gather_here();
+    let key = Key::from_der(&golden()).expect("RSA");
+    let (backend, alone) = (key.backend(), key.alone());
+    assert!(alone.is_some() || backend == "batch", "{backend}");
+    let sealer = Sealer::new(&profile(&BECM), &credential(key)).expect("RSA has a label");
+    for count in [2, 4, 7, 8, 17] {
+        let cases: Vec<Case<'_>> = vectors.cases().collect();
+        let cases = || cases.iter().cycle().take(count);
+        let sealed = run(join_all(cases().map(|case| case.seal(&sealer))));
+        for (case, sealed) in cases().zip(&sealed) {
+            case.compare(sealed);
+        }
+    }
+}
+
+/// The published examples.
+struct Vectors(Value);
+
+impl Vectors {
+    fn read() -> Self {
+        let vectors = Self(serde_json::from_slice(&std::fs::read(file("becm.json")).expect("a file")).expect("JSON"));
+        assert_eq!(vectors.cases().count(), 2);
+        vectors
+    }
+
+    fn cases(&self) -> impl Iterator<Item = Case<'_>> {
+        self.0["cases"].as_array().expect("cases").iter().map(Case)
+    }
+}
+
+struct Case<'a>(&'a Value);
+
+impl Case<'_> {
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0[name].as_str()
+    }
+
+    async fn seal(&self, sealer: &Sealer) -> HeaderMap {
+        let mut headers = vec![
+            ("host", self.text("host").expect("a host")),
+            ("x-request-id", self.text("x_request_id").expect("an id")),
+        ];
+        headers.extend(self.text("content_type").map(|value| ("content-type", value)));
+        let (method, target) = (self.text("method").expect("a method"), self.text("target").expect("a target"));
+        let date = self.text("date").expect("a date");
+        sealed(sealer, method, target, &headers, self.text("body"), date).await.expect("sealed")
+    }
+
+    fn compare(&self, sealed: &HeaderMap) {
+        for name in ["signature", "digest", "date"] {
+            let sealed = sealed.get(name).map(HeaderValue::as_bytes);
+            assert_eq!(sealed, self.text(name).map(str::as_bytes), "{name} of {}", self.0["name"]);
         }
     }
 }

@@ -2,8 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "aws-lc")]
+use aws_lc_rs::encoding::AsDer as _;
+#[cfg(feature = "aws-lc")]
+use aws_lc_rs::rsa::{KeyPair, KeySize};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request};
+use rustls::pki_types::PrivateKeyDer;
+#[cfg(feature = "aws-lc")]
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use sealproxy::identity::Credential;
 use sealproxy::identity::certificate::Certificate;
 use sealproxy::identity::pem;
@@ -57,10 +64,38 @@ pub(crate) fn digest(body: &[u8]) -> HeaderValue {
     digest.finish()
 }
 
-/// The same key per backend: ring's, and the default's, which may be ring's too.
-pub(crate) fn keys() -> [Key; 2] {
-    let der = pem::read_key(&vectors().join("becm-qsealc.key")).expect("a key");
-    [Key::with_ring(&der).expect("RSA"), Key::from_der(&der).expect("RSA")]
+/// The key as the proxy loads it.
+pub(crate) fn key() -> Key {
+    Key::from_der(&der()).expect("RSA")
+}
+
+/// The same key, signed with by ring.
+pub(crate) fn with_ring() -> Key {
+    Key::with_ring(&der()).expect("RSA")
+}
+
+/// The same key, signed with by aws-lc one at a time.
+#[cfg(feature = "aws-lc")]
+#[allow(dead_code, reason = "one of the two benches has no use for it")]
+pub(crate) fn with_aws_lc() -> Key {
+    Key::with_aws_lc(&der()).expect("RSA").expect("RSA")
+}
+
+/// New keys of 3072 and 4096 bits, as the proxy loads them.
+#[cfg(feature = "aws-lc")]
+#[allow(dead_code, reason = "one of the two benches has no use for it")]
+pub(crate) fn longer_keys() -> Vec<(u32, Key)> {
+    let sizes = [(3072, KeySize::Rsa3072), (4096, KeySize::Rsa4096)];
+    let made = sizes.into_iter().map(|(bits, size)| {
+        let pair = KeyPair::generate(size).expect("a key");
+        let der = PrivatePkcs8KeyDer::from(pair.as_der().expect("PKCS#8").as_ref().to_vec());
+        (bits, Key::from_der(&der.into()).expect("RSA"))
+    });
+    made.collect()
+}
+
+fn der() -> PrivateKeyDer<'static> {
+    pem::read_key(&vectors().join("becm-qsealc.key")).expect("a key")
 }
 
 pub(crate) fn sealer(key: Key, runtime: &Runtime) -> Sealer {

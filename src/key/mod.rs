@@ -41,7 +41,7 @@ pub struct Key {
 #[derive(Clone)]
 enum Backend {
     Ring(Arc<ring::Key>),
-    #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+    #[cfg(feature = "aws-lc")]
     AwsLc(Arc<aws_lc::Key>),
     #[cfg(feature = "batch")]
     Batch(Arc<batch::Key>),
@@ -70,14 +70,22 @@ impl Key {
         if let Some(key) = batch::Key::from_der(der)? {
             return Ok(Self { backend: Backend::Batch(Arc::new(key)) });
         }
-        #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
-        if let Some(key) = aws_lc::Key::from_der(der)? {
-            return Ok(Self { backend: Backend::AwsLc(Arc::new(key)) });
+        #[cfg(feature = "aws-lc")]
+        if let Some(key) = Self::with_aws_lc(der)? {
+            return Ok(key);
         }
         Self::with_ring(der)
     }
 
-    /// The same, always by ring: the twin that tests and benches compare with.
+    /// The same, one at a time by aws-lc, with the feature `batch` too: the twin that tests and benches compare with. `None`
+    /// for a key that is not RSA.
+    #[cfg(feature = "aws-lc")]
+    pub fn with_aws_lc(der: &PrivateKeyDer<'_>) -> Result<Option<Self>, Error> {
+        let key = aws_lc::Key::from_der(der)?;
+        Ok(key.map(|key| Self { backend: Backend::AwsLc(Arc::new(key)) }))
+    }
+
+    /// The same, always by ring.
     pub fn with_ring(der: &PrivateKeyDer<'_>) -> Result<Self, Error> {
         Ok(Self { backend: Backend::Ring(Arc::new(ring::Key::from_der(der)?)) })
     }
@@ -98,7 +106,7 @@ impl Key {
     pub fn scheme(&self) -> Scheme {
         match &self.backend {
             Backend::Ring(key) => key.scheme(),
-            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+            #[cfg(feature = "aws-lc")]
             Backend::AwsLc(_) => Scheme::RsaPkcs1Sha256,
             #[cfg(feature = "batch")]
             Backend::Batch(_) => Scheme::RsaPkcs1Sha256,
@@ -121,7 +129,7 @@ impl Key {
     pub fn backend(&self) -> &'static str {
         match &self.backend {
             Backend::Ring(_) => "ring",
-            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+            #[cfg(feature = "aws-lc")]
             Backend::AwsLc(_) => "aws-lc",
             #[cfg(feature = "batch")]
             Backend::Batch(key) => {
@@ -142,8 +150,8 @@ impl Key {
         match &self.backend {
             #[cfg(feature = "batch")]
             Backend::Batch(key) => key.alone(),
-            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
-            Backend::AwsLc(_) => Some(NOT_BUILT),
+            #[cfg(feature = "aws-lc")]
+            Backend::AwsLc(_) => Some(ONE_BY_ONE),
             Backend::Ring(_) if self.scheme() == Scheme::RsaPkcs1Sha256 => Some("ring signs, which has no such call"),
             _ => None,
         }
@@ -154,7 +162,7 @@ impl Key {
     pub async fn turn(&self) -> Result<Turn, Error> {
         Ok(Turn(match &self.backend {
             Backend::Ring(key) => Granted::Ring(Arc::clone(key)),
-            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+            #[cfg(feature = "aws-lc")]
             Backend::AwsLc(key) => Granted::AwsLc(Arc::clone(key)),
             #[cfg(feature = "batch")]
             Backend::Batch(key) => Granted::Batch(Arc::clone(key)),
@@ -178,8 +186,9 @@ impl fmt::Debug for Key {
 }
 
 /// Why nothing is signed together in most builds.
-#[cfg(all(feature = "aws-lc", not(feature = "batch")))]
-const NOT_BUILT: &str = "built without the feature `batch`";
+#[cfg(feature = "aws-lc")]
+const ONE_BY_ONE: &str =
+    if cfg!(feature = "batch") { "the key was loaded without" } else { "built without the feature `batch`" };
 
 /// Lets this thread, which runs a current-thread runtime and nothing else, sign what comes in at a time together, where the
 /// feature `batch` is built in and the CPU can.
@@ -212,7 +221,7 @@ pub struct Turn(Granted);
 
 enum Granted {
     Ring(Arc<ring::Key>),
-    #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+    #[cfg(feature = "aws-lc")]
     AwsLc(Arc<aws_lc::Key>),
     #[cfg(feature = "batch")]
     Batch(Arc<batch::Key>),
@@ -225,7 +234,7 @@ impl Turn {
     pub fn sign(self, message: &[u8]) -> Signing {
         Signing(match self.0 {
             Granted::Ring(key) => UnderWay::Done(Some(key.sign(message))),
-            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+            #[cfg(feature = "aws-lc")]
             Granted::AwsLc(key) => UnderWay::Done(Some(key.sign(message))),
             #[cfg(feature = "batch")]
             Granted::Batch(key) => match key.sign(message) {
@@ -245,7 +254,7 @@ impl Turn {
             Granted::Ring(ref key) if key.scheme() == scheme => self.sign(message),
             #[cfg(feature = "batch")]
             Granted::Batch(_) if scheme == Scheme::RsaPkcs1Sha256 => self.sign(message),
-            #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
+            #[cfg(feature = "aws-lc")]
             Granted::AwsLc(_) if scheme == Scheme::RsaPkcs1Sha256 => self.sign(message),
             _ => Signing(UnderWay::Done(Some(Err(Error::Scheme(scheme))))),
         }

@@ -150,7 +150,16 @@ impl Pool {
     /// A place among those who wait for [`Pool::returned`].
     pub(super) fn place(&self) -> Place<'_> {
         self.queue.fetch_add(1, Ordering::AcqRel);
+        // Several may have come back since somebody looked, and all but one untold.
+        self.tell_of_idle();
         Place(self)
+    }
+
+    /// Whoever waits longest is told that there is a connection, if there is one.
+    fn tell_of_idle(&self) {
+        if !self.lock().idle.is_empty() {
+            self.returned.notify_one();
+        }
     }
 
     /// Waits until a connection may have come back, in the order of asking. One that comes back while nobody waits is
@@ -176,8 +185,8 @@ impl Drop for Place<'_> {
     /// Whoever came meanwhile has queued, though more may have come back than one.
     fn drop(&mut self) {
         let others = self.0.queue.fetch_sub(1, Ordering::AcqRel) > 1;
-        if others && !self.0.lock().idle.is_empty() {
-            self.0.returned.notify_one();
+        if others {
+            self.0.tell_of_idle();
         }
     }
 }
@@ -233,6 +242,22 @@ mod tests {
         drop(waits);
         pool.put(connection().await);
         assert!(pool.take_unless_awaited(HOME).is_some(), "nobody waits any more");
+    }
+
+    /// Two come back, of which one is told; the one who is told leaves before another one queues, who has looked already.
+    #[tokio::test]
+    async fn nobody_queues_beside_a_connection() {
+        let pool = Pool::new(LONG, LONG);
+        let first = pool.place();
+        pool.put(connection().await);
+        pool.put(connection().await);
+        assert!(pool.take_unless_awaited(HOME).is_none(), "it is somebody's who has waited");
+        pool.returned().await;
+        assert!(pool.take(HOME).is_some());
+        drop(first);
+        let _second = pool.place();
+        tokio::time::timeout(LONG / 30, pool.returned()).await.expect("told of the other one");
+        assert!(pool.take(HOME).is_some());
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! conditions and takes none away, and finds words where the library has numbers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustls::client::WebPkiServerVerifier;
@@ -14,6 +15,7 @@ use super::pin::Pinning;
 use super::trust::Lists;
 use super::unverifiable::Shown;
 use super::{Trust, TrustError};
+use crate::identity::certificate::Certificate;
 
 /// The verifier of one upstream.
 #[derive(Debug)]
@@ -23,6 +25,9 @@ pub(super) struct Judge {
     /// `None` without pins: the path is not looked for twice.
     pinning: Option<Pinning>,
     lists_expiry: Option<SystemTime>,
+    /// Until when what has passed stands, in seconds since 1970: the first end of a certificate that was presented. 0: nothing
+    /// has passed yet.
+    stands_until: AtomicU64,
 }
 
 impl Judge {
@@ -41,12 +46,27 @@ impl Judge {
             lists: lists.parsed,
             algorithms: provider.signature_verification_algorithms.all,
         });
-        Ok(Self { library, roots, pinning, lists_expiry })
+        Ok(Self { library, roots, pinning, lists_expiry, stands_until: AtomicU64::new(0) })
     }
 
     /// From when on nothing passes any more; `None` without revocation lists.
     pub(super) fn lists_expiry(&self) -> Option<SystemTime> {
         self.lists_expiry
+    }
+
+    /// Whether all that has passed would pass still, as far as certificates and lists have ends.
+    pub(super) fn stands(&self, now: UnixTime) -> bool {
+        let lists = self.lists_expiry.map_or(u64::MAX, seconds);
+        now.as_secs() <= self.stands_until.load(Ordering::Relaxed) && now.as_secs() < lists
+    }
+
+    /// Something has passed. Banks have several servers, whose certificates need not end together: the first end counts, until
+    /// it is over.
+    fn passes(&self, certificates: impl Iterator<Item = SystemTime>, now: UnixTime) {
+        let end = certificates.map(seconds).min().unwrap_or(0);
+        let before = self.stands_until.load(Ordering::Relaxed);
+        let first = if before < now.as_secs() { end } else { end.min(before) };
+        self.stands_until.store(first, Ordering::Relaxed);
     }
 
     /// A refusal of the library in words, or as it was.
@@ -76,6 +96,10 @@ impl ServerCertVerifier for Judge {
         if let Some(pinning) = &self.pinning {
             pinning.check(end_entity, intermediates, now).map_err(refusal)?;
         }
+        let presented = [end_entity].into_iter().chain(intermediates);
+        // One that cannot be read was not looked at by the library either.
+        let ends = presented.filter_map(|der| Certificate::from_der(der.clone().into_owned()).ok());
+        self.passes(ends.map(|certificate| certificate.not_after()), now);
         Ok(verified)
     }
 
@@ -102,6 +126,10 @@ impl ServerCertVerifier for Judge {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.library.supported_verify_schemes()
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// A verdict of ours on its way through the library.

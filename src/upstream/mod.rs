@@ -30,6 +30,7 @@ mod pool;
 mod probe;
 mod question;
 mod resolver;
+mod sessions;
 mod skew;
 mod tls;
 mod trust;

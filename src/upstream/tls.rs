@@ -11,12 +11,13 @@ use tokio_rustls::TlsConnector;
 
 use super::judge::Judge;
 use super::question::Attentive;
+use super::sessions::Sessions;
 use super::witness::Witness;
 use super::{Trust, TrustError};
 
 /// The configuration of one generation. Never reused for another identity or another trust: its resumption tickets would
 /// carry the old certificate on. A resumed session has no chain to judge, but comes from a handshake that this same
-/// configuration has judged, pins and revocation lists included.
+/// configuration has judged, pins and revocation lists included, and ends with them.
 pub(super) struct Tls {
     connector: TlsConnector,
     judge: Arc<Judge>,
@@ -46,6 +47,8 @@ impl Tls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&judge) as _)
             .with_client_cert_resolver(Arc::new(Attentive(resolver)));
+        let sessions = Sessions::new(Arc::clone(&judge));
+        config.resumption = Resumption::store(Arc::new(sessions));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Self { connector: TlsConnector::from(Arc::new(config)), judge }
     }

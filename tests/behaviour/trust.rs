@@ -21,8 +21,8 @@ struct Chain {
 impl Chain {
     fn new() -> Self {
         let chain = Self { folder: folder("chain") };
-        let settings = "[ca]\ndefault_ca=a\n[a]\ndatabase=index\ncrlnumber=number\ndefault_md=sha256\n[v]\n\
-                        basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign\n[req]\ndistinguished_name=d\n[d]\n";
+        let settings = "[ca]\ndefault_ca=a\n[a]\ndatabase=index\ncrlnumber=number\nserial=serial\ndefault_md=sha256\n[v]\n\
+                        basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign\n[req]\ndistinguished_name=d\n[d]\n[p]\ncommonName=supplied\n";
         chain.write("settings", settings);
         chain.write("leaf", "subjectAltName=DNS:localhost\nbasicConstraints=critical,CA:FALSE\n");
         chain.write("authority", "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign\n");
@@ -53,6 +53,17 @@ impl Chain {
         self.openssl(&format!("req -new -config settings -subj /CN={name} -key {name}.key -out {name}.csr"));
         self.openssl(&format!(
             "x509 -req -days 20 -in {name}.csr -CA {by}.pem -CAkey {by}.key -CAcreateserial {how} -out {name}.pem"
+        ));
+    }
+
+    /// A certificate that ends at a moment.
+    fn sign_until(&self, name: &str, by: &str, end: SystemTime) {
+        let end: String = sealproxy::log::timestamp(end).chars().filter(char::is_ascii_digit).take(14).collect();
+        self.write("index", "");
+        self.openssl(&format!("req -new -config settings -subj /CN={name} -key {name}.key -out {name}.csr"));
+        self.openssl(&format!(
+            "ca -config settings -batch -notext -policy p -create_serial -outdir . -in {name}.csr -keyfile {by}.key \
+             -cert {by}.pem -enddate {end}Z -extfile leaf -out {name}.pem"
         ));
     }
 
@@ -291,6 +302,8 @@ fn a_revocation_list_that_expires_in_the_meantime_refuses_the_next_handshake() {
     // Long enough that a busy machine has started before it is over.
     chain.revoke("middle", &[], "-crlsec 20");
     let rig = Rig::start(&chain.yaml(&bank, &chain.lists(&["root.crl", "middle.crl"])));
+    // The bank's tickets must not outlive the list: a resumed session has no chain to judge.
+    assert_eq!([rig.get(ACCOUNTS).status, rig.get(ACCOUNTS).status], [200, 200]);
     let metrics = rig.metrics();
     let expiry = metrics.lines().find_map(|line| {
         line.strip_prefix("sealproxy_upstream_crl_expiry_timestamp_seconds{upstream=\"bank\"} ")?.parse().ok()
@@ -300,8 +313,30 @@ fn a_revocation_list_that_expires_in_the_meantime_refuses_the_next_handshake() {
     assert!(left <= Duration::from_secs(20), "the first of the two: {left:?}");
     std::thread::sleep(left + Duration::from_secs(1));
     refused(&rig.get(ACCOUNTS), "upstream-revocation-unknown");
-    let line = &rig.log.wait(1)[0];
+    let line = &rig.log.wait(3)[2];
     assert!(line["cause"].as_str().is_some_and(|cause| cause.contains("expired")), "{line}");
+}
+
+/// Under either version of TLS the bank hands out tickets, with which a later session begins without a chain.
+#[test]
+fn a_bank_s_certificate_that_expires_in_the_meantime_refuses_the_next_handshake() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let chain = Chain::new();
+        let end = SystemTime::now() + Duration::from_secs(12);
+        chain.sign_until("bank", "middle", end);
+        chain.write("chain.pem", &(chain.read("bank.pem") + &chain.read("middle.pem")));
+        let (certificates, key) = (chain.folder.join("chain.pem"), chain.folder.join("bank.key"));
+        let tls = tls(certificates, key, &kit().path("ca.pem"), &[version]);
+        let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::AnswerAndClose(ok("{}")));
+        let rig = Rig::start(&chain.trusting(bank.address, &path(&chain, "root.pem")));
+        assert_eq!([rig.get(ACCOUNTS).status, rig.get(ACCOUNTS).status], [200, 200]);
+        std::thread::sleep(end.duration_since(SystemTime::now()).expect("in time") + Duration::from_secs(2));
+        refused(&rig.get(ACCOUNTS), "upstream-expired");
+        refused(&rig.get(ACCOUNTS), "upstream-expired");
+    }
 }
 
 #[test]

@@ -27,10 +27,11 @@ fn sources(path: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The production part of a file: without the unit tests at its end.
+/// The production part of a file: without the unit tests at its end, and nothing of a file that is all tests.
 fn production(path: &Path) -> String {
     let text = std::fs::read_to_string(path).expect("a source file");
-    text.split("#[cfg(test)]\nmod tests").next().expect("a first part").to_owned()
+    let tests = ["#[cfg(test)]\nmod tests", "#![cfg(test)]\n"].iter().filter_map(|tests| text.find(tests)).min();
+    text[..tests.unwrap_or(text.len())].to_owned()
 }
 
 #[test]

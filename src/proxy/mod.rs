@@ -20,6 +20,8 @@ pub mod api;
 mod body;
 mod clock;
 mod connection;
+#[cfg(test)]
+mod copies;
 mod exchange;
 mod forward;
 pub mod headers;

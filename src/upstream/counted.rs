@@ -13,6 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+#[cfg(test)]
+use super::places::{self, Gate};
+
 /// A connection to a bank whose plaintext is counted.
 pub(super) struct Counted {
     stream: TlsStream<TcpStream>,
@@ -162,6 +165,8 @@ impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (before, unsent) = (buf.filled().len(), self.stream.get_ref().1.wants_write());
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        #[cfg(test)]
+        places::note(Gate::FromBank, &buf.filled()[before..]);
         self.note_tickets();
         self.count.read.fetch_add((buf.filled().len() - before) as u64, Ordering::AcqRel);
         match &result {
@@ -176,6 +181,8 @@ impl AsyncRead for Counted {
 impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
+        #[cfg(test)]
+        places::note_written(Gate::ToBank, &[io::IoSlice::new(buf)], &result);
         self.written(cx, result, buf.len())
     }
 
@@ -186,6 +193,8 @@ impl AsyncWrite for Counted {
     ) -> Poll<io::Result<usize>> {
         let offered = bufs.iter().map(|buf| buf.len()).sum();
         let result = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs));
+        #[cfg(test)]
+        places::note_written(Gate::ToBank, bufs, &result);
         self.written(cx, result, offered)
     }
 

@@ -26,6 +26,8 @@ mod metrics;
 mod passage;
 mod payload;
 mod pin;
+#[cfg(test)]
+pub(crate) mod places;
 mod pool;
 mod probe;
 mod question;

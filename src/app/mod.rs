@@ -32,7 +32,7 @@ use revocation::{Revocation, Watched};
 use standing::Standing;
 
 use crate::admin;
-use crate::config::{Config, Finding};
+use crate::config::{self, Config, Finding};
 use crate::key;
 use crate::log::Log;
 use crate::proxy::listener::{Address, Departure, Hall, Listener, Phase, Reactor};
@@ -140,6 +140,21 @@ impl App {
     /// The seals that an upstream knows.
     pub fn seals_of(&self, upstream: &str) -> Vec<KnownSeal> {
         self.generation.lines.get(upstream).map(Line::seals).unwrap_or_default()
+    }
+
+    /// What is wrong with the sources that tell of revocations of our own certificates, without asking a responder. A proxy
+    /// that runs says it in its log, as it looks.
+    pub async fn judge_revocation(&self, now: SystemTime) -> Vec<Finding> {
+        let (config, watched) = (Arc::clone(&self.generation.config), self.generation.watched());
+        // Lists are large, and files may be slow.
+        let judging = tokio::task::spawn_blocking(move || {
+            let judge = |(identity, settings): (&String, &config::Revocation)| {
+                let own: Vec<_> = watched.iter().filter(|of| of.name.identity == *identity).cloned().collect();
+                revocation::judge(&config.file, identity, settings, &own, now)
+            };
+            config.revocation.iter().flat_map(judge).collect()
+        });
+        judging.await.expect("reading lists does not panic")
     }
 
     fn config(&self) -> &Config {

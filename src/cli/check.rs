@@ -53,6 +53,7 @@ impl Told<'_> {
         // `run` would start without these identities, and whoever checks wants to know.
         let sound = !app.findings().iter().any(Finding::is_error);
         self.tell(app.findings().to_vec());
+        self.tell(app.judge_revocation(SystemTime::now()).await);
         let reached = self.connect(&app).await?;
         match (sound, reached) {
             (false, _) => Err(Failure::Checked),

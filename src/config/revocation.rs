@@ -63,11 +63,13 @@ fn revocation(value: &Value<'_>, folder: &Path) -> Option<Revocation> {
     if !files.is_empty() || ocsp != Ocsp::Off {
         return Some(Revocation { crl, ocsp, every, via, stops });
     }
-    if stops {
-        let hint = "name CRL files in `crl`, or write `ocsp: true`";
-        section
-            .value("stops")?
-            .refuse(Fault::new("has nothing to go by: no revocation is looked for").code("conflict").hint(hint));
+    let hint = "name CRL files in `crl`, or write `ocsp: true`";
+    if let Some(stops) = section.value("stops").filter(|_| stops) {
+        stops.refuse(Fault::new("has nothing to go by: no revocation is looked for").code("conflict").hint(hint));
+    } else if section.value("ocsp").is_none() && !section.report.has_errors() {
+        // Whoever writes `ocsp: false` has it off on purpose, and a source that is spelt wrong was told.
+        let fault = Fault::new("names no source, and no revocation is looked for");
+        section.report.warning(&value.key, fault.code("no-revocation-source").hint(hint));
     }
     None
 }

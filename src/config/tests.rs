@@ -421,8 +421,11 @@ fn names_of_the_proxy_are_lower_case_and_distinct() {
 #[test]
 fn revocation_is_looked_for_where_a_source_is_named() {
     let only = |settings: &str| legal(&with_revocation(settings)).revocation.remove("main");
-    for nothing in ["{}", "{crl: [], ocsp: false, every: 2h, via: 'http://egress:3128'}"] {
-        assert_eq!(only(nothing), None, "{nothing}");
+    assert_eq!(only("{crl: [], ocsp: false, every: 2h, via: 'http://egress:3128'}"), None);
+    for nothing in ["{}", "{crl: []}", "{every: 2h}"] {
+        let said =
+            "warning: identities.main.revocation: names no source, and no revocation is looked for. Name CRL files";
+        expect(&with_revocation(nothing), said);
     }
     assert!(legal(&minimal()).revocation.is_empty());
     let lists = only("{crl: [a.crl, /run/b.pem]}").expect("checked");

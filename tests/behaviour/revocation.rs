@@ -605,7 +605,7 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         let settings = format!("    revocation: {{ crl: [{}], stops: {stops} }}\n    qsealc:", list.display());
         let rig = Rig::start(&text.replace("    qsealc:", &settings));
         let page = |path: &str| {
-            send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
+            send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
         };
         let verdict = || {
             let status: serde_json::Value = serde_json::from_str(&page("/status").body).expect("JSON");
@@ -666,7 +666,7 @@ fn a_list_that_is_caught_half_written_is_read_when_it_is_whole() {
         .replace("    qsealc:", &settings);
     let rig = Rig::start(&text);
     let record = || {
-        let page = send(rig.admin, b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let page = send(rig.admin, b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let status: serde_json::Value = serde_json::from_str(&page.body).expect("JSON");
         status["identities"]["main"]["revocation"]["qwac"].clone()
     };
@@ -692,7 +692,7 @@ fn comes_back(rig: &Rig, authority: &Authority) {
     let files = ["chain.pem", "ours.key"].map(|file| authority.file(file));
     let revoked = files.clone().map(|file| std::fs::read(file).expect("read"));
     let status = || -> serde_json::Value {
-        let page = send(rig.admin, b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let page = send(rig.admin, b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         serde_json::from_str(&page.body).expect("JSON")
     };
     let until = |what: &str, is_so: &dyn Fn() -> bool| {
@@ -756,4 +756,52 @@ fn a_hang_up_overlooks_no_list_and_may_stop_what_is_revoked() {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// As `openssl` and a provider's download leave them: none stops an identity, and each is said.
+#[test]
+fn check_says_which_source_of_revocation_tells_nothing() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let bank = FakeBank::good();
+    let (ours, other) = (Authority::new(&P256.join(" ")), Authority::named("Other", &P256.join(" "), "cRLSign"));
+    ours.issue("ours", "leaf", &[]);
+    let chain = ["ours.pem", "ca.pem"].map(|file| std::fs::read_to_string(ours.file(file)).expect("PEM"));
+    std::fs::write(ours.file("chain.pem"), chain.concat()).expect("written");
+    std::fs::write(ours.file("garbage.crl"), "garbage").expect("written");
+    let text = file_config(bank.address, "", "");
+    let text = text
+        .replace(&kit().path("qwac.pem").display().to_string(), &ours.file("chain.pem").display().to_string())
+        .replace(&kit().path("qwac.key").display().to_string(), &ours.file("ours.key").display().to_string());
+    ours.crl(&[]);
+    other.crl(&[]);
+    let good = ours.file("list.pem");
+    let found = |settings: &str, code: Option<i32>| {
+        let file = ours.file("sealproxy.yaml");
+        std::fs::write(&file, text.replace("    qsealc:", &format!("    revocation: {settings}\n    qsealc:")))
+            .expect("written");
+        let mut check = Command::new(env!("CARGO_BIN_EXE_sealproxy"));
+        let checked = check.args(["check", "--json", "--config"]).arg(&file).output().expect("it starts");
+        let document: serde_json::Value = serde_json::from_slice(&checked.stdout).expect("JSON");
+        assert_eq!(checked.status.code(), code, "{document:#}");
+        let findings = document["findings"].as_array().expect("a list").iter();
+        let own = findings.filter(|finding| {
+            finding["key"].as_str().is_some_and(|key| key.contains("revocation")) && finding["level"] == "warning"
+        });
+        own.filter_map(|finding| finding["code"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let list = |name: &Path| format!("{{ crl: [{}], ocsp: \"http://127.0.0.1:9/\" }}", name.display());
+    assert_eq!(found("{}", Some(0)), ["no-revocation-source"]);
+    assert_eq!(found(&list(&ours.file("absent.crl")), Some(0)), ["unreadable-crl"]);
+    assert_eq!(found(&list(&ours.file("garbage.crl")), Some(0)), ["unreadable-crl"]);
+    assert_eq!(found(&list(&other.file("list.pem")), Some(0)), ["unrelated-crl"]);
+    assert!(found(&list(&good), Some(0)).is_empty());
+    // The seal is another issuer's, and nobody tells of it.
+    assert_eq!(found(&format!("{{ crl: {} }}", good.display()), Some(0)), ["no-revocation-source"]);
+    ours.crl(&["-crl_lastupdate", "20200101000000Z", "-crl_nextupdate", "20200102000000Z"]);
+    assert_eq!(found(&list(&good), Some(0)), ["crl-out-of-date"]);
+    ours.revoke("ours", "keyCompromise");
+    ours.crl(&[]);
+    assert_eq!(found(&list(&good), Some(0)), ["revoked"]);
 }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use thiserror::Error;
 
 use super::Watched;
 use super::ask::ask;
 use crate::config::{Ocsp, Revocation};
-use crate::identity::revocation::{Issued, ResponderUrl, Verdict, crls};
+use crate::identity::revocation::{CrlError, Issued, ResponderUrl, Verdict, crls};
 
 /// What the sources said.
 #[derive(Debug, Default)]
@@ -78,25 +79,20 @@ fn judge(issued: &Issued, files: &[PathBuf], heard: Option<Heard>, now: SystemTi
     round
 }
 
-const NOBODY: &str = "nothing tells of this certificate: no CRL of the configuration is about it, and no OCSP responder is \
+pub(super) const NOBODY: &str = "nothing tells of this certificate: no CRL of the configuration is about it, and no OCSP responder is \
                       set or named in it";
 
 impl Round {
     /// Takes in every list of a file that is about the certificate.
     fn read(&mut self, issued: &Issued, file: &Path, now: SystemTime) {
         let place = file.display().to_string();
-        let bytes = match read(file) {
-            Ok(bytes) => bytes,
-            Err(error) => return self.failures.push(format!("{place}: the file cannot be read: {error}")),
-        };
-        let lists = match crls(&bytes) {
+        let lists = match read_lists(file) {
             Ok(lists) => lists,
             Err(error) => return self.fail(&place, &error),
         };
-        for list in lists {
-            match issued.read_crl(&list, now) {
+        for said in about(issued, &lists, now) {
+            match said {
                 Ok(verdict) => self.add(verdict),
-                Err(error) if error.concerns_others() => {}
                 Err(error) => self.fail(&place, &error),
             }
         }
@@ -109,6 +105,26 @@ impl Round {
     fn fail(&mut self, source: &str, error: &dyn StdError) {
         self.failures.push(format!("{source}: {}", in_words(error)));
     }
+}
+
+/// The lists of a file, not yet judged.
+pub(super) fn read_lists(file: &Path) -> Result<Vec<Vec<u8>>, FileError> {
+    Ok(crls(&read(file)?)?)
+}
+
+/// What those of the lists say that are about a certificate.
+pub(super) fn about(issued: &Issued, lists: &[Vec<u8>], now: SystemTime) -> Vec<Result<Verdict, CrlError>> {
+    let said = lists.iter().map(|list| issued.read_crl(list, now));
+    said.filter(|said| !said.as_ref().is_err_and(CrlError::concerns_others)).collect()
+}
+
+/// Why a file gave no list.
+#[derive(Debug, Error)]
+pub(super) enum FileError {
+    #[error("the file cannot be read")]
+    Unreadable(#[from] io::Error),
+    #[error(transparent)]
+    NoList(#[from] CrlError),
 }
 
 fn read(file: &Path) -> io::Result<Vec<u8>> {
@@ -125,7 +141,7 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
 const MAX_FILE: u64 = 16 << 20;
 
 /// An error with what is behind it, on one line.
-fn in_words(error: &dyn StdError) -> String {
+pub(super) fn in_words(error: &dyn StdError) -> String {
     let causes = std::iter::successors(error.source(), |cause: &&dyn StdError| (*cause).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

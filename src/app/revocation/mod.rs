@@ -16,10 +16,12 @@ mod ask;
 mod check;
 mod metrics;
 mod record;
+mod sources;
 
 use check::{Round, check};
 use metrics::Metrics;
 pub use record::{Name, Record, Records};
+pub(super) use sources::judge;
 
 use crate::config;
 use crate::identity::certificate::Fingerprint;

@@ -236,6 +236,33 @@ impl CrlError {
     pub fn concerns_others(&self) -> bool {
         matches!(self, Self::OtherIssuer | Self::OtherScope)
     }
+
+    /// One stable word for machines.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Pem | Self::NoList | Self::Malformed => "unreadable-crl",
+            Self::OtherIssuer | Self::OtherScope => "unrelated-crl",
+            Self::NotYet | Self::Stale | Self::NoEnd => "crl-out-of-date",
+            Self::NotAllowed | Self::Signature(_) => "untrusted-crl",
+            Self::Delta | Self::Indirect | Self::SomeReasons | Self::Critical(_) => "unsupported-crl",
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Pem | Self::NoList | Self::Malformed => {
+                "fetch the list again, in DER or as a block `X509 CRL`; `openssl crl -in FILE -noout -text` shows what it is"
+            }
+            Self::OtherIssuer | Self::OtherScope => "name the list that the certificate names itself",
+            Self::NotYet => "set this machine's clock",
+            Self::Stale | Self::NoEnd => "fetch the list again, each time before its next update",
+            Self::NotAllowed | Self::Signature(_) => "fetch the list again from where the certificate says",
+            Self::Delta | Self::Indirect | Self::SomeReasons | Self::Critical(_) => {
+                "ask the issuer for a complete list of its own, or write `ocsp: true`"
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use super::sandbox::without_kit;
+use super::sandbox::{self, without_kit};
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, say, tell};
 use crate::app::{App, Bound};
-use crate::config::Config;
+use crate::config::{Config, Finding};
 use crate::log::Log;
 use crate::sandbox::bank::Bank;
 use crate::sandbox::bank::faults::Faults;
@@ -68,7 +68,7 @@ async fn bind(kit: &Kit, bank: &SandboxBank, port: u16, log: &Log) -> Result<(Bo
         let config = kit.write_config(bank.address, proxy, admin).map_err(|error| without_kit(&error))?;
         let (config, findings) = Config::load(&config).map_err(Failure::Configuration)?;
         findings.iter().for_each(tell);
-        let app = App::build(config, log.clone(), SystemTime::now()).await.map_err(Failure::Configuration)?;
+        let app = App::build(config, log.clone(), SystemTime::now()).await.map_err(unusable)?;
         tries -= 1;
         match app.bind().await {
             Ok(bound) => return Ok((bound, proxy)),
@@ -76,6 +76,14 @@ async fn bind(kit: &Kit, bank: &SandboxBank, port: u16, log: &Log) -> Result<(Bo
             Err(findings) => return Err(Failure::Configuration(findings)),
         }
     }
+}
+
+/// The files were good when they were made.
+fn unusable(mut findings: Vec<Finding>) -> Failure {
+    let file = findings.first().map(|finding| finding.file.clone()).unwrap_or_default();
+    let reason = "what the sandbox made here cannot be used any more";
+    findings.push(Finding::error(file, "", reason).hint(sandbox::ANEW).code("broken-sandbox"));
+    Failure::Configuration(findings)
 }
 
 const TRIES: usize = 5;
@@ -136,8 +144,7 @@ impl SandboxBank {
     fn start(kit: &Kit) -> Result<Self, Failure> {
         let listener = listener(BANK, "End what listens there")?;
         let address = listener.local_addr()?;
-        let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
-        let bank = Arc::new(Bank::new(kit.bank(authorities)?)?);
+        let bank = sandbox::bank(kit, address, |settings| settings)?;
         listener.set_nonblocking(true)?;
         let serving = Arc::clone(&bank);
         std::thread::Builder::new().name("bank".into()).spawn(move || {

@@ -28,11 +28,27 @@ pub(super) fn without_kit(error: &kit::Error) -> Failure {
         }
         // Says so itself.
         kit::Error::Foreign(_) => return Failure::Advised(error.to_string(), "Name it with --dir".into()),
-        kit::Error::Authority(_) | kit::Error::Pem(_) | kit::Error::Certificate(_) => {
-            "Take the folder of --dir away, or name another: its certificates are then made anew"
-        }
+        kit::Error::Half(_) | kit::Error::Authority(_) | kit::Error::Pem(_) | kit::Error::Certificate(_) => ANEW,
     };
     Failure::Advised(chain(error), advice.into())
+}
+
+/// What to do where the files of a sandbox are no more what they were.
+pub(super) const ANEW: &str = "Delete the folder of --dir, or name another: everything in it is then made anew";
+
+/// The bank of a kit; `with` changes its settings.
+pub(super) fn bank(
+    kit: &Kit,
+    address: SocketAddr,
+    with: impl FnOnce(Settings) -> Settings,
+) -> Result<Arc<Bank>, Failure> {
+    let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
+    let settings = kit.bank(authorities).map_err(|error| without_kit(&error))?;
+    let bank = Bank::new(with(settings)).map(Arc::new);
+    bank.map_err(|error| {
+        let reason = format!("the sandbox bank cannot use its certificate and key: {}", chain(&error));
+        Failure::Advised(reason, ANEW.into())
+    })
 }
 
 pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Faults) -> Result<(), Failure> {
@@ -62,8 +78,7 @@ async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Fa
         }
         Ok(_) => {}
     }
-    let authorities = vec![address.to_string(), format!("localhost:{}", address.port())];
-    let bank = Arc::new(Bank::new(Settings { demands_seal, faults, ..kit.bank(authorities)? })?);
+    let bank = bank(&kit, address, |settings| Settings { demands_seal, faults, ..settings })?;
     say(format_args!("bank https://{address}"));
     say(format_args!("config {}", config.display()));
     let stop = async {

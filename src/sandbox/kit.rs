@@ -22,21 +22,31 @@ pub struct Kit {
 }
 
 impl Kit {
-    /// Opens the kit in `folder`, or makes it there: nothing that exists is overwritten.
+    /// Opens the kit in `folder`, or makes it there: nothing that exists is overwritten, and nothing is written beside
+    /// somebody else's files, which could name ours.
     pub fn open_or_make(folder: &Path, now: SystemTime) -> Result<Self, Error> {
         let kit = Self { folder: folder.to_owned() };
-        if !kit.path(LAST).exists() {
+        if !kit.is_whole()? {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| kit.io(folder, error))?;
             kit.make(now)?;
         }
         Ok(kit)
     }
 
-    /// Issues everything. The file that tells a whole kit is written last.
-    fn make(&self, now: SystemTime) -> Result<(), Error> {
-        if let Some(name) = FILES.iter().find(|name| self.path(name).exists()) {
-            return Err(Error::Foreign(self.path(name)));
+    /// Whether all files are there; an error where some are, or a configuration that is not ours.
+    fn is_whole(&self) -> Result<bool, Error> {
+        let (there, absent): (Vec<_>, Vec<_>) = FILES.into_iter().partition(|name| self.path(name).exists());
+        let config = self.path(CONFIG);
+        match (there.first(), absent.first()) {
+            (_, None) => Ok(true),
+            (_, Some(_)) if config.exists() && !is_ours(&config) => Err(Error::Foreign(config)),
+            (None, _) => Ok(false),
+            (Some(_), Some(absent)) if is_ours(&config) => Err(Error::Half(self.path(absent))),
+            (Some(there), _) => Err(Error::Foreign(self.path(there))),
         }
+    }
+
+    fn make(&self, now: SystemTime) -> Result<(), Error> {
         let authority = Authority::new(now)?;
         let tpp = Tpp::demo();
         self.write("ca.pem", authority.certificate_pem())?;
@@ -63,9 +73,8 @@ impl Kit {
 
     /// Writes `sealproxy.yaml`: a proxy in front of the bank. Paths in it are relative to the folder.
     pub fn write_config(&self, bank: SocketAddr, proxy: SocketAddr, admin: SocketAddr) -> Result<PathBuf, Error> {
-        let path = self.path("sealproxy.yaml");
-        let there = fs::read_to_string(&path).unwrap_or_default();
-        if path.exists() && !there.starts_with(OUR_FIRST_LINE) {
+        let path = self.path(CONFIG);
+        if path.exists() && !is_ours(&path) {
             return Err(Error::Foreign(path));
         }
         fs::write(&path, config(bank, proxy, admin)).map_err(|error| self.io(&path, error))?;
@@ -99,11 +108,16 @@ impl Kit {
     }
 }
 
+/// Whether a configuration is one that we wrote.
+fn is_ours(config: &Path) -> bool {
+    fs::read_to_string(config).is_ok_and(|text| text.starts_with(OUR_FIRST_LINE))
+}
+
+const CONFIG: &str = "sealproxy.yaml";
+
 /// What is made.
 const FILES: [&str; 8] =
     ["ca.pem", "bank.pem", "bank.key", "qwac.pem", "qwac.key", "other-qsealc.pem", "qsealc.key", "qsealc.pem"];
-/// Written last: where it is, the kit is whole.
-const LAST: &str = "qsealc.pem";
 
 /// What a configuration of ours begins with: any other is somebody's work.
 const OUR_FIRST_LINE: &str = "# A proxy in front of a sandbox bank on this machine, written anew";
@@ -146,7 +160,10 @@ pub enum Error {
         /// What happened.
         source: io::Error,
     },
-    /// Somebody else's file, or half a kit.
+    /// A file of a kit that is there otherwise.
+    #[error("{} is missing, and the others that this program made with it are there", .0.display())]
+    Half(PathBuf),
+    /// Somebody else's file.
     #[error("{} is there already, and not of this program's making: choose an empty folder", .0.display())]
     Foreign(PathBuf),
     /// Issuing.

@@ -132,6 +132,34 @@ fn dev_keeps_its_hands_off_files_that_are_not_its_own() {
         assert_eq!(refused.status.code(), Some(1));
         assert!(text_of(&refused).contains("choose an empty folder"), "{}", text_of(&refused));
         assert_eq!(std::fs::read_to_string(folder.join(name)).expect("still there"), text);
+        // A configuration may name keys that are not there yet: they must not become ours.
+        assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 1, "beside {name}");
+    }
+}
+
+#[test]
+fn dev_says_what_to_do_about_a_folder_of_its_own_that_is_broken() {
+    let made = |name: &str| {
+        let folder = folder(name);
+        let dev = dev(&folder);
+        drop(dev);
+        folder
+    };
+    type Damage = fn(&Path) -> std::io::Result<()>;
+    let damages: [(&str, Damage); 5] = [
+        ("bank.key", |file| std::fs::remove_file(file)),
+        ("qsealc.pem", |file| std::fs::remove_file(file)),
+        ("bank.key", |file| std::fs::write(file, "broken")),
+        ("qsealc.key", |file| std::fs::write(file, "broken")),
+        ("bank.key", |file| std::fs::copy(file.with_file_name("qwac.key"), file).map(drop)),
+    ];
+    for (name, damage) in damages {
+        let folder = made("broken");
+        damage(&folder.join(name)).expect("damaged");
+        let refused = output(&["dev", "--dir", folder.to_str().expect("UTF-8")]);
+        let said = text(&refused.stderr);
+        assert!(!refused.status.success(), "{said}");
+        assert!(said.contains("Delete the folder of --dir, or name another"), "{name}: {said}");
     }
 }
 

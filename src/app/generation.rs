@@ -53,9 +53,11 @@ pub(super) async fn build(
     // All at a time: a token that hangs holds the others up no longer than once.
     let looks = config.identities.iter().map(async |(name, settings)| {
         let (file, needed, is_for_tests) = (&config.file, needed(config, name), is_for_tests(config, name));
-        let (registered, stopped) = (registered(config, name), stopped(config, process, name));
-        let used = earlier.map_or_else(|| registered.clone(), |earlier| earlier.sealing(name));
-        let place = Place { file, identity: name, is_for_tests, needed, registered, used, stopped, now };
+        let (known, due) = (registered(config, name, |_| true), registered(config, name, |from| from <= now));
+        let used = earlier.map_or_else(|| due.clone(), |earlier| earlier.sealing(name));
+        let early = if due.is_empty() { BTreeSet::new() } else { &known - &due };
+        let stopped = stopped(config, process, name);
+        let place = Place { file, identity: name, is_for_tests, needed, registered: known, early, used, stopped, now };
         let held = earlier.and_then(|earlier| earlier.holdings.get(name));
         (name.clone(), Holding::look(&place, settings, held, marks).await)
     });
@@ -81,11 +83,12 @@ fn is_for_tests(config: &Config, identity: &str) -> bool {
     used.all(|upstream| upstream.environment == Environment::Sandbox)
 }
 
-/// The seals of an identity that some bank knows.
-fn registered<'a>(config: &'a Config, identity: &str) -> BTreeSet<&'a str> {
+/// The seals of an identity that some bank knows, since or from a moment that `is_meant`.
+fn registered<'a>(config: &'a Config, identity: &str, is_meant: impl Fn(SystemTime) -> bool) -> BTreeSet<&'a str> {
     let own = config.upstreams.values().filter(|upstream| upstream.identity == identity);
     let registrations = own.flat_map(|upstream| &upstream.registrations);
-    registrations.filter(|registration| registration.from.is_some()).map(|known| known.seal.as_str()).collect()
+    let meant = registrations.filter(|registration| registration.from.is_some_and(&is_meant));
+    meant.map(|known| known.seal.as_str()).collect()
 }
 
 /// The certificates of an identity that are not to be used any more.

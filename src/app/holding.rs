@@ -13,6 +13,7 @@ use super::marks::Marks;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::exposure::{self, Exposed};
+use crate::identity::pem;
 use crate::identity::preflight::{self, Expectations, Issue, Level, Purpose, Subject};
 use crate::identity::qcstatements::Role;
 use crate::identity::{Credential, Error, Pair, Qwac, Settings};
@@ -49,7 +50,9 @@ pub(super) struct Place<'a> {
     pub(super) needed: Vec<(Role, String)>,
     /// The seals that some bank knows.
     pub(super) registered: BTreeSet<&'a str>,
-    /// Those of them that seal now.
+    /// Those of them whose time has come nowhere yet, while that of another one has.
+    pub(super) early: BTreeSet<&'a str>,
+    /// Those that seal now.
     pub(super) used: BTreeSet<&'a str>,
     /// The certificates that are known to be revoked and not to be used.
     pub(super) stopped: BTreeSet<Fingerprint>,
@@ -178,7 +181,7 @@ impl Set {
     }
 
     /// Notes what was found in a pair. What is wrong with a seal that does not seal now holds nothing up, and with one that
-    /// no bank knows it is no error yet.
+    /// no bank knows it is no error yet. The files of one whose time is yet to come may be so too.
     fn add(&mut self, place: &Place<'_>, settings: &Settings, setting: &str, finding: Finding) {
         if !finding.is_error() {
             return self.findings.push(finding);
@@ -187,7 +190,9 @@ impl Set {
         self.unsound.insert(setting.to_owned());
         self.is_bad |= seal.is_none_or(|seal| place.used.contains(seal.name.as_str()));
         let is_unknown = seal.is_some_and(|seal| !place.registered.contains(seal.name.as_str()));
-        self.findings.push(if is_unknown { finding.lowered() } else { finding });
+        let is_early = seal.is_some_and(|seal| place.early.contains(seal.name.as_str()));
+        let may_wait = is_unknown || (is_early && finding.code == Some(pem::Reason::CODE));
+        self.findings.push(if may_wait { finding.lowered() } else { finding });
     }
 
     /// What is to be held from now on: of each pair what was found or what is held already.

@@ -59,6 +59,9 @@ pub struct KnownSeal {
     pub certificate: Vec<u8>,
 }
 
+/// The word for machines where no identity can be used.
+pub const NO_IDENTITY: &str = "no-identity";
+
 /// What lives as long as the process, whatever generation serves.
 struct Process {
     registry: Registry,
@@ -111,8 +114,10 @@ impl App {
         if !generation.is_any_usable(now) || (config.strict && generation.errors().next().is_some()) {
             if generation.errors().next().is_none() {
                 let hint = "one of the warnings says why";
-                let nobody = Finding::error(&config.file, "identities", "no identity can be used").hint(hint);
-                generation.findings.push(nobody.code("no-identity"));
+                let nobody =
+                    Finding::error(&config.file, "identities", "no identity is usable, and nothing starts without one")
+                        .hint(hint);
+                generation.findings.push(nobody.code(NO_IDENTITY));
             }
             return Err(generation.findings);
         }

@@ -7,8 +7,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, tell};
-use crate::app::{App, Bound, Ended, Signal};
-use crate::config::{Config, show_size};
+use crate::app::{App, Bound, Ended, NO_IDENTITY, Signal};
+use crate::config::{Config, Finding, show_size};
 use crate::log::Log;
 
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
@@ -28,7 +28,9 @@ async fn serve(config: Config, log: Log) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let (linger, drain) = (config.linger, config.drain);
     raise_file_limit(&config);
-    let app = App::build(config, log, SystemTime::now()).await.map_err(Failure::Configuration)?;
+    let (file, strict) = (config.file.clone(), config.strict);
+    let built = App::build(config, log, SystemTime::now()).await;
+    let app = built.map_err(|findings| not_started(&file, strict, findings))?;
     app.findings().iter().for_each(tell);
     let bound = app.bind().await.map_err(Failure::Configuration)?;
     announce(&bound);
@@ -46,6 +48,23 @@ async fn serve(config: Config, log: Log) -> Result<(), Failure> {
         Ended::Hurried => tell(format_args!("stopped at a further signal: requests in flight were cut")),
     }
     Ok(())
+}
+
+/// Ends with what stops the start: most of what is found in an identity stops its own routes alone.
+fn not_started(file: &Path, strict: bool, mut findings: Vec<Finding>) -> Failure {
+    if findings.iter().all(|finding| finding.code != Some(NO_IDENTITY)) {
+        findings.push(if strict {
+            let reason = "`start: strict` lets nothing start while an identity or an upstream has an error";
+            let hint = "mend the errors above; without `strict` it starts as soon as one identity is usable";
+            Finding::error(file, "start", reason).hint(hint).code("strict-start")
+        } else {
+            let hint = "mend the errors above: one usable identity is enough to start";
+            Finding::error(file, "identities", "no identity is usable, and nothing starts without one")
+                .hint(hint)
+                .code(NO_IDENTITY)
+        });
+    }
+    Failure::Configuration(findings)
 }
 
 fn announce(bound: &Bound) {

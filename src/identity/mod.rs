@@ -377,7 +377,7 @@ impl Reason {
     /// One stable word for machines.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Pem(_) => "unreadable-file",
+            Self::Pem(_) => pem::Reason::CODE,
             Self::Certificate(_) => "malformed-certificate",
             Self::Key(_) | Self::Tls(_) => "unusable-key",
             Self::RsaTooSmall(_) => "small-key",

@@ -247,6 +247,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// One stable word for machines, for all of them.
+    pub const CODE: &str = "unreadable-file";
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {

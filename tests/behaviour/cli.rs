@@ -636,3 +636,71 @@ fn whoever_waits_in_the_accept_queue_at_the_end_is_answered() {
     }
     assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
 }
+
+/// The lines of a `run` that does not start.
+#[track_caller]
+fn not_started(yaml: &str) -> Vec<String> {
+    let file = folder("stopped").join("sealproxy.yaml");
+    std::fs::write(&file, yaml).expect("a file");
+    let ran = sealproxy(&["run", "--config"]).arg(&file).stdin(Stdio::null()).output().expect("it starts");
+    assert_eq!(ran.status.code(), Some(78), "{}", text(&ran.stderr));
+    text(&ran.stderr).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn run_that_does_not_start_ends_with_what_stops_it() {
+    let broken = with_file("qsealc.key", Path::new("/nowhere/key.pem"));
+    let said = not_started(&broken);
+    let last = said.last().expect("a line");
+    assert!(last.contains("identities: no identity is usable, and nothing starts without one. Mend"), "{said:?}");
+    // Two identities, one of them sound.
+    let legal = legal();
+    let (_, sound) = legal.split_once("  main:").expect("an identity");
+    let (sound, _) = sound.split_once("upstreams:\n").expect("upstreams");
+    let (identities, rest) = broken.split_once("upstreams:\n").expect("upstreams");
+    let rest = rest.replace("  bank:\n", "  bank:\n    identity: main\n");
+    let trust = kit().path("ca.pem").display().to_string();
+    let two = format!(
+        "{identities}  sound:{sound}upstreams:\n  other: {{ url: \"https://127.0.0.1:2\", environment: sandbox, profile: becm, \
+         private: true, identity: sound, trust: {trust} }}\n{rest}  - {{ path: /sandbox/becm/stet-psd2-api/, upstream: other }}\n"
+    );
+    let said = not_started(&format!("start: strict\n{two}"));
+    let last = said.last().expect("a line");
+    assert!(last.contains("start: `start: strict` lets nothing start while an identity"), "{said:?}");
+    assert_eq!(start(&two, &[]).child.terminate(), Some(0));
+}
+
+#[test]
+fn the_files_of_a_seal_whose_time_is_to_come_may_be_missing() {
+    let kit = |name: &str| kit().path(name).display().to_string();
+    let two = |from: [&str; 2]| {
+        let one = format!("{{ certificate: {}, key: {} }}", kit("qsealc.pem"), kit("qsealc.key"));
+        let seals = format!(
+            "[{{ name: now, certificate: {}, key: {} }}, {{ name: next, certificate: next.pem, key: next.key }}]",
+            kit("qsealc.pem"),
+            kit("qsealc.key")
+        );
+        with(
+            "private: true",
+            &format!(
+                "private: true\n    seal_keys: [{{ qsealc: now, key_id: a, active_from: {} }}, {{ qsealc: next, key_id: b, \
+                 active_from: {} }}]",
+                from[0], from[1]
+            ),
+        )
+        .replace(&one, &seals)
+    };
+    let (past, future) = ("2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z");
+    for (from, code, level) in
+        [([past, future], 0, "warning"), ([past, past], 78, "error"), ([future, future], 78, "error")]
+    {
+        let file = folder("early").join("sealproxy.yaml");
+        std::fs::write(&file, two(from)).expect("a file");
+        let checked = output(&["check", "--config", file.to_str().expect("UTF-8")]);
+        let said = text(&checked.stdout);
+        assert_eq!(checked.status.code(), Some(code), "{said}");
+        let missing = said.lines().filter(|line| line.contains("next.") && line.contains("does not exist"));
+        let levels: Vec<_> = missing.map(|line| line.split(':').next().unwrap_or_default()).collect();
+        assert_eq!(levels, [level, level], "{said}");
+    }
+}

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -45,6 +45,11 @@ pub enum Page {
 }
 
 impl Page {
+    /// Whether it tells who we are and what we do. The others say one word.
+    fn tells(self) -> bool {
+        matches!(self, Self::Metrics | Self::Status)
+    }
+
     fn path(self) -> &'static str {
         match self {
             Self::Livez => "/livez",
@@ -127,7 +132,9 @@ impl State {
 
 /// Serves the pages of one listener until `stop` resolves, then ends its connections.
 pub async fn serve(listener: TcpListener, pages: Vec<Page>, state: Arc<State>, stop: impl Future<Output = ()>) {
-    let pages: Arc<[Page]> = pages.into();
+    // Without an address nobody can have come here.
+    let is_local = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+    let desk = Arc::new(Desk { pages, is_local, state });
     let graceful = GracefulShutdown::new();
     let seats = Arc::new(Semaphore::new(CONNECTIONS));
     let mut stop = std::pin::pin!(stop);
@@ -138,7 +145,7 @@ pub async fn serve(listener: TcpListener, pages: Vec<Page>, state: Arc<State>, s
         };
         match (accepted, Arc::clone(&seats).try_acquire_owned()) {
             (Ok((stream, _)), Ok(seat)) => {
-                let work = converse(stream, Arc::clone(&pages), Arc::clone(&state), graceful.watcher());
+                let work = converse(stream, Arc::clone(&desk), graceful.watcher());
                 tokio::spawn(async move {
                     let _seat = seat;
                     let _ = tokio::time::timeout(LIFETIME, work).await;
@@ -157,9 +164,17 @@ const CONNECTIONS: usize = 64;
 const LIFETIME: Duration = Duration::from_secs(3600);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
-async fn converse(stream: TcpStream, pages: Arc<[Page]>, state: Arc<State>, watcher: Watcher) {
+/// What one listener answers with.
+struct Desk {
+    pages: Vec<Page>,
+    /// Whether it listens on loopback alone.
+    is_local: bool,
+    state: Arc<State>,
+}
+
+async fn converse(stream: TcpStream, desk: Arc<Desk>, watcher: Watcher) {
     let service = service_fn(|request| {
-        let response = answer(&request, &pages, &state);
+        let response = desk.answer(&request);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -170,18 +185,43 @@ async fn converse(stream: TcpStream, pages: Arc<[Page]>, state: Arc<State>, watc
     let _ = watcher.watch(connection).await;
 }
 
-fn answer(request: &Request<Incoming>, pages: &[Page], state: &State) -> Response<Full<Bytes>> {
-    let asked = request.uri().path();
-    match pages.iter().copied().find(|page| page.path() == asked) {
-        None => {
-            let served: Vec<_> = pages.iter().map(|page| page.path()).collect();
-            text(StatusCode::NOT_FOUND, format!("no such page here; there are {}\n", served.join(" ")))
+impl Desk {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let asked = request.uri().path();
+        match self.pages.iter().copied().find(|page| page.path() == asked) {
+            None => {
+                let served: Vec<_> = self.pages.iter().map(|page| page.path()).collect();
+                text(StatusCode::NOT_FOUND, format!("no such page here; there are {}\n", served.join(" ")))
+            }
+            Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n")
+            }
+            // A web page whose own name was made to resolve to this machine has the browsers' leave to read what it gets,
+            // and cannot change the name that they send.
+            Some(page) if self.is_local && page.tells() && !names_this_machine(request) => {
+                text(StatusCode::MISDIRECTED_REQUEST, STRANGE_HOST)
+            }
+            Some(page) => self.state.page(page, request.uri().query()),
         }
-        Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-            text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n")
-        }
-        Some(page) => state.page(page, request.uri().query()),
     }
+}
+
+const STRANGE_HOST: &str =
+    "the Host is a name, and web pages can give this machine names: ask by its IP address or as localhost\n";
+
+/// Whether a request is for `localhost` or an IP address, whatever the port. No browser leaves the Host out.
+fn names_this_machine<B>(request: &Request<B>) -> bool {
+    request.headers().get_all(HOST).iter().all(|host| {
+        let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+        authority.is_some_and(|authority| is_localhost_or_address(authority.host()))
+    })
+}
+
+fn is_localhost_or_address(host: &str) -> bool {
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<Ipv4Addr>().is_ok()
+        || bracketed.is_some_and(|host| host.parse::<Ipv6Addr>().is_ok())
 }
 
 fn unready(reason: &'static str) -> Response<Full<Bytes>> {
@@ -199,4 +239,34 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(is_local: bool, path: &str, hosts: &[&str]) -> u16 {
+        let pages = vec![Page::Livez, Page::Readyz, Page::Metrics, Page::Status];
+        let desk = Desk { pages, is_local, state: State::new(Registry::new()) };
+        let request = hosts.iter().fold(Request::get(path), |request, host| request.header(HOST, *host));
+        desk.answer(&request.body(()).expect("a request")).status().as_u16()
+    }
+
+    #[test]
+    fn a_web_page_under_a_name_of_its_own_reads_neither_status_nor_metrics() {
+        for page in ["/status", "/metrics"] {
+            for host in ["rebound.example", "rebound.example:9090", "localhost.example", "127.0.0.1.example:9090"] {
+                assert_eq!(asked(true, page, &[host]), 421, "{page} {host}");
+            }
+            assert_eq!(asked(true, page, &["localhost", "rebound.example"]), 421, "{page}");
+            assert_eq!(asked(true, page, &[]), 200, "no browser");
+            for host in ["127.0.0.1:9090", "localhost", "LOCALHOST:1", "[::1]:9090", "[::1]", "10.0.0.1"] {
+                assert_eq!(asked(true, page, &[host]), 200, "{page} {host}");
+            }
+            // Who opens a listener to others says by which names it is asked nowhere.
+            assert_eq!(asked(false, page, &["metrics.example"]), 200);
+        }
+        assert_eq!(asked(true, "/livez", &["rebound.example"]), 200);
+        assert_eq!(asked(true, "/readyz", &["rebound.example"]), 503, "not ready, and says so");
+    }
 }

@@ -13,7 +13,7 @@ use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send};
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 
 fn readiness(rig: &Rig) -> u16 {
-    send(rig.admin, b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").status
+    send(rig.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").status
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn the_admin_pages() {
     let rig = Rig::before(&bank);
     rig.get(ACCOUNTS);
     let page = |request: &str| {
-        send(rig.admin, format!("{request} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
+        send(rig.admin, format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
     };
     assert_eq!(page("GET /livez").status, 200);
     let nothing = page("GET /");

@@ -175,7 +175,7 @@ fn the_limit_of_connections_holds_in_a_burst() {
 fn metrics(admin: SocketAddr) -> String {
     let mut metrics = String::new();
     let mut stream = TcpStream::connect(admin).expect("it listens");
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("written");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
     stream.read_to_string(&mut metrics).expect("an answer");
     metrics
 }

@@ -116,7 +116,7 @@ fn identity(secret: &Secret) -> String {
 }
 
 fn page(rig: &Rig, path: &str) -> Answer {
-    send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
+    send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
 }
 
 fn status(rig: &Rig) -> Value {

@@ -232,7 +232,7 @@ impl Rig {
     }
 
     pub(crate) fn metrics(&self) -> String {
-        send(self.admin, b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").body
+        send(self.admin, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").body
     }
 }
 

@@ -242,7 +242,7 @@ impl Drawn {
             let profile = Profile { key_id: registration.key_id.clone(), ..config.profile.clone() };
             match Sealer::new(&profile, &used) {
                 Ok(sealer) => {
-                    self.judge_key_id(file, key, listed(name), &registration, &used);
+                    self.judge_key_id(file, key, listed(name), &registration, sealer.key_id(), &used);
                     let known = Known { registration, place, credential: used, sealer: Arc::new(sealer) };
                     self.line.known.insert(name.clone(), known);
                 }
@@ -257,16 +257,15 @@ impl Drawn {
         key: &impl Fn(&str) -> String,
         wanted: Option<&Registration>,
         known: &Registration,
+        known_as: &str,
         used: &Credential,
     ) {
         if let Some(wanted) = wanted
             && wanted.key_id != known.key_id
         {
-            let or = |key_id: &Option<String>| key_id.clone().unwrap_or_else(|| "made from the certificate".to_owned());
+            let wanted = wanted.key_id.as_deref().unwrap_or("the one that is made from the certificate");
             let reason = format!(
-                "the key id is now {}, and the certificate that the bank knew as {} is still the one in use",
-                or(&wanted.key_id),
-                or(&known.key_id)
+                "the key id is now {wanted}, and the certificate in use is still the one that the bank knew as {known_as}"
             );
             let hint = "install the certificate that the new key id belongs to; if the bank renamed the key, restart";
             let finding = Finding::warning(file, key("key_id"), reason);

@@ -691,6 +691,13 @@ fn sighup_takes_a_configuration_whole_or_not_at_all() {
     reload(&good, "applied");
     assert_eq!(rig.request("POST", token, "", "").status, 404);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
+    // A name that no certificate came with.
+    let said = reload(&world.config(&identity(&secret), &format!("{ONE}, key_id: KID-TYPO")), "applied");
+    let known = leaf_of(&der(&seal)).sha1_hex();
+    let sentence = format!(
+        "the key id is now KID-TYPO, and the certificate in use is still the one that the bank knew as {known}"
+    );
+    assert!(said.contains(&sentence), "{said}");
 }
 
 /// T-res, over both versions of TLS: tickets and sessions of the old certificate are not used again.
@@ -928,7 +935,7 @@ fn a_key_id_that_comes_before_its_certificate_waits_for_it() {
         std::fs::write(&config, first).expect("written");
         let rig = Rig::start_file(&config);
         let last = reload(&rig, &config, &second);
-        assert!(last.to_string().contains("is still the one in use"), "{last}");
+        assert!(last.to_string().contains("is still the one that the bank knew as"), "{last}");
         assert_eq!(rig.get(ACCOUNTS).status, 200);
         verify_by(&world.bank.only(), &old_leaf, &of_old).expect("sealed by the old one under its name");
         secret.swap(&files(&qwac, &new));

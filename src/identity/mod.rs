@@ -366,8 +366,8 @@ pub enum Reason {
     #[error("the certificate is of X.509 version {0}, and TLS presents those of version 3 alone")]
     OldVersion(u32),
     /// The TLS library does not sign with this key.
-    #[error("the key cannot be used for TLS: {0}")]
-    Tls(rustls::Error),
+    #[error("the key is none that TLS signs with here, or damaged")]
+    Tls(#[source] rustls::Error),
     /// The key is not the certificate's.
     #[error("the key does not match its certificate")]
     Mismatch,

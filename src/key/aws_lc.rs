@@ -4,7 +4,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use rustls::pki_types::PrivateKeyDer;
 
-use super::Error;
+use super::{Error, Rejection};
 
 pub(super) struct Key {
     pair: RsaKeyPair,
@@ -21,10 +21,10 @@ impl Key {
             }
             _ => return Ok(None),
         };
-        let pair = pair.map_err(|reason| Error::Rejected(reason.to_string()))?;
+        let pair = pair.map_err(|reason| Error::Rejected(Rejection::of(&reason.to_string())))?;
         // As ring does, so that a build without this backend takes the same keys.
         if pair.public_modulus_len() > MAX_MODULUS {
-            return Err(Error::Rejected("an RSA key of more than 4096 bits".into()));
+            return Err(Error::Rejected(Rejection::Large));
         }
         Ok(Some(Self { pair, random: SystemRandom::new() }))
     }

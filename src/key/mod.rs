@@ -322,12 +322,49 @@ impl fmt::Display for Scheme {
     }
 }
 
+/// Why no backend signs with a key in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Rejection {
+    /// Below what any bank takes.
+    #[error("it is an RSA key of fewer than 2048 bits")]
+    Small,
+    /// Beyond what ring signs with.
+    #[error("it is an RSA key of more than 4096 bits")]
+    Large,
+    /// An EC key on another curve, or none of the kinds.
+    #[error("it is of another kind, or on another curve")]
+    Kind,
+    /// Damaged, or of another form.
+    #[error("its encoding is damaged, or lacks the public part")]
+    Encoding,
+    /// Numbers that are not those of one key.
+    #[error("its parts do not belong together")]
+    Parts,
+    /// Whatever else a library has against it.
+    #[error("the signature library does not take it")]
+    Other,
+}
+
+impl Rejection {
+    /// By the one word with which ring and aws-lc-rs tell it.
+    fn of(word: &str) -> Self {
+        match word {
+            "TooSmall" => Self::Small,
+            "TooLarge" => Self::Large,
+            "WrongAlgorithm" => Self::Kind,
+            "InvalidEncoding" | "VersionNotSupported" | "PublicKeyIsMissing" => Self::Encoding,
+            "InconsistentComponents" | "InvalidComponent" => Self::Parts,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Why a key cannot be used, or did not sign.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The bytes are a key of a kind or size that no backend signs with, or no key at all.
     #[error("the key cannot be used: {0}")]
-    Rejected(String),
+    Rejected(Rejection),
     /// As many signatures wait for the key as may.
     #[error("{0} signatures wait for this key already")]
     Busy(usize),
@@ -357,6 +394,9 @@ impl Error {
             #[cfg(feature = "pkcs11")]
             Self::Token(fault) => fault.hint(),
             Self::Late | Self::Busy(_) => "look into the token's own log: it is too slow, or hangs",
+            Self::Rejected(Rejection::Encoding) => {
+                "let OpenSSL write it anew: `openssl pkcs8 -topk8 -nocrypt -in FILE -out KEY`"
+            }
             _ => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
         }
     }

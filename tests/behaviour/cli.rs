@@ -704,3 +704,54 @@ fn the_files_of_a_seal_whose_time_is_to_come_may_be_missing() {
         assert_eq!(levels, [level, level], "{said}");
     }
 }
+
+/// A certificate of OpenSSL's over a key that it wrote in this way.
+fn openssl_pair(key: &[&str]) -> Option<(PathBuf, PathBuf)> {
+    let folder = folder("openssl");
+    let (secret, certificate) = (folder.join("key.pem"), folder.join("certificate.pem"));
+    let made = Command::new("openssl").args(key).arg("-out").arg(&secret).stderr(Stdio::null()).status();
+    if !made.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("SEALPROXY_REQUIRE_JUDGES").is_none(), "openssl is missing");
+        eprintln!("SKIPPED: openssl is not installed; `.ci/run` installs it");
+        return None;
+    }
+    let config = folder.join("leaf.cnf");
+    std::fs::write(&config, "[req]\ndistinguished_name=d\nx509_extensions=e\n[d]\n[e]\nbasicConstraints=CA:FALSE\n")
+        .expect("a file");
+    let mut request = Command::new("openssl");
+    request.args(["req", "-x509", "-days", "30", "-subj", "/CN=ours", "-config"]).arg(&config).arg("-key");
+    request.arg(&secret).arg("-out").arg(&certificate);
+    assert!(request.status().expect("openssl").success());
+    Some((certificate, secret))
+}
+
+/// SEC1, as `openssl ecparam` writes it, behind a block with the curve.
+#[test]
+fn keys_are_taken_as_openssl_writes_them_or_refused_in_our_words() {
+    let sec1 = |curve| ["ecparam", "-genkey", "-name", curve];
+    let said = |part: &str, (certificate, key): &(PathBuf, PathBuf)| {
+        let ours = |name: String| kit().path(&name).display().to_string();
+        let yaml = with_file(&format!("{part}.pem"), certificate)
+            .replace(&ours(format!("{part}.key")), &key.display().to_string());
+        let file = folder("keys").join("sealproxy.yaml");
+        std::fs::write(&file, yaml).expect("a file");
+        let said = text(&output(&["check", "--config", file.to_str().expect("UTF-8")]).stdout);
+        let about = format!("identities.main.{part}.key: ");
+        said.lines().filter_map(|line| line.split_once(&about)).map(|(_, said)| said.to_owned()).collect::<String>()
+    };
+    let Some(ours) = openssl_pair(&sec1("prime256v1")) else { return };
+    assert!(said("qsealc", &ours).contains("no signature algorithm"), "{}", said("qsealc", &ours));
+    assert!(said("qsealc", &ours).ends_with("This bank takes seals of RSA keys"), "{}", said("qsealc", &ours));
+    assert_eq!(said("qwac", &ours), "");
+    let kind = "the key cannot be used: it is of another kind, or on another curve. Give an RSA key of 2048";
+    for other in [&sec1("secp384r1")[..], &["genpkey", "-algorithm", "ed25519"]] {
+        let other = openssl_pair(other).expect("made");
+        assert!(said("qsealc", &other).contains(kind), "{other:?}: {}", said("qsealc", &other));
+    }
+    let other = openssl_pair(&sec1("secp521r1")).expect("made");
+    assert!(said("qwac", &other).contains("none that TLS signs with here"), "{}", said("qwac", &other));
+    // Beside a certificate that is large enough.
+    let small = openssl_pair(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"]).expect("made");
+    let small = (kit().path("qsealc.pem"), small.1);
+    assert!(said("qsealc", &small).contains("fewer than 2048 bits"), "{}", said("qsealc", &small));
+}

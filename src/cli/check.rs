@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::{Failure, connect, control_runtime, say, x5u};
+use super::{Failure, connect, control_runtime, say, tell, x5u};
 use crate::app::App;
 use crate::config::{Config, Finding, Level};
 use crate::log::Log;
@@ -65,8 +65,13 @@ impl Told<'_> {
     /// Whether every bank was reached, if that was asked.
     async fn connect(&mut self, app: &App) -> Result<bool, Failure> {
         let Some(mut told) = self.connect.take() else { return Ok(true) };
+        let upstreams = app.upstreams();
+        // Whoever waits knows for what.
+        for name in upstreams.keys().filter(|_| !self.json) {
+            app.settings_of(name).into_iter().for_each(|settings| tell(connect::announcement(name, settings)));
+        }
         // All at once, because each may wait for its deadlines; told in the order of their names.
-        let upstreams = app.upstreams().into_iter();
+        let upstreams = upstreams.into_iter();
         let probes: Vec<_> = upstreams.map(|(name, upstream)| (name, tokio::spawn(probe(upstream)))).collect();
         let mut reached = true;
         for (name, probe) in probes {

@@ -9,7 +9,20 @@ use rustls::pki_types::CertificateDer;
 use super::chain;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Validity, name_in_words};
-use crate::upstream::{Cause, Clocks, Connected, Failure, Pin, Question, Report, SendError, Session, TOLERATED_SKEW};
+use crate::upstream::{
+    Cause, Clocks, Connected, Failure, Pin, Question, Report, SendError, Session, Settings, TOLERATED_SKEW, Timeouts,
+};
+
+/// Who is connected to, and the longest that it may take: the sum of the deadlines of each step.
+pub(super) fn announcement(upstream: &str, settings: &Settings) -> String {
+    let Timeouts { resolve, connect, via, handshake, response, response_frame: _ } = settings.timeouts;
+    let (way, tunnel) = match settings.via {
+        Some(_) => (" through the proxy of `via`", via),
+        None => ("", Duration::ZERO),
+    };
+    let longest = resolve + connect + tunnel + handshake + response;
+    format!("connecting to {upstream}, https://{}{way}: takes {longest:?} at most, by `timeouts`", settings.origin)
+}
 
 /// One line for each thing that is known, in the order in which it became so. An error where requests would not reach
 /// the bank.

@@ -36,7 +36,8 @@ impl Checked {
     fn file(path: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sealproxy"));
         let output = command.args(["check", "--connect", "--config", path]).output().expect("it starts");
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.lines().all(|line| line.starts_with("connecting to ")), "{said}");
         Self { code: output.status.code(), text: String::from_utf8_lossy(&output.stdout).into_owned() }
     }
 
@@ -395,4 +396,29 @@ fn the_way_leads_through_the_company_proxy() {
     let egress = Egress::saying("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
     let checked = Checked::of(&config(bank.address, &egress.via(), ""));
     checked.fails(&["opened no tunnel to the upstream and answered 403", "allow CONNECT"]);
+}
+
+/// A bank that accepts and says nothing: whoever waits knows for what, and how long.
+#[test]
+fn who_is_connected_to_and_for_how_long_is_said_beforehand() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("bound");
+    let file = folder("silent").join("sealproxy.yaml");
+    let check = |more: &str, json: bool| {
+        std::fs::write(&file, config(address, "", more)).expect("a file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealproxy"));
+        command.args(["check", "--connect", "--config"]).arg(&file).args(json.then_some("--json"));
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let mut child = Running(check("", false).spawn().expect("it starts"));
+    let first = &read_until(&mut BufReader::new(child.0.stderr.take().expect("piped")), "")[0];
+    assert_eq!(
+        *first,
+        format!("connecting to bank, https://localhost:{}: takes 75s at most, by `timeouts`", address.port())
+    );
+    assert!(child.0.try_wait().expect("its state").is_none(), "it waits");
+    let quick = "timeouts: { handshake: 100ms }\n";
+    let output = check(quick, true).output().expect("it starts");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()), (Some(1), String::new()));
 }

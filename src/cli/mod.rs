@@ -59,11 +59,11 @@ pub enum Command {
         #[arg(long, value_name = "FAULTS", help = faults_help("From the second request on"))]
         faults: Option<Faults>,
     },
-    /// Print an annotated configuration
-    #[command(override_usage = "sealproxy init becm [--sandbox]")]
+    /// Print an annotated configuration: one to begin with, or `reference`, every setting with its default
+    #[command(override_usage = "sealproxy init becm [--sandbox]\n       sealproxy init reference")]
     Init {
-        /// The bank
-        profile: Profile,
+        /// The bank, or all settings
+        sample: Sample,
         /// For the bank's sandbox
         #[arg(long)]
         sandbox: bool,
@@ -127,11 +127,13 @@ fn named_file(path: PathBuf) -> Result<PathBuf, &'static str> {
     Ok(path)
 }
 
-/// A bank whose API and dialect are built in.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Profile {
+/// What can be printed: for a bank whose API and dialect are built in, or for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sample {
     /// Banque Européenne Crédit Mutuel
     Becm,
+    /// Every setting, with its default and its reason
+    Reference,
 }
 
 /// Reads the command line.
@@ -158,7 +160,7 @@ impl Command {
             Self::Run { config } => run::run(&config),
             #[cfg(feature = "sandbox")]
             Self::Dev { dir, port, faults } => dev::run(dir, port, faults.unwrap_or_default()),
-            Self::Init { profile: Profile::Becm, sandbox } => init::run(sandbox),
+            Self::Init { sample, sandbox } => init::run(sample, sandbox),
             Self::Check { config, connect, json } => check::run(&config, connect, json),
             Self::Health { admin, live } => health::run(&admin, live),
             #[cfg(feature = "sandbox")]

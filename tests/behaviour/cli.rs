@@ -211,11 +211,11 @@ fn call(address: SocketAddr, request: &str, left: &AtomicUsize) -> usize {
 
 #[test]
 fn what_init_prints_is_legal_but_for_the_files_it_asks_for() {
-    for arguments in [&["init", "becm"][..], &["init", "becm", "--sandbox"]] {
+    for arguments in [&["init", "becm"][..], &["init", "becm", "--sandbox"], &["init", "reference"]] {
         let printed = output(arguments);
         assert_eq!(printed.status.code(), Some(0));
         let yaml = text(&printed.stdout);
-        assert!(!yaml.contains("x-sandbox-fault"), "{yaml}");
+        assert!(!yaml.contains("x-sandbox-fault") || arguments.contains(&"reference"), "{yaml}");
         let folder = folder("init");
         let file = folder.join("sealproxy.yaml");
         std::fs::write(&file, &yaml).expect("a file");
@@ -234,7 +234,9 @@ fn the_wrong_command_line_exits_64_and_none_names_the_first_two_commands() {
     assert!(text(&alone.stderr).contains("sealproxy dev") && text(&alone.stderr).contains("sealproxy run"));
     assert_eq!(output(&["nonsense"]).status.code(), Some(64));
     assert_eq!(output(&["run"]).status.code(), Some(64));
-    assert!(text(&output(&["init"]).stderr).contains("sealproxy init becm [--sandbox]"), "which banks there are");
+    let init = text(&output(&["init"]).stderr);
+    assert!(init.contains("sealproxy init becm [--sandbox]") && init.contains("sealproxy init reference"), "{init}");
+    assert_eq!(output(&["init", "reference", "--sandbox"]).status.code(), Some(64));
     assert_eq!(output(&["--help"]).status.code(), Some(0));
     assert_eq!(output(&["--version"]).status.code(), Some(0));
 }

@@ -117,7 +117,12 @@ impl State {
         match query.strip_prefix("upstream=").map(|name| standing.upstreams.get(name)) {
             Some(Some(true)) => text(StatusCode::OK, "ready\n"),
             Some(Some(false)) => unready("not ready: the upstream's identity cannot be used; /status says why\n"),
-            Some(None) => text(StatusCode::NOT_FOUND, "no such upstream\n"),
+            Some(None) => {
+                let asked = query.trim_start_matches("upstream=").chars();
+                let asked: String = asked.filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(64).collect();
+                let known: Vec<_> = standing.upstreams.keys().map(String::as_str).collect();
+                text(StatusCode::NOT_FOUND, format!("no upstream {asked}; there are {}\n", known.join(" ")))
+            }
             None => text(StatusCode::BAD_REQUEST, "write /readyz or /readyz?upstream=NAME\n"),
         }
     }

@@ -138,6 +138,10 @@ const MAX_DEPTH: usize = 500;
 fn syntax(text: &str, error: &serde_yaml::Error) -> Fault {
     let line = error.location().and_then(|location| text.lines().nth(location.line().saturating_sub(1)));
     let fault = Fault::new(format!("this is not YAML that we read: {error}")).code("not-yaml");
+    if error.to_string().contains("more than one document") {
+        let fault = Fault::new("the file holds more than one YAML document").code("not-yaml");
+        return fault.hint("take the line `---` between them away, or give each a file of its own");
+    }
     if line.is_some_and(|line| line.contains("${")) {
         return fault.hint("put \"${NAME}\" in quotes: between { and } its brace ends the map");
     }
@@ -491,7 +495,7 @@ mod tests {
         for text in ["", "\n \n", "# only\n  # comments", "---\n", "\u{feff}"] {
             assert!(only_finding(text).contains("the file is empty"), "{text:?}");
         }
-        assert!(only_finding("a: 1\n---\nb: 2").contains("more than one document"));
+        assert!(only_finding("a: 1\n---\nb: 2").contains("more than one YAML document"));
         assert!(only_finding("a:\n\tb: 1").contains("line 2"));
         assert!(only_finding("a: [1").contains("not YAML"));
         assert!(only_finding("a: \u{1}").contains("not YAML"));

@@ -22,7 +22,14 @@ pub(super) fn boolean(text: &str) -> Result<bool, Fault> {
 pub(super) fn whole(text: &str, range: RangeInclusive<usize>) -> Result<usize, Fault> {
     let number = digits(text).and_then(|number| usize::try_from(number).ok());
     let legal = number.filter(|number| range.contains(number));
-    legal.ok_or_else(|| Fault::new(format!("is not a whole number from {} to {}", range.start(), range.end())))
+    legal.ok_or_else(|| {
+        let hint = match number {
+            Some(number) if number < *range.start() => format!("write {} or more", range.start()),
+            Some(_) => format!("write {} or less", range.end()),
+            None => format!("write it in digits alone, {} at most", range.end()),
+        };
+        Fault::new(format!("is not a whole number from {} to {}", range.start(), range.end())).hint(hint)
+    })
 }
 
 /// A size within a range: bytes, or a number with its unit, such as `512KiB` or `8MB`.
@@ -46,7 +53,9 @@ pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, Fault>
     if range.contains(&bytes) {
         return Ok(bytes);
     }
-    Err(Fault::new(format!("is not between {} and {}", show_size(*range.start()), show_size(*range.end()))))
+    let (least, most) = (show_size(*range.start()), show_size(*range.end()));
+    let hint = if bytes < *range.start() { format!("write {least} or more") } else { format!("write {most} or less") };
+    Err(Fault::new(format!("is not between {least} and {most}")).hint(hint))
 }
 
 /// A duration above zero.

@@ -35,18 +35,20 @@ pub(super) fn routes(root: &Section<'_>, names: &[&str], upstreams: &BTreeMap<St
         value.refuse(Fault::new("is empty").hint(HINT));
     }
     let mut routes: Vec<Settings> = Vec::new();
+    let mut places: Vec<String> = Vec::new();
     for item in items {
         let Some(route) = route(&item, names) else { continue };
         if let Some(upstream) = upstreams.get(&route.upstream) {
             check_environment(&item, &route, upstream);
             warn_of_registrations(&item, &route);
         }
-        if routes.iter().any(|other| collide(&route, other, upstreams)) {
+        if let Some(other) = routes.iter().position(|other| collide(&route, other, upstreams)) {
             let hint = "keep one of the two; a route's methods stand in one list";
-            item.field("path")
-                .refuse(Fault::new("another route has the same path at the same bank").code("listed-twice").hint(hint));
+            let fault = Fault::new(format!("{} has the same path at the same bank", places[other]));
+            item.field("path").refuse(fault.code("listed-twice").hint(hint));
         }
         routes.push(route);
+        places.push(item.key);
     }
     routes
 }

@@ -28,8 +28,9 @@ impl<'a> Value<'a> {
     pub(super) fn text<T>(&self, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
         let scalar = self.scalar("text")?;
         if scalar.kind != Kind::Text {
-            // Not shown: a long number is no longer written as it was.
-            self.refuse_kind("text");
+            // Not shown: a long number is no longer written as it was. Quotes alone help where it would be legal as text.
+            let hint = parse(&scalar.text).map_or_else(|fault| fault.hint, |_| None);
+            self.refuse_text(hint);
             return None;
         }
         self.parsed(scalar, parse)
@@ -42,10 +43,18 @@ impl<'a> Value<'a> {
 
     /// Reads text that is one of the names known here.
     pub(super) fn choice<T: Clone>(&self, what: &str, known: &[(&str, T)]) -> Option<T> {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        let is_one = |text: &str| {
+            let known = names.contains(&text);
+            if known { Ok(()) } else { Err(Fault::new("").hint(format!("known here: {}", names.join(", ")))) }
+        };
+        if let Node::Scalar(Scalar { kind: Kind::Bool | Kind::Number, .. }) = self.node {
+            self.text(is_one);
+            return None;
+        }
         let name = self.text(|text| Ok(text.to_owned()))?;
         let choice = known.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
         if choice.is_none() {
-            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
             self.refuse(unknown(what, &self.scalar("text")?.shown(), &name, &names).code("unknown-name"));
         }
         choice
@@ -134,13 +143,15 @@ impl<'a> Value<'a> {
         }
     }
 
+    fn refuse_text(&self, hint: Option<String>) {
+        let fault = Fault::new(format!("is {} where text is expected", self.node.kind())).code("wrong-type");
+        self.refuse(fault.hint(hint.unwrap_or_else(|| "put it in quotes".to_owned())));
+    }
+
     fn refuse_kind(&self, wanted: &str) {
         let fault = match self.node {
             Node::Refused => return,
             Node::Null => Fault::new("has no value").hint("give it one, or take the key away"),
-            Node::Scalar(_) if wanted == "text" => {
-                Fault::new(format!("is {} where text is expected", self.node.kind())).hint("put it in quotes")
-            }
             node => Fault::new(format!("is {} where {wanted} is expected", node.kind())).hint(match wanted {
                 "a list" => "write it in brackets: [one, two]",
                 "a map" => "write `key: value` lines below it, indented",

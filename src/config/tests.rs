@@ -293,8 +293,20 @@ fn wrong_types_are_named() {
     );
     expect(&with("hosts: proxy"), "error: hosts: is text where a list is expected");
     expect(&with("threads: [4]"), "error: threads: is a list where a single value is expected");
-    expect(&with("threads: true"), "error: threads: `true` is not a whole number from 1 to 256");
+    expect(&with("threads: true"), "error: threads: `true` is not a whole number from 1 to 256. Write it in digits");
     expect(&with_upstream("key_id: 12345"), "error: upstreams.becm.key_id: is a number where text is expected. Put it");
+    // Where quotes would not help.
+    let url = minimal().replace("https://oauth2-apisi.e-i.com", "5");
+    expect(&url, "error: upstreams.becm.url: is a number where text is expected. Write");
+    let environment = minimal().replace("environment: production", "environment: true");
+    expect(
+        &environment,
+        "error: upstreams.becm.environment: is a boolean where text is expected. Known here: production",
+    );
+    expect(
+        &format!("{}---\nthreads: 1\n", minimal()),
+        "error: the file holds more than one YAML document. Take the line",
+    );
     expect(
         &with_upstream("private: yes"),
         "error: upstreams.becm.private: `yes` is not a boolean. Write true or false",
@@ -632,7 +644,7 @@ fn routes_name_their_upstream_and_methods() {
     expect(&with_routes("[{path: /a/../b, upstream: becm}]"), "error: routes[0].path: `/a/../b` holds a dot segment");
     expect(
         &with_routes("[{path: /a, upstream: becm}, {path: /a, upstream: becm, methods: [POST]}]"),
-        "error: routes[1].path: another route has the same path",
+        "error: routes[1].path: routes[0] has the same path",
     );
     legal(
         &with_routes("[{path: /a, upstream: becm}, {path: /a/, upstream: becm, methods: [OPTIONS]}]").replace(
@@ -651,7 +663,7 @@ fn the_same_path_at_the_same_host_is_one_route() {
     let routes = "routes: [{path: /a, upstream: becm}, {path: /a, upstream: other}]";
     expect(
         &format!("{IDENTITIES}{twice}{routes}"),
-        "error: routes[1].path: another route has the same path at the same bank",
+        "error: routes[1].path: routes[0] has the same path at the same bank",
     );
     legal(&format!("{IDENTITIES}{}{routes}", twice.replace(":443", ":444")));
 }
@@ -709,9 +721,15 @@ fn limits_fit_each_other_and_the_machine() {
         "error: limits.buffered: 1MiB is less than one body of `limits.body`, 8MiB",
     );
     expect(&with("limits: {body: 1GiB}"), "error: limits.buffered: 256MiB (auto");
-    expect(&with("limits: {header_bytes: 4KiB}"), "error: limits.header_bytes: `4KiB` is not between 8KiB and 1MiB");
-    expect(&with("limits: {headers: 1001}"), "error: limits.headers: `1001` is not a whole number from 1 to 1000");
-    expect(&with("limits: {body: 0}"), "error: limits.body: `0` is not between 1B and 1024GiB");
+    expect(
+        &with("limits: {header_bytes: 4KiB}"),
+        "error: limits.header_bytes: `4KiB` is not between 8KiB and 1MiB. Write 8KiB",
+    );
+    expect(
+        &with("limits: {headers: 1001}"),
+        "error: limits.headers: `1001` is not a whole number from 1 to 1000. Write 1000 or less",
+    );
+    expect(&with("limits: {body: 0}"), "error: limits.body: `0` is not between 1B and 1024GiB. Write 1B or more");
     expect(&with("limits: {body: 8M}"), "error: limits.body: `8M` is not a size");
     expect(&with("threads: 257"), "error: threads: `257` is not a whole number from 1 to 256");
 }

@@ -150,8 +150,11 @@ pub enum Reason {
     /// Another failure of reading.
     #[error("the file cannot be read")]
     Unreadable(#[source] io::Error),
-    /// A folder, a pipe or a device.
-    #[error("the path does not name a regular file")]
+    /// A folder.
+    #[error("the path leads to a folder")]
+    Folder,
+    /// A pipe or a device.
+    #[error("the path does not lead to a regular file")]
     NoFile,
     /// More than this many bytes.
     #[error("the file is larger than {} MiB", .0 >> 20)]
@@ -255,7 +258,8 @@ impl Reason {
         match self {
             Self::Missing(_) => "check the path; a relative one starts at the configuration's folder",
             Self::Forbidden(_) => "make the file and its directories readable to the user that runs sealproxy",
-            Self::Unreadable(_) | Self::NoFile => "the path must name a regular file",
+            Self::Folder => "name the file in it",
+            Self::Unreadable(_) | Self::NoFile => "name a regular file: a pipe or a device cannot be read again",
             Self::TooLarge(_) => "name the file of this certificate or key alone, not an archive",
             Self::Empty => "write the file again; a mounted secret may be missing",
             Self::Unknown => {
@@ -456,8 +460,10 @@ const FOREIGN: Tag = Tag(u32::MAX);
 /// Into a buffer that is never moved, and wiped: it may be a key.
 fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
     // Whoever opens a pipe waits for its writer.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(Reason::NoFile);
+    match std::fs::metadata(path)? {
+        found if found.is_dir() => return Err(Reason::Folder),
+        found if !found.is_file() => return Err(Reason::NoFile),
+        _ => {}
     }
     let file = File::open(path)?;
     let length = file.metadata()?.len().min(limit);
@@ -699,7 +705,8 @@ mod tests {
         let error = read_key(Path::new("/no/such/file")).unwrap_err();
         assert_eq!(error.to_string(), "/no/such/file: the file does not exist");
         assert!(error.source().is_some_and(<dyn StdError>::is::<io::Error>));
-        assert!(matches!(read_chain(Path::new("/")).unwrap_err().reason, Reason::NoFile));
+        assert!(matches!(read_chain(Path::new("/")).unwrap_err().reason, Reason::Folder));
+        assert!(matches!(read_chain(Path::new("/dev/null")).unwrap_err().reason, Reason::NoFile));
         let secret = PKCS8.lines().nth(1).unwrap();
         let broken = PKCS8.replace(secret, &secret.replace('M', "!"));
         assert!(!format!("{:?}", reason_of_key(broken)).contains(&secret[4..12]));

@@ -29,16 +29,16 @@ pub enum Problem {
     )]
     Connect,
     /// Nobody was addressed.
-    #[error("the request has no Host")]
+    #[error("the request has no Host: name the proxy's address in it, or the bank's host")]
     NoHost,
     /// `Host` or the authority is not one host with at most a port.
     #[error("the Host is not a host name with an optional port")]
     BadHost,
     /// The absolute form and `Host` name different parties.
-    #[error("the absolute request target and Host name different hosts")]
+    #[error("the absolute request target and Host name different hosts: send the same in both, or the path alone")]
     HostMismatch,
     /// Credentials in the authority.
-    #[error("the authority holds user information")]
+    #[error("the authority holds user information: leave out what stands before the @; tokens belong in Authorization")]
     UserInfo,
     /// Neither the proxy nor a bank of the configuration. Which hosts would do is not told: a web page that had its own
     /// name resolve to this machine reads this answer.
@@ -51,7 +51,7 @@ pub enum Problem {
     #[error("the user of the calling process may not use this socket; those who may are listed in `peers`")]
     Stranger,
     /// A browser sent it for a page of another site.
-    #[error("the request was sent by a web page of another origin")]
+    #[error("the request was sent by a web page of another origin: call the proxy from a service, without Origin")]
     CrossSite,
     /// Two readers could take it to different places.
     #[error("{}", .0.as_str())]

@@ -160,6 +160,24 @@ fn no_web_page_can_make_the_proxy_seal() {
 }
 
 #[test]
+fn who_is_refused_for_the_host_or_the_page_is_told_what_to_do() {
+    let (_, rig) = rig();
+    let get = format!("GET {ACCOUNTS} HTTP/1.1\r\nConnection: close\r\n");
+    for (request, advice) in [
+        (format!("{get}\r\n"), "name the proxy's address"),
+        (
+            format!("GET http://127.0.0.1{ACCOUNTS} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+            "the same in both",
+        ),
+        (format!("{get}Host: user@127.0.0.1\r\n\r\n"), "leave out what stands before the @"),
+        (format!("{get}Host: {}\r\nOrigin: null\r\n\r\n", rig.address()), "call the proxy from a service"),
+    ] {
+        let answer = rig.send(&request);
+        assert!(answer.body.contains(advice), "{request}: {}", answer.body);
+    }
+}
+
+#[test]
 fn a_page_of_the_proxy_itself_is_no_other_site() {
     let (bank, rig) = rig();
     let origin = format!("Origin: http://{}\r\nSec-Fetch-Site: same-origin\r\n", rig.address());

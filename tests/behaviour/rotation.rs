@@ -612,7 +612,8 @@ fn an_identity_that_cannot_be_used_stops_its_own_routes_alone() {
     assert_eq!(page(&rig, "/readyz").status, 200);
     assert_eq!(page(&rig, "/readyz?upstream=bank").status, 200);
     assert_eq!(page(&rig, "/readyz?upstream=other").status, 503);
-    assert_eq!(page(&rig, "/readyz?upstream=nobody").status, 404);
+    let nobody = page(&rig, "/readyz?upstream=nobody%0a");
+    assert_eq!((nobody.status, &*nobody.body), (404, "no upstream nobody0a; there are bank other\n"));
     assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"second\"}"), 0.0);
     assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"main\"}"), 1.0);
     let log = rig.log.wait(2);

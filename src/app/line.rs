@@ -50,6 +50,8 @@ pub(super) struct Known {
     place: PathBuf,
     pub(super) credential: Arc<Credential>,
     pub(super) sealer: Arc<Sealer>,
+    /// The certificates that the bank was said to know before it, in the same place.
+    earlier: BTreeSet<Fingerprint>,
 }
 
 /// A seal that waits.
@@ -231,6 +233,12 @@ impl Drawn {
             }
             let Some(place) = place(name).map(|seal| seal.pair.certificate.clone()) else { continue };
             let before = pins.find(upstream, &config.settings.origin, &place, registration);
+            let is_unknown = before.is_none_or(|before| before.registration.from.is_none());
+            if is_unknown && !config.opaque_key_ids && is_of_another(registration, credential) {
+                self.refuse_key_id(file, key, registration, credential);
+                self.stage(file, key, name, credential, "its key id is the SHA-1 of another certificate");
+                continue;
+            }
             let Succession { used, key_id, reason } = succession(before, registration, credential, now);
             if let Some(reason) = reason {
                 self.stage(file, key, name, credential, reason);
@@ -242,8 +250,9 @@ impl Drawn {
             let profile = Profile { key_id: registration.key_id.clone(), ..config.profile.clone() };
             match Sealer::new(&profile, &used) {
                 Ok(sealer) => {
-                    self.judge_key_id(file, key, listed(name), &registration, sealer.key_id(), &used);
-                    let known = Known { registration, place, credential: used, sealer: Arc::new(sealer) };
+                    self.judge_key_id(file, key, config, &registration, sealer.key_id(), &used);
+                    let earlier = before.map(|before| before.until(&used)).unwrap_or_default();
+                    let known = Known { registration, place, credential: used, sealer: Arc::new(sealer), earlier };
                     self.line.known.insert(name.clone(), known);
                 }
                 Err(error) => self.refuse_sealer(file, key, config, &error),
@@ -255,11 +264,12 @@ impl Drawn {
         &mut self,
         file: &Path,
         key: &impl Fn(&str) -> String,
-        wanted: Option<&Registration>,
+        config: &Config,
         known: &Registration,
         known_as: &str,
         used: &Credential,
     ) {
+        let wanted = config.registrations.iter().find(|registration| registration.seal == known.seal);
         if let Some(wanted) = wanted
             && wanted.key_id != known.key_id
         {
@@ -271,9 +281,26 @@ impl Drawn {
             let finding = Finding::warning(file, key("key_id"), reason);
             return self.findings.push(finding.hint(hint).code("key-id-without-certificate"));
         }
-        let key_id = known.key_id.as_ref();
+        let key_id = known.key_id.as_ref().filter(|_| !config.opaque_key_ids);
         let issue = key_id.and_then(|key_id| preflight::judge_key_id(key_id, used.certificate()));
         self.findings.extend(issue.map(|issue| finding(file, key("key_id"), "", issue)));
+    }
+
+    /// The process has not seen what the bank knows, and what lies there is not it.
+    fn refuse_key_id(
+        &mut self,
+        file: &Path,
+        key: &impl Fn(&str) -> String,
+        registration: &Registration,
+        credential: &Credential,
+    ) {
+        let issue = registration.key_id.as_ref();
+        let issue = issue.and_then(|key_id| preflight::judge_key_id(key_id, credential.certificate()));
+        let Some(issue) = issue else { return };
+        let hint = "the bank knows another certificate by this name: put that one back, or give the key id that the bank \
+                    returned for this one; if the bank's key ids only look like fingerprints, `key_id_opaque: true` in \
+                    `profile` says so";
+        self.findings.push(Finding::error(file, key("key_id"), issue.reason).hint(hint).code(issue.code));
     }
 
     /// The seals in use may be older than those in the files, which are judged where they are read.
@@ -330,9 +357,25 @@ impl Drawn {
             return;
         }
         let text = format!("the seal {name} ({fingerprint}) lies ready and is not used: {reason}");
-        let hint = "register its key with the bank, then say so in `seal_keys`, with its key_id";
+        let hint = format!(
+            "register its key with the bank, then say so with its key id ({fingerprint} where the bank made none of its own), \
+             in `key_id` or `seal_keys`"
+        );
         self.findings.push(Finding::note(file, key("seal_keys"), text).hint(hint).code("staged"));
         self.line.staged.push(Staged { name: name.to_owned(), credential: Arc::clone(credential), reason });
+    }
+}
+
+impl Known {
+    /// All that the bank was said to know before `next`.
+    fn until(&self, next: &Credential) -> BTreeSet<Fingerprint> {
+        let mut earlier = self.earlier.clone();
+        // What waits is not known yet.
+        if self.registration.from.is_some() {
+            earlier.insert(self.credential.certificate().id());
+        }
+        earlier.remove(&next.certificate().id());
+        earlier
     }
 }
 
@@ -428,8 +471,9 @@ fn succession(
                 old.public_key() == new.public_key()
             }
         }
-        // The key id is made from the certificate: a new one would name a key that the bank has never seen.
-        None => is_same,
+        // The key id is made from the certificate: a new one would name a key that the bank has never seen. One that it has
+        // seen may come back with the settings that it came with.
+        None => is_same || (is_renamed && before.earlier.contains(&new.id())),
     };
     let is_early = !is_same && new.validity_at(now) != Validity::Valid && old.validity_at(now) == Validity::Valid;
     if fits && !is_early {
@@ -447,6 +491,12 @@ fn succession(
 
 /// Why a successor waits that the bank knows.
 const EARLY: &str = "the bank knows it, and it is not valid now";
+
+/// Whether the bank knows another certificate than this one under the key id, if key ids are what they look like.
+fn is_of_another(registration: &Registration, credential: &Credential) -> bool {
+    let key_id = registration.key_id.as_ref();
+    key_id.is_some_and(|key_id| is_sha1(key_id) && !names(key_id, credential.certificate()))
+}
 
 fn names(key_id: &str, certificate: &Certificate) -> bool {
     certificate.sha1_hex().eq_ignore_ascii_case(key_id)

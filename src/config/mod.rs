@@ -82,6 +82,9 @@ pub struct Upstream {
     pub registrations: Vec<Registration>,
     /// How requests are sealed; its key id where there is one seal only.
     pub profile: seal::Profile,
+    /// Whether its key ids are names of its own even where they look like fingerprints. Otherwise one of 40 hexadecimal
+    /// digits is the SHA-1 of the certificate that it belongs to.
+    pub opaque_key_ids: bool,
     /// What is true of its API.
     pub api: &'static Api,
     /// Headers that may reach it beside those of the API.

@@ -44,7 +44,7 @@ pub(super) const KEYS: [&str; 15] = [
 pub(super) const TRUST_KEYS: [&str; 3] = ["roots", "pins", "crl"];
 pub(super) const VIA_KEYS: [&str; 2] = ["url", "credentials"];
 pub(super) const SEAL_KEY_KEYS: [&str; 4] = ["qsealc", "key_id", "active_from", "registered"];
-pub(super) const PROFILE_KEYS: [&str; 3] = ["like", "key_id_quoted", "sign"];
+pub(super) const PROFILE_KEYS: [&str; 4] = ["like", "key_id_quoted", "key_id_opaque", "sign"];
 const PROFILES: [(&Dialect, &Api); 1] = [(&dialect::BECM, &api::BECM)];
 const ENVIRONMENTS: [(&str, Environment); 2] =
     [("production", Environment::Production), ("sandbox", Environment::Sandbox)];
@@ -82,7 +82,7 @@ fn upstream(value: &Value<'_>, context: &Context<'_>, share: usize) -> Option<Up
     let environment = environment(&section);
     let identity = identity(&section, context.names);
     let pass = pass(&section, settings.as_ref().is_none_or(|settings| settings.private));
-    let (profile, api) = profile(&section, &pass)?;
+    let Manner { profile, opaque_key_ids, api } = manner(&section, &pass)?;
     if pass.iter().any(|name| reaches(name, api)) {
         // Which ones is not said: a name may be the value of an environment variable.
         let fault = Fault::new("some of these headers reach the bank without being listed here").code("needless");
@@ -95,7 +95,16 @@ fn upstream(value: &Value<'_>, context: &Context<'_>, share: usize) -> Option<Up
         None => Some(Vec::new()),
     };
     let registrations = registrations?;
-    Some(Upstream { settings: settings?, environment: environment?, identity, registrations, profile, api, pass })
+    Some(Upstream {
+        settings: settings?,
+        environment: environment?,
+        identity,
+        registrations,
+        profile,
+        opaque_key_ids,
+        api,
+        pass,
+    })
 }
 
 /// Which of the identity's seals the bank knows. An only one is taken for registered.
@@ -293,7 +302,14 @@ fn identity(section: &Section<'_>, names: &[&str]) -> Option<String> {
     }
 }
 
-fn profile(section: &Section<'_>, pass: &[HeaderName]) -> Option<(Profile, &'static Api)> {
+/// How a bank wants requests, and how it names keys.
+struct Manner {
+    profile: Profile,
+    opaque_key_ids: bool,
+    api: &'static Api,
+}
+
+fn manner(section: &Section<'_>, pass: &[HeaderName]) -> Option<Manner> {
     let value = section.required("profile", "name how the bank wants requests sealed: becm")?;
     let details = if value.is_map() { Some(value.section(&PROFILE_KEYS)?) } else { None };
     let name = match &details {
@@ -310,7 +326,9 @@ fn profile(section: &Section<'_>, pass: &[HeaderName]) -> Option<(Profile, &'sta
     });
     let quoted = key_id_quoted.unwrap_or(dialect.key_id_quoted);
     let key_id = section.value("key_id").and_then(|value| value.text(|text| key_id(text, quoted)));
-    Some((Profile { dialect, key_id, key_id_quoted, sign: sign.unwrap_or_default() }, api))
+    let opaque_key_ids = details.and_then(|details| details.value("key_id_opaque")?.quantity(boolean));
+    let profile = Profile { dialect, key_id, key_id_quoted, sign: sign.unwrap_or_default() };
+    Some(Manner { profile, opaque_key_ids: opaque_key_ids.unwrap_or(false), api })
 }
 
 fn key_id(text: &str, quoted: bool) -> Result<String, Fault> {

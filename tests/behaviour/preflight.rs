@@ -161,9 +161,10 @@ impl Checked {
             format!("{{ certificate: {}, key: {} }}", certificate.display(), key.display())
         };
         let environment = if upstream.contains("environment") { "" } else { ", environment: production" };
+        let profile = if upstream.contains("profile") { "" } else { ", profile: becm" };
         let yaml = format!(
             "identities: {{ main: {{ qwac: {}, qsealc: {}{identity} }} }}\nupstreams: {{ bank: {{ url: https://bank.example, \
-             profile: becm, trust: {}{environment}{upstream} }} }}\nroutes: [{routes}]\n",
+             trust: {}{profile}{environment}{upstream} }} }}\nroutes: [{routes}]\n",
             pair(qwac),
             pair(seal),
             kit().path("ca.pem").display()
@@ -289,11 +290,11 @@ fn what_the_configuration_states_must_stand_in_both_certificates() {
     check(", authorisation: PSDFR-ACPR-54321", "", ROUTE)
         .finds(&[("error", QWAC, "other-authorisation"), ("error", SEAL, "other-authorisation")]);
     let key_id = "dac579ef4ca6231e517fcc81af4a834a832a34df";
-    check("", &format!(", key_id: {key_id}"), ROUTE).finds(&[(
-        "warning",
-        "upstreams.bank.key_id",
-        "key-id-of-another-certificate",
-    )]);
+    let staged = ("note", "upstreams.bank.seal_keys", "staged");
+    check("", &format!(", key_id: {key_id}"), ROUTE)
+        .finds(&[("error", "upstreams.bank.key_id", "key-id-of-another-certificate"), staged]);
+    let opaque = format!(", key_id: {key_id}, profile: {{ like: becm, key_id_opaque: true }}");
+    check("", &opaque, ROUTE).finds(&[]);
     let sandbox = ROUTE.replace("/becm", "/sandbox/becm");
     check("", ", environment: sandbox", &sandbox).finds(&[(
         "warning",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use sealproxy::identity::certificate::Certificate;
 use sealproxy::sandbox::authority::{Authority, Issued, KeyKind, Tpp};
 use serde_json::Value;
 
@@ -91,6 +92,17 @@ impl World {
             self.bank.address.port(),
             kit().path("ca.pem").display(),
         )
+    }
+}
+
+impl World {
+    /// The same, and the bank once more under another name and without settings, so that the identity is of use somewhere.
+    fn with_spare(&self, identity: &str, upstream: &str) -> String {
+        let plain = self.config(identity, "");
+        let bank = plain.lines().find(|line| line.starts_with("  bank:")).expect("the bank");
+        let spare = bank.replacen("bank", "spare", 1);
+        let text = self.config(identity, upstream).replace("\nroutes:\n", &format!("\n{spare}\nroutes:\n"));
+        format!("{text}  - {{ path: /sandbox/becm/spare/, upstream: spare }}\n")
     }
 }
 
@@ -260,8 +272,8 @@ fn fifty_rotations_under_load_cost_no_request_and_each_is_what_the_bank_sees() {
     assert_eq!(certificates.len(), 41, "the first and forty good ones");
 }
 
-fn leaf_of(der: &[u8]) -> sealproxy::identity::certificate::Certificate {
-    sealproxy::identity::certificate::Certificate::from_der(der.to_vec().into()).expect("a certificate")
+fn leaf_of(der: &[u8]) -> Certificate {
+    Certificate::from_der(der.to_vec().into()).expect("a certificate")
 }
 
 #[test]
@@ -360,13 +372,79 @@ fn a_seal_whose_key_id_is_configured_goes_live_by_file() {
     let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
     let mut secret = Secret::new(&files(&qwac, &seal));
     let new = leaf_of(&der(&renewed));
-    let rig = Rig::start(&world.config(&identity(&secret), &format!(", key_id: {}", new.sha1_hex())));
+    let rig = Rig::start(&world.with_spare(&identity(&secret), &format!(", key_id: {}", new.sha1_hex())));
+    let answer = rig.get(ACCOUNTS);
+    assert!(answer.status == 503 && answer.body.contains("identity-unusable"), "{answer:?}");
     secret.swap(&files(&qwac, &renewed));
     until("it is in use", Duration::from_secs(10), || {
         status(&rig)["upstreams"]["bank"]["seal"]["sha256"] == new.sha256_hex()
     });
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     verify_by(&world.bank.only(), &new, &new.sha1_hex()).expect("sealed by the new one");
+}
+
+/// A process that begins has seen nothing of what the bank knows but the key id.
+#[test]
+fn a_seal_that_the_key_id_does_not_name_does_not_seal_after_a_restart() {
+    let world = World::new();
+    let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let registered = leaf(&secret.path("qsealc.pem"));
+    let sha1 = registered.sha1_hex();
+    let listed = format!(", seal_keys: [{{ qsealc: qsealc, key_id: {sha1}, registered: true }}]");
+    secret.swap(&files(&qwac, &renewed));
+    for named in [format!(", key_id: {sha1}"), listed] {
+        let text = world.with_spare(&identity(&secret), &named);
+        let before = world.bank.received().len();
+        let rig = Rig::start(&text);
+        let answer = rig.get(ACCOUNTS);
+        assert!(answer.status == 503 && answer.body.contains("identity-unusable"), "{answer:?}");
+        assert_eq!(world.bank.received().len(), before, "nothing was sealed with a key that the bank does not know");
+        let staged = status(&rig)["upstreams"]["bank"]["staged"][0].clone();
+        assert_eq!(staged["sha1"], leaf_of(&der(&renewed)).sha1_hex(), "{staged}");
+        // What the bank knows comes back.
+        secret.swap(&files(&qwac, &seal));
+        until("it seals", Duration::from_secs(10), || rig.get(ACCOUNTS).status == 200);
+        verify_by(&world.bank.received().pop().expect("received"), &registered, &sha1).expect("by the registered seal");
+        drop(rig);
+        secret.swap(&files(&qwac, &renewed));
+    }
+    // Some banks' own names look like fingerprints.
+    let opaque = world.config(&identity(&secret), &format!(", key_id: {sha1}"));
+    let opaque = opaque.replace("profile: becm", "profile: { like: becm, key_id_opaque: true }");
+    let rig = Rig::start(&opaque);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    let received = world.bank.received().pop().expect("received");
+    verify_by(&received, &leaf_of(&der(&renewed)), &sha1).expect("by what lies there");
+}
+
+/// A key id and a certificate that were installed by mistake, and are taken back.
+#[test]
+fn what_is_put_back_with_its_settings_seals_as_before() {
+    let world = World::new();
+    let (qwac, seal, other) = (world.qwac(), world.seal(), world.seal());
+    let mut secret = Secret::new(&files(&qwac, &seal));
+    let (first, second) = (leaf_of(&der(&seal)), leaf_of(&der(&other)));
+    let config = folder("config").join("sealproxy.yaml");
+    let plain = world.config(&identity(&secret), "");
+    let mistaken = world.config(&identity(&secret), &format!(", key_id: {}", second.sha1_hex()));
+    std::fs::write(&config, &plain).expect("written");
+    let rig = Rig::start_file(&config);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    let sealed_by = |leaf: &Certificate| {
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        verify_by(&world.bank.received().pop().expect("received"), leaf, &leaf.sha1_hex()).expect("sealed by it");
+    };
+    secret.swap(&files(&qwac, &other));
+    reload(&rig, &config, &mistaken);
+    sealed_by(&second);
+    secret.swap(&files(&qwac, &seal));
+    reload(&rig, &config, &plain);
+    sealed_by(&first);
+    // A file alone puts nothing back.
+    secret.swap(&files(&qwac, &other));
+    until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
+    sealed_by(&first);
 }
 
 /// Certificate and key are written one after the other, slowly and in place.
@@ -777,7 +855,7 @@ impl Two {
         std::fs::write(self.path(&format!("{name}.pem")), &issued.chain_pem).expect("written");
     }
 
-    fn leaf(&self, name: &str) -> sealproxy::identity::certificate::Certificate {
+    fn leaf(&self, name: &str) -> Certificate {
         leaf(&self.path(&format!("{name}.pem")))
     }
 

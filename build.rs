@@ -6,6 +6,8 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_BATCH").is_none() {
         return;
     }
+    let target = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    assert!(target == "x86_64", "the feature `batch` is for x86_64, and this build is for {target}: build without it");
     let folder = std::env::var(FOLDER).unwrap_or_default();
     let archive = std::path::Path::new(&folder).join("libcrypto_mb.a");
     assert!(

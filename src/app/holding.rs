@@ -298,8 +298,14 @@ impl Set {
             let issues = preflight::judge(&subject, &expectations, place.now);
             self.add_issues(place, settings, &seal.pair, issues);
             let together = qwac.as_ref().and_then(|qwac| preflight::judge_together(qwac.certificate(), certificate));
-            let key = format!("identities.{}", place.identity);
-            self.findings.extend(together.map(|issue| finding(place.file, key, "", issue)));
+            if let Some(mut issue) = together {
+                if !place.is_for_tests {
+                    // Nobody here can tell which of the two is the wrong one: nothing is sealed by one beside the other.
+                    issue.level = Level::Error;
+                }
+                let key = format!("identities.{}", place.identity);
+                self.add(place, settings, &seal.pair.setting, finding(place.file, key, "", issue));
+            }
         }
     }
 

@@ -11,24 +11,24 @@ use crate::support::{FakeBank, folder, kit};
 
 /// One certificate, good unless something is changed.
 #[derive(Clone)]
-struct Wanted {
-    subject: &'static str,
-    organization_identifier: &'static str,
-    key_usage: &'static str,
-    extended: Option<&'static str>,
-    qc_type: Option<&'static str>,
-    compliance: bool,
-    roles: &'static [(&'static str, &'static str)],
-    nca_id: &'static str,
-    ca: bool,
-    days: u32,
+pub(crate) struct Wanted {
+    pub(crate) subject: &'static str,
+    pub(crate) organization_identifier: &'static str,
+    pub(crate) key_usage: &'static str,
+    pub(crate) extended: Option<&'static str>,
+    pub(crate) qc_type: Option<&'static str>,
+    pub(crate) compliance: bool,
+    pub(crate) roles: &'static [(&'static str, &'static str)],
+    pub(crate) nca_id: &'static str,
+    pub(crate) ca: bool,
+    pub(crate) days: u32,
 }
 
 const AI: (&str, &str) = ("0.4.0.19495.1.3", "PSP_AI");
 const PI: (&str, &str) = ("0.4.0.19495.1.2", "PSP_PI");
 
 impl Wanted {
-    fn qwac() -> Self {
+    pub(crate) fn qwac() -> Self {
         Self {
             subject: "Paiements SAS",
             organization_identifier: "PSDFR-ACPR-12345",
@@ -44,7 +44,7 @@ impl Wanted {
     }
 
     /// As a real one: nonRepudiation alone, no extended key usage.
-    fn seal() -> Self {
+    pub(crate) fn seal() -> Self {
         Self { key_usage: "critical,nonRepudiation", extended: None, qc_type: Some("0.4.0.1862.1.6.2"), ..Self::qwac() }
     }
 
@@ -81,27 +81,32 @@ impl Wanted {
 }
 
 /// A folder with an authority of OpenSSL's.
-struct Office {
+pub(crate) struct Office {
     folder: PathBuf,
     issued: usize,
 }
 
 impl Office {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let office = Self { folder: folder("office"), issued: 0 };
         let root = "[req]\ndistinguished_name=d\n[d]\n[ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n";
         std::fs::write(office.path("root.cnf"), root).expect("written");
         for name in ["root", "twin"] {
-            let new = format!(
-                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -config root.cnf -extensions ca \
-                 -subj /C=FR/O=Confiance/CN=Racine -keyout {name}.key -out {name}.pem"
-            );
-            office.openssl(&new.split(' ').collect::<Vec<_>>());
+            office.authority(name, "Racine");
         }
         office
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Another root, into the files of this name.
+    pub(crate) fn authority(&self, file: &str, name: &str) {
+        let new = format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -config root.cnf -extensions ca -subj \
+             /C=FR/O=Confiance/CN={name} -keyout {file}.key -out {file}.pem"
+        );
+        self.openssl(&new.split(' ').collect::<Vec<_>>());
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
@@ -111,7 +116,11 @@ impl Office {
     }
 
     /// Issues, and returns the paths of the certificate alone and of its key.
-    fn issue(&mut self, wanted: &Wanted, key: &[&str]) -> (PathBuf, PathBuf) {
+    pub(crate) fn issue(&mut self, wanted: &Wanted, key: &[&str]) -> (PathBuf, PathBuf) {
+        self.issue_by("root", wanted, key)
+    }
+
+    pub(crate) fn issue_by(&mut self, issuer: &str, wanted: &Wanted, key: &[&str]) -> (PathBuf, PathBuf) {
         self.issued += 1;
         let (pem, secret) = (format!("{}.pem", self.issued), format!("{}.key", self.issued));
         let config = format!("[req]\ndistinguished_name=d\n[d]\n{}", wanted.extensions());
@@ -123,31 +132,31 @@ impl Office {
         let request =
             ["req", "-new", "-nodes", "-config", "leaf.cnf", "-subj", &subject, "-keyout", &secret, "-out", "csr"];
         self.openssl(&[&request[..], key].concat());
-        self.sign(&pem, wanted.days, "-sha256");
+        self.sign(issuer, &pem, wanted.days, "-sha256");
         (self.path(&pem), self.path(&secret))
     }
 
     /// Signs the last request again.
     fn sign_last(&self, pem: &Path, digest: &str) {
-        self.sign(pem.file_name().and_then(|name| name.to_str()).expect("a name"), 365, digest);
+        self.sign("root", pem.file_name().and_then(|name| name.to_str()).expect("a name"), 365, digest);
     }
 
-    fn sign(&self, pem: &str, days: u32, digest: &str) {
+    fn sign(&self, issuer: &str, pem: &str, days: u32, digest: &str) {
         let command = format!(
-            "x509 -req -in csr -CA root.pem -CAkey root.key -CAcreateserial -days {days} -extfile leaf.cnf -extensions leaf \
+            "x509 -req -in csr -CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -days {days} -extfile leaf.cnf -extensions leaf \
              {digest} -out {pem}"
         );
         self.openssl(&command.split(' ').collect::<Vec<_>>());
     }
 
-    fn join(&self, name: &str, parts: &[&Path]) -> PathBuf {
+    pub(crate) fn join(&self, name: &str, parts: &[&Path]) -> PathBuf {
         let text: String = parts.iter().map(|part| std::fs::read_to_string(part).expect("PEM")).collect();
         std::fs::write(self.path(name), text).expect("written");
         self.path(name)
     }
 }
 
-const RSA: [&str; 2] = ["-newkey", "rsa:2048"];
+pub(crate) const RSA: [&str; 2] = ["-newkey", "rsa:2048"];
 
 /// `check --json` over one identity with these files.
 struct Checked {
@@ -257,7 +266,7 @@ fn one_thing_wrong_at_a_time_is_found_where_it_is() {
         (
             Wanted::qwac(),
             Wanted { organization_identifier: "PSDFR-ACPR-99999", ..Wanted::seal() },
-            &[("warning", "identities.main", "two-organisations")],
+            &[("error", "identities.main", "two-organisations")],
         ),
         (Wanted { ca: true, ..Wanted::qwac() }, Wanted::seal(), &[("error", QWAC, "authority-as-leaf")]),
         (Wanted::qwac(), Wanted { days: 5, ..Wanted::seal() }, &[("warning", SEAL, "expires-soon")]),

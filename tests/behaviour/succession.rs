@@ -1,0 +1,97 @@
+//! Which QWAC may come after another one in production, and which pair may serve there. OpenSSL issues them, the judge is
+//! what the bank is shown.
+
+use std::path::{Path, PathBuf};
+
+use crate::outside::present;
+use crate::preflight::{Office, RSA, Wanted};
+use crate::rotation::page;
+use crate::support::{Act, FakeBank, Manner, Rig, folder, kit, ok, tls};
+
+const ACCOUNTS: &str = "/becm/stet-psd2-api/v2.1/accounts";
+
+/// A folder with the files of one identity, and a bank that trusts whoever issued them.
+struct Scene {
+    office: Office,
+    bank: FakeBank,
+    folder: PathBuf,
+    seal: (PathBuf, PathBuf),
+}
+
+impl Scene {
+    /// With the QWAC and the seal in place.
+    fn new(qwac: &Wanted, seal: &Wanted) -> Self {
+        let mut office = Office::new();
+        office.authority("other", "Autre");
+        let roots = office.join("roots.pem", &[&office.path("root.pem"), &office.path("other.pem")]);
+        let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &roots, rustls::ALL_VERSIONS);
+        let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")));
+        let seal = office.issue(seal, &RSA);
+        let mut scene = Self { office, bank, folder: folder("scene"), seal };
+        scene.install("qwac", qwac, "root");
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Issues a QWAC into the files of this name, and returns its DER.
+    fn install(&mut self, name: &str, qwac: &Wanted, issuer: &str) -> Vec<u8> {
+        let (pem, key) = self.office.issue_by(issuer, qwac, &RSA);
+        let chain = self.office.join("chain", &[&pem, &self.office.path(&format!("{issuer}.pem"))]);
+        std::fs::copy(key, self.path(&format!("{name}.key"))).expect("copied");
+        std::fs::copy(&chain, self.path(&format!("{name}.pem"))).expect("copied");
+        sealproxy::identity::pem::read_chain(&pem).expect("a chain")[0].to_vec()
+    }
+
+    fn identity(&self, qwac: &str) -> String {
+        let pair = |certificate: &Path, key: &Path| {
+            format!("{{ certificate: {}, key: {} }}", certificate.display(), key.display())
+        };
+        let root = self.office.path("root.pem");
+        let seal = self.office.join(&format!("{}.chain", self.seal.0.display()), &[&self.seal.0, &root]);
+        let qwac = pair(&self.path(&format!("{qwac}.pem")), &self.path(&format!("{qwac}.key")));
+        format!("{{ qwac: {qwac}, qsealc: {} }}", pair(&seal, &self.seal.1))
+    }
+
+    /// One upstream `bank` in production, of the identity `main`.
+    fn config(&self) -> String {
+        format!(
+            "listen: [\"127.0.0.1:0\"]\nadmin: [\"127.0.0.1:0\"]\nthreads: 2\nidentities:\n  main: {}\nupstreams:\n  bank: {{ url: \
+             \"https://localhost:{}\", environment: production, identity: main, profile: becm, trust: {}, private: true }}\nroutes:\n  \
+             - {{ path: /becm/stet-psd2-api/, upstream: bank }}\n",
+            self.identity("qwac"),
+            self.bank.address.port(),
+            kit().path("ca.pem").display(),
+        )
+    }
+}
+
+#[test]
+fn certificates_of_two_organisations_stop_the_identity_in_production_alone() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut scene = Scene::new(&Wanted::qwac(), &Wanted::seal());
+    let other = Wanted { organization_identifier: "PSDDE-BAFIN-777", nca_id: "DE-BAFIN", ..Wanted::seal() };
+    let good = scene.identity("qwac");
+    scene.seal = scene.office.issue(&other, &RSA);
+    let beside = |plain: &str, mixed: &str| {
+        let upstream = plain.lines().find(|line| line.starts_with("  bank: ")).expect("an upstream");
+        let upstream = upstream.replace("bank: ", "mixed: ").replace("identity: main", "identity: mixed");
+        plain.replace("upstreams:\n", &format!("  mixed: {mixed}\nupstreams:\n{upstream}\n"))
+            + "  - { path: /cic/stet-psd2-api/, upstream: mixed }\n"
+    };
+    let plain = scene.config();
+    let mixed = scene.identity("qwac");
+    let production = beside(&plain.replace(&mixed, &good), &mixed);
+    let rig = Rig::start(&production);
+    let of_mixed = "/cic/stet-psd2-api/v2.1/accounts";
+    let refused = rig.get(of_mixed);
+    assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "identity-unusable", "not_sent"));
+    assert_eq!((rig.get(ACCOUNTS).status, page(&rig, "/readyz?upstream=mixed").status), (200, 503));
+    let sandbox =
+        production.replace("environment: production", "environment: sandbox").replace("path: /", "path: /sandbox/");
+    assert_eq!(Rig::start(&sandbox).get(&format!("/sandbox{of_mixed}")).status, 200);
+}

@@ -231,37 +231,26 @@ impl Set {
         if Arc::ptr_eq(&held, &new) {
             return;
         }
-        self.judge_subject(place, settings, &held, &new);
-        if place.stopped.contains(&new.certificate().id()) {
-            let reason = format!("{}: the certificate has been revoked", settings.qwac.certificate.display());
+        let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
+        let path = format!("{}: ", settings.qwac.certificate.display());
+        let (new, held) = (new.certificate(), held.certificate());
+        let is_held_to_it = !place.is_for_tests && is_usable(held, &place.stopped, place.now);
+        let issues = [
+            preflight::judge_subject(new, held).filter(|_| !settings.allow_subject_change),
+            preflight::judge_qualification(new, held).filter(|_| is_held_to_it),
+            preflight::judge_issuer(new, held),
+        ];
+        for issue in issues.into_iter().flatten() {
+            self.add(place, settings, QWAC, finding(place.file, key.clone(), &path, issue));
+        }
+        if place.stopped.contains(&new.id()) {
+            let reason = format!("{path}the certificate has been revoked");
             let hint = "it was in use before, and `revocation.stops` keeps it from being used again";
-            let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
             self.add(place, settings, QWAC, Finding::error(place.file, key, reason).hint(hint).code("revoked"));
         }
     }
 
-    /// The bank knows its client by the QWAC's subject.
-    fn judge_subject(&mut self, place: &Place<'_>, settings: &Settings, held: &Qwac, new: &Qwac) {
-        let name = |qwac: &Qwac| {
-            let certificate = qwac.certificate();
-            (certificate.subject().to_owned(), certificate.organization_identifier().map(str::to_owned))
-        };
-        if settings.allow_subject_change || name(held) == name(new) {
-            return;
-        }
-        let reason = format!(
-            "{}: the new QWAC is for {}, the present one for {}",
-            settings.qwac.certificate.display(),
-            new.certificate().subject(),
-            held.certificate().subject()
-        );
-        let hint =
-            "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`";
-        let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
-        self.add(place, settings, QWAC, Finding::error(place.file, key, reason).hint(hint).code("other-subject"));
-    }
-
-    /// A key that everybody on the machine may read is everybody's key.
+    /// A key that everybody on the machine may read is everybody's key, and so is one that everybody may replace.
     fn judge_exposure(&mut self, place: &Place<'_>, settings: &Settings) {
         for Exposed { setting, path, mode } in exposure::exposed(settings) {
             let key = format!("identities.{}.{setting}", place.identity);

@@ -122,6 +122,49 @@ pub fn judge_succession(chain: &[CertificateDer<'static>], held: &[CertificateDe
     chain::judge_succession(chain, held)
 }
 
+/// Judges a QWAC that is to follow another one: the bank knows its client by the subject.
+pub fn judge_subject(new: &Certificate, held: &Certificate) -> Option<Issue> {
+    let name = |it: &Certificate| (it.subject().to_owned(), it.organization_identifier().map(str::to_owned));
+    (name(new) != name(held)).then(|| Issue {
+        level: Level::Error,
+        code: "other-subject",
+        reason: format!("the new QWAC is for {}, the present one for {}", new.subject(), held.subject()),
+        hint: "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`",
+    })
+}
+
+/// Judges a QWAC that is to follow another one: what that one states of being qualified, this one must state too.
+pub fn judge_qualification(new: &Certificate, held: &Certificate) -> Option<Issue> {
+    let of_new = qualification(new);
+    let lost: Vec<_> = qualification(held).into_iter().filter(|stated| !of_new.contains(stated)).collect();
+    (!lost.is_empty()).then(|| Issue {
+        level: Level::Error,
+        code: "qualification-lost",
+        reason: format!("it does not state what the certificate in use states: {}", lost.join(", ")),
+        hint: "banks of PSD2 take qualified certificates alone: is this the QWAC's successor?",
+    })
+}
+
+fn qualification(certificate: &Certificate) -> Vec<&'static str> {
+    let Ok(Some(statements)) = certificate.qc_statements() else { return Vec::new() };
+    let stated = [
+        (statements.compliance, "that it is qualified (QcCompliance)"),
+        (statements.qc_type == Some(QcType::Web), "that it is for website authentication (QcType)"),
+        (statements.psd2.is_some(), "roles and a competent authority (PSD2)"),
+    ];
+    stated.into_iter().filter_map(|(is_stated, what)| is_stated.then_some(what)).collect()
+}
+
+/// Notes that a QWAC is of another issuer than the one that it follows: some banks trust issuers one by one.
+pub fn judge_issuer(new: &Certificate, held: &Certificate) -> Option<Issue> {
+    (new.issuer() != held.issuer()).then(|| Issue {
+        level: Level::Note,
+        code: "issuer-changed",
+        reason: format!("the new QWAC is issued by {}, the one before it by {}", new.issuer(), held.issuer()),
+        hint: "does the bank trust the new issuer?",
+    })
+}
+
 /// Judges a key id that stands in the configuration: the banks make theirs from the certificate.
 pub fn judge_key_id(key_id: &str, seal: &Certificate) -> Option<Issue> {
     let is_sha1 = key_id.len() == 40 && key_id.bytes().all(|byte| byte.is_ascii_hexdigit());

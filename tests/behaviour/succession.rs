@@ -2,10 +2,13 @@
 //! what the bank is shown.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::outside::present;
 use crate::preflight::{Office, RSA, Wanted};
-use crate::rotation::page;
+use crate::rotation::{page, status, until};
 use crate::support::{Act, FakeBank, Manner, Rig, folder, kit, ok, tls};
 
 const ACCOUNTS: &str = "/becm/stet-psd2-api/v2.1/accounts";
@@ -66,6 +69,20 @@ impl Scene {
             kit().path("ca.pem").display(),
         )
     }
+
+    /// What the bank is shown now.
+    fn shown(&self, rig: &Rig) -> Vec<u8> {
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        self.bank.received().pop().expect("received").client
+    }
+}
+
+/// What came of a change of files.
+fn judged(rig: &Rig, change: impl FnOnce()) -> Value {
+    let before = status(rig)["last_reload"].clone();
+    change();
+    until("it is judged", Duration::from_secs(20), || status(rig)["last_reload"] != before);
+    status(rig)["last_reload"].clone()
 }
 
 #[test]
@@ -94,4 +111,69 @@ fn certificates_of_two_organisations_stop_the_identity_in_production_alone() {
     let sandbox =
         production.replace("environment: production", "environment: sandbox").replace("path: /", "path: /sandbox/");
     assert_eq!(Rig::start(&sandbox).get(&format!("/sandbox{of_mixed}")).status, 200);
+}
+
+/// A bank of PSD2 would refuse it, and the one in use is good.
+#[test]
+fn a_qwac_that_has_lost_its_qualification_is_refused_in_production() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut scene = Scene::new(&Wanted::qwac(), &Wanted::seal());
+    let rig = Rig::start(&scene.config());
+    let first = scene.shown(&rig);
+    for worse in [
+        Wanted { compliance: false, qc_type: None, roles: &[], ..Wanted::qwac() },
+        Wanted { roles: &[], ..Wanted::qwac() },
+        Wanted { compliance: false, ..Wanted::qwac() },
+        Wanted { qc_type: Some("0.4.0.1862.1.6.1"), ..Wanted::qwac() },
+    ] {
+        let last = judged(&rig, || drop(scene.install("qwac", &worse, "root")));
+        assert_eq!(last["result"], "refused", "{last}");
+        assert!(last.to_string().contains("does not state what the certificate in use states"), "{last}");
+        assert_eq!(scene.shown(&rig), first);
+    }
+    let sandbox = scene.config().replace("environment: production", "environment: sandbox");
+    drop(scene.install("qwac", &Wanted::qwac(), "root"));
+    let tried = Rig::start(&sandbox.replace("path: /", "path: /sandbox/"));
+    let last = judged(&tried, || drop(scene.install("qwac", &Wanted { roles: &[], ..Wanted::qwac() }, "root")));
+    assert_eq!(last["result"], "applied", "{last}");
+    let good = scene.install("qwac", &Wanted::qwac(), "root");
+    until("it is in place", Duration::from_secs(20), || scene.shown(&rig) == good);
+}
+
+/// Who has never been qualified loses nothing, and one more statement is a gain.
+#[test]
+fn a_qwac_that_states_as_much_as_the_one_before_or_more_is_taken() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let bare = Wanted { roles: &[], compliance: false, ..Wanted::qwac() };
+    let mut scene = Scene::new(&bare, &Wanted::seal());
+    let rig = Rig::start(&scene.config());
+    for next in [bare.clone(), Wanted { compliance: true, ..bare }, Wanted::qwac()] {
+        let mut new = Vec::new();
+        let last = judged(&rig, || new = scene.install("qwac", &next, "root"));
+        assert_eq!(last["result"], "applied", "{last}");
+        assert_eq!(scene.shown(&rig), new);
+    }
+}
+
+#[test]
+fn a_qwac_of_another_issuer_is_taken_and_both_issuers_are_named() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut scene = Scene::new(&Wanted::qwac(), &Wanted::seal());
+    let rig = Rig::start(&scene.config());
+    let mut new = Vec::new();
+    let last = judged(&rig, || new = scene.install("qwac", &Wanted::qwac(), "other"));
+    assert_eq!(last["result"], "applied", "{last}");
+    assert!(
+        last.to_string().contains("is issued by CN=Autre,O=Confiance,C=FR, the one before it by CN=Racine,"),
+        "{last}"
+    );
+    assert_eq!(scene.shown(&rig), new);
+    let last = judged(&rig, || new = scene.install("qwac", &Wanted::qwac(), "other"));
+    assert!(last["result"] == "applied" && !last.to_string().contains("is issued by"), "{last}");
 }

@@ -33,7 +33,7 @@ pub(super) struct Generation {
     pub(super) holdings: BTreeMap<String, Holding>,
     /// By the names of the upstreams, those without a route included.
     pub(super) lines: BTreeMap<String, Line>,
-    /// What the banks were said to know, until now.
+    /// What the banks were said to know and were shown, until now.
     pins: Pins,
     /// Everything that was found at the last look.
     pub(super) findings: Vec<Finding>,
@@ -122,18 +122,19 @@ pub(super) type Backends = BTreeMap<String, (&'static str, Option<&'static str>)
 impl Generation {
     fn draw_lines(&mut self, process: &Process, earlier: Option<&Self>, marks: &Marks, now: SystemTime) {
         let config = Arc::clone(&self.config);
+        let pins = std::mem::take(&mut self.pins).under(&config.upstreams);
         for (name, upstream) in &config.upstreams {
             // A configuration's identities are legal, and each has its holding.
             let Some(holding) = self.holdings.get(&upstream.identity) else { continue };
             let seals = config.routes.iter().any(|route| route.seal && route.upstream == *name);
             let line = earlier.and_then(|earlier| earlier.lines.get(name));
             let file = &config.file;
-            let drawn = Line::draw(process, file, name, upstream, seals, holding, line, &self.pins, marks, now);
+            let drawn = Line::draw(process, file, name, upstream, seals, holding, line, &pins, marks, now);
             self.is_faulty |= drawn.is_faulty;
             self.findings.extend(drawn.findings);
             self.lines.insert(name.clone(), drawn.line);
         }
-        self.pins = self.pins.with(self.lines.iter());
+        self.pins = pins.with(self.lines.iter());
     }
 
     /// The seals of an identity that seal somewhere now.

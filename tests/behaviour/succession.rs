@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::outside::present;
 use crate::preflight::{Office, RSA, Wanted};
-use crate::rotation::{page, status, until};
+use crate::rotation::{page, reload, status, until};
 use crate::support::{Act, FakeBank, Manner, Rig, folder, kit, ok, tls};
 
 const ACCOUNTS: &str = "/becm/stet-psd2-api/v2.1/accounts";
@@ -176,4 +176,57 @@ fn a_qwac_of_another_issuer_is_taken_and_both_issuers_are_named() {
     assert_eq!(scene.shown(&rig), new);
     let last = judged(&rig, || new = scene.install("qwac", &Wanted::qwac(), "other"));
     assert!(last["result"] == "applied" && !last.to_string().contains("is issued by"), "{last}");
+}
+
+/// Whatever the identity is called, and the upstream: the bank has not changed.
+#[test]
+fn another_subject_needs_leave_under_every_name() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut scene = Scene::new(&Wanted::qwac(), &Wanted::seal());
+    let plain = scene.config();
+    let file = folder("config").join("sealproxy.yaml");
+    std::fs::write(&file, &plain).expect("written");
+    let rig = Rig::start_file(&file);
+    let first = scene.shown(&rig);
+    let other = scene.install("other", &Wanted { subject: "Autre SAS", ..Wanted::qwac() }, "root");
+    let (own, alien) = (scene.identity("qwac"), scene.identity("other"));
+    let renamed = |text: &str| text.replace("main: ", "z: ").replace("identity: main", "identity: z");
+    let banque = |text: &str| text.replace("bank: {", "banque: {").replace("upstream: bank", "upstream: banque");
+    let second = format!("{own}\n  z: {alien}");
+    let beside = plain.replace(&own, &second);
+    let swapped = renamed(&plain).replace(&own, &alien);
+    let switched = beside.replace("identity: main", "identity: z");
+    // The names alone are nobody's business.
+    for text in [&renamed(&plain), &banque(&plain), &banque(&renamed(&plain)), &plain, &beside] {
+        let last = reload(&rig, &file, text);
+        assert_eq!(last["result"], "applied", "{last}");
+        assert_eq!(scene.shown(&rig), first);
+    }
+    for text in [&swapped, &banque(&swapped), &switched, &banque(&switched)] {
+        let last = reload(&rig, &file, text);
+        assert_eq!(last["result"], "refused", "{last}");
+        assert!(last.to_string().contains("`allow_subject_change: true`"), "{last}");
+        assert_eq!(scene.shown(&rig), first);
+    }
+    drop(scene.install("bare", &Wanted { roles: &[], ..Wanted::qwac() }, "root"));
+    let last = reload(&rig, &file, &renamed(&plain).replace(&own, &scene.identity("bare")));
+    assert_eq!(last["result"], "refused", "{last}");
+    assert!(last.to_string().contains("does not state what the certificate in use states"), "{last}");
+    // Nor does it help to be away for a while.
+    let away = plain.replace("https://localhost", "https://127.0.0.1");
+    assert_eq!(reload(&rig, &file, &away)["result"], "applied");
+    assert_eq!(reload(&rig, &file, &swapped)["result"], "refused");
+    let allowed = swapped.replace(&alien, &alien.replace("{ qwac", "{ allow_subject_change: true, qwac"));
+    assert_eq!(reload(&rig, &file, &allowed)["result"], "applied");
+    assert_eq!(scene.shown(&rig), other);
+    // Another client of the same bank is none of the first one's business.
+    let upstream = plain.lines().find(|line| line.starts_with("  bank: ")).expect("an upstream");
+    let brand = upstream.replace("bank: ", "brand: ");
+    let both = allowed
+        .replace("upstreams:\n", &format!("  main: {own}\nupstreams:\n{brand}\n"))
+        .replace("routes:\n", "routes:\n  - { path: /cic/stet-psd2-api/, upstream: brand }\n");
+    let last = reload(&rig, &file, &both);
+    assert_eq!(last["result"], "applied", "{last}");
 }

@@ -18,9 +18,10 @@ use super::marks::Marks;
 use super::revocation::{Name, Watched};
 use crate::config::{Config, Finding};
 use crate::identity::certificate::{Certificate, Fingerprint};
+use crate::identity::preflight::Need;
 use crate::identity::qcstatements::Role;
 use crate::identity::{Pair, Settings};
-use crate::proxy::api::Environment;
+use crate::proxy::api::{self, Environment, Reserved};
 use crate::proxy::route::{self, Route, Routes};
 use crate::upstream::Upstream;
 
@@ -94,15 +95,26 @@ pub(super) fn stopped(config: &Config, process: &Process, identity: &str) -> BTr
     if stops { process.revocation.revoked(identity) } else { BTreeSet::new() }
 }
 
-/// The roles that the routes of an identity need, as far as their paths say so.
-fn needed(config: &Config, identity: &str) -> Vec<(Role, String)> {
+/// The roles that the routes of an identity need.
+fn needed(config: &Config, identity: &str) -> Vec<Need> {
     let routes = config.routes.iter().filter_map(|route| Some((route, config.upstreams.get(&route.upstream)?)));
     let own = routes.filter(|(_, upstream)| upstream.identity == identity);
-    let roles = own.flat_map(|(route, upstream)| {
-        let words = upstream.api.roles.iter().filter(|(word, _)| route.path.split('/').any(|segment| segment == *word));
-        words.filter_map(|(_, role)| Some((Role::named(role)?, route.path.clone())))
+    let needed = own.flat_map(|(route, upstream)| {
+        let reserved = upstream.api.reserved(&route.path, &route.methods);
+        reserved.filter_map(|reserved| need(config, &route.path, reserved))
     });
-    roles.collect()
+    needed.collect()
+}
+
+/// `None` where the route's path does not name what is reserved and another route does, which takes it away.
+fn need(config: &Config, path: &str, reserved: &Reserved) -> Option<Need> {
+    let is_named = api::names(path, reserved.word);
+    let mut others = config.routes.iter().map(|route| route.path.as_str());
+    if !is_named && others.any(|other| other.starts_with(path) && api::names(other, reserved.word)) {
+        return None;
+    }
+    let what = if is_named { path.to_owned() } else { format!("{} through {path}", reserved.word) };
+    Some(Need { role: Role::named(reserved.role)?, what, is_named })
 }
 
 /// The files of a configuration that are watched.

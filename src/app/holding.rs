@@ -13,8 +13,7 @@ use super::marks::Marks;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::exposure::{self, Exposed};
-use crate::identity::preflight::{self, Expectations, Issue, Level, Purpose, Subject};
-use crate::identity::qcstatements::Role;
+use crate::identity::preflight::{self, Expectations, Issue, Level, Need, Purpose, Subject};
 use crate::identity::{Credential, Error, Pair, Qwac, Settings};
 
 /// The certificates and keys of one identity that are in use or lie ready.
@@ -45,8 +44,8 @@ pub(super) struct Place<'a> {
     pub(super) identity: &'a str,
     /// Whether it is used nowhere but in sandboxes.
     pub(super) is_for_tests: bool,
-    /// The roles that its routes need, with their paths.
-    pub(super) needed: Vec<(Role, String)>,
+    /// The roles that its routes need.
+    pub(super) needed: Vec<Need>,
     /// The seals that some bank knows.
     pub(super) registered: BTreeSet<&'a str>,
     /// Those of them that seal now.
@@ -270,6 +269,10 @@ impl Set {
     /// What is true of certificates whose files are sound.
     fn judge(&mut self, place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>) {
         let expectations = Expectations { needed: place.needed.clone(), ..settings.expectations.clone() };
+        for issue in preflight::judge_stated_roles(&expectations) {
+            let key = format!("identities.{}.roles", place.identity);
+            self.findings.push(finding(place.file, key, "", issue));
+        }
         let qwac = self.qwac.clone();
         if let Some(qwac) = &qwac {
             let mut issues = preflight::judge(&presented(qwac), &expectations, place.now);

@@ -63,8 +63,19 @@ pub struct Expectations {
     pub authorisation: Option<String>,
     /// The roles that both certificates must carry.
     pub roles: Vec<Role>,
-    /// The roles that some path of the bank needs, with that path.
-    pub needed: Vec<(Role, String)>,
+    /// The roles that routes need.
+    pub needed: Vec<Need>,
+}
+
+/// A role that a route needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The role.
+    pub role: Role,
+    /// What needs it: the route's path, or what is likely to be sent through it.
+    pub what: String,
+    /// Whether the path says so.
+    pub is_named: bool,
 }
 
 /// A certificate with the chain that it came with, and what it is to be used for.
@@ -163,6 +174,20 @@ pub fn judge_issuer(new: &Certificate, held: &Certificate) -> Option<Issue> {
         reason: format!("the new QWAC is issued by {}, the one before it by {}", new.issuer(), held.issuer()),
         hint: "does the bank trust the new issuer?",
     })
+}
+
+/// Judges the roles that the configuration states, if it states any, against those that its routes need.
+pub fn judge_stated_roles(expectations: &Expectations) -> Vec<Issue> {
+    if expectations.roles.is_empty() {
+        return Vec::new();
+    }
+    let missing = expectations.needed.iter().filter(|need| !expectations.roles.contains(&need.role));
+    let judged = missing.map(|Need { role, what, .. }| {
+        let reason = format!("{} is not among them, and {what} needs it", role.name());
+        let hint = "state the role if you have it, or take the route away or the method out of its `methods`";
+        warning("role-not-stated", reason, hint)
+    });
+    judged.collect()
 }
 
 /// Judges a key id that stands in the configuration: the banks make theirs from the certificate.
@@ -370,10 +395,12 @@ impl Judged {
             let hint = "correct `roles`, or ask the trust service provider for a certificate with the role";
             self.error("role-missing", reason, hint);
         }
-        for (role, path) in expectations.needed.iter().filter(|(role, _)| !carries(role)) {
-            let reason = format!("it does not carry the role {}, which {path} needs", role.name());
-            let hint =
-                "the bank is going to refuse such requests: take the route away, or get a certificate with the role";
+        // Of a certificate without any role that is said, and not what else might be sent.
+        let is_told = |need: &&Need| need.is_named || psd2.is_some();
+        for Need { role, what, .. } in expectations.needed.iter().filter(is_told).filter(|need| !carries(&need.role)) {
+            let reason = format!("it does not carry the role {}, which {what} needs", role.name());
+            let hint = "the bank is going to refuse such requests: take the route away or the method out of its `methods`, \
+                        or get a certificate with the role";
             self.warning("role-missing-for-route", reason, hint);
         }
     }
@@ -607,13 +634,22 @@ mod tests {
     #[test]
     fn roles_that_are_stated_are_errors_however_they_are_missing() {
         let stated = Expectations { roles: vec![Role::AccountInformation], ..Expectations::default() };
-        let needed = vec![(Role::CardIssuing, "/funds-confirmations".to_owned())];
-        let needed = Expectations { needed, ..Expectations::default() };
+        let needed = |is_named| {
+            let needed = vec![Need { role: Role::CardIssuing, what: "/funds-confirmations".into(), is_named }];
+            Expectations { needed, ..Expectations::default() }
+        };
         assert_eq!(Draft::qwac().found(&stated), []);
-        assert_eq!(Draft::qwac().found(&needed), [(Level::Warning, "role-missing-for-route")]);
-        let mut none = Draft::seal();
-        none.statements.psd2 = None;
-        assert_eq!(none.found(&stated), [(Level::Error, "role-missing"), (Level::Warning, "no-psd2-statement")]);
+        for is_named in [false, true] {
+            assert_eq!(Draft::qwac().found(&needed(is_named)), [(Level::Warning, "role-missing-for-route")]);
+        }
+        let none = || {
+            let mut none = Draft::seal();
+            none.statements.psd2 = None;
+            none
+        };
+        assert_eq!(none().found(&needed(false)), [(Level::Warning, "no-psd2-statement")]);
+        assert_eq!(none().found(&needed(true)).len(), 2);
+        assert_eq!(none().found(&stated), [(Level::Error, "role-missing"), (Level::Warning, "no-psd2-statement")]);
         let mut malformed = Draft::seal();
         malformed.statements = QcStatements::default();
         malformed.params.custom_extensions =

@@ -286,24 +286,36 @@ fn what_the_configuration_states_must_stand_in_both_certificates() {
     let mut office = Office::new();
     let root = office.path("root.pem");
     let informing = office.issue(&Wanted { roles: &[AI], ..Wanted::qwac() }, &RSA);
-    let seal = office.issue(&Wanted::seal(), &RSA);
+    let (paying, seal) = (office.issue(&Wanted::qwac(), &RSA), office.issue(&Wanted::seal(), &RSA));
     let whole = |name: &str, (pem, key): &(PathBuf, PathBuf)| (office.join(name, &[pem, &root]), key.clone());
     let (informing, seal) = (whole("qwac.chain", &informing), whole("seal.chain", &seal));
+    let paying = whole("paying.chain", &paying);
     let check =
         |identity: &str, upstream: &str, routes: &str| Checked::of(&informing, &seal, identity, upstream, routes);
-    check(", roles: [AISP]", "", ROUTE).finds(&[]);
-    check(", roles: [AISP, PISP]", "", ROUTE).finds(&[("error", QWAC, "role-missing")]);
+    let reading = ROUTE.replace("upstream", "methods: [GET], upstream");
+    check(", roles: [AISP]", "", &reading).finds(&[]);
+    // Whatever POST goes through it, a payment is the first thing to expect.
+    check("", "", ROUTE).finds(&[("warning", QWAC, "role-missing-for-route")]);
+    check(", roles: [AISP, PISP]", "", &reading).finds(&[("error", QWAC, "role-missing")]);
     let payments = "{ path: /becm/stet-psd2-api/v2.1/payment-requests/, upstream: bank }";
     check("", "", payments).finds(&[("warning", QWAC, "role-missing-for-route")]);
-    check(", authorisation: PSDFR-ACPR-54321", "", ROUTE)
+    let elsewhere = payments.replace("upstream", "seal: false, methods: [GET], upstream");
+    check("", "", &format!("{ROUTE}, {elsewhere}")).finds(&[("warning", QWAC, "role-missing-for-route")]);
+    let both = |identity: &str, routes: &str| Checked::of(&paying, &seal, identity, "", routes);
+    let not_stated = [("warning", "identities.main.roles", "role-not-stated")];
+    both(", roles: [AISP]", payments).finds(&not_stated);
+    both(", roles: [AISP]", ROUTE).finds(&not_stated);
+    both(", roles: [AISP]", &reading).finds(&[]);
+    both(", roles: [AISP, PISP]", ROUTE).finds(&[]);
+    check(", authorisation: PSDFR-ACPR-54321", "", &reading)
         .finds(&[("error", QWAC, "other-authorisation"), ("error", SEAL, "other-authorisation")]);
     let key_id = "dac579ef4ca6231e517fcc81af4a834a832a34df";
-    check("", &format!(", key_id: {key_id}"), ROUTE).finds(&[(
+    check("", &format!(", key_id: {key_id}"), &reading).finds(&[(
         "warning",
         "upstreams.bank.key_id",
         "key-id-of-another-certificate",
     )]);
-    let sandbox = ROUTE.replace("/becm", "/sandbox/becm");
+    let sandbox = reading.replace("/becm", "/sandbox/becm");
     check("", ", environment: sandbox", &sandbox).finds(&[(
         "warning",
         "upstreams.bank.environment",

@@ -251,10 +251,12 @@ impl Set {
 
     /// A key that everybody on the machine may read is everybody's key, and so is one that everybody may replace.
     fn judge_exposure(&mut self, place: &Place<'_>, settings: &Settings) {
-        for Exposed { setting, path, mode } in exposure::exposed(settings) {
+        for exposed in exposure::exposed(settings) {
+            let leave = exposed.leave();
+            let Exposed { setting, path, mode } = exposed;
             let key = format!("identities.{}.{setting}", place.identity);
             let reason =
-                format!("{}: every user of this machine may read the secret (mode {mode:04o})", path.display());
+                format!("{}: every user of this machine may {leave} the secret (mode {mode:04o})", path.display());
             let finding = match place.is_for_tests {
                 true => Finding::warning(place.file, key, reason),
                 false => Finding::error(place.file, key, reason),

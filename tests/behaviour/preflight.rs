@@ -241,7 +241,8 @@ fn one_thing_wrong_at_a_time_is_found_where_it_is() {
     }
     let mut office = Office::new();
     let root = office.path("root.pem");
-    let cases: [(_, _, &[_]); 12] = [
+    let cases: [(_, _, &[_]); 13] = [
+        (Wanted { extended: None, ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "qwac-without-client-auth")]),
         (
             Wanted { extended: Some("serverAuth"), ..Wanted::qwac() },
             Wanted::seal(),

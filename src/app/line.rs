@@ -130,7 +130,7 @@ impl Line {
         let seal = |(name, known): (&String, &Known)| KnownSeal {
             name: name.clone(),
             key_id: known.sealer.key_id().to_owned(),
-            certificate: known.credential.certificate().der().to_vec(),
+            chain: known.credential.chain().to_vec(),
         };
         self.known.iter().map(seal).collect()
     }

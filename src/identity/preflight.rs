@@ -133,6 +133,11 @@ pub fn judge_succession(chain: &[CertificateDer<'static>], held: &[CertificateDe
     chain::judge_succession(chain, held)
 }
 
+/// What somebody who has the certificates `served` lacks of a chain, by subjects. Whoever trusts a root has it.
+pub fn missing_of_chain(chain: &[CertificateDer<'static>], served: &[CertificateDer<'static>]) -> Vec<String> {
+    chain::missing(chain, served)
+}
+
 /// Judges a QWAC that is to follow another one: the bank knows its client by the subject.
 pub fn judge_subject(new: &Certificate, held: &Certificate) -> Option<Issue> {
     let name = |it: &Certificate| (it.subject().to_owned(), it.organization_identifier().map(str::to_owned));

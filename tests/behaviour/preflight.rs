@@ -527,33 +527,72 @@ fn check_prints_one_document_for_machines() {
     }
 }
 
+/// What `check --connect` says of the URL that serves this, where `config` is told the URL.
+fn x5u(served: Vec<u8>, config: impl Fn(&str) -> String) -> Value {
+    let web = Web::serving(served);
+    let file = folder("x5u").join("sealproxy.yaml");
+    let url = format!("    key_id: \"https://localhost:{}/chain.pem\"\n", web.0);
+    std::fs::write(&file, config(&url)).expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
+        .args(["check", "--json", "--connect", "--config"])
+        .arg(&file)
+        .env("SSL_CERT_FILE", kit().path("ca.pem"))
+        .output()
+        .expect("it starts");
+    let document: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+    let last = document["connect"]["bank"].as_array().expect("a list").last().expect("a finding").clone();
+    assert_eq!(last["key"], "upstreams.bank.key_id");
+    last
+}
+
 /// The bank verifies seals with what the URL serves.
 #[test]
 fn an_x5u_must_serve_the_certificate_that_seals() {
     let bank = FakeBank::good();
     let seal = std::fs::read(kit().path("qsealc.pem")).expect("PEM");
     let other = std::fs::read(kit().path("qwac.pem")).expect("PEM");
-    for (served, code) in
-        [(seal, Some("x5u")), (other, Some("x5u-serves-another")), (b"x".to_vec(), Some("x5u-unreachable"))]
-    {
-        let web = Web::serving(served);
-        let yaml = crate::support::config(
-            bank.address,
-            &format!("    key_id: \"https://localhost:{}/chain.pem\"\n", web.0),
-            "",
+    for (served, code) in [(seal, "x5u"), (other, "x5u-serves-another"), (b"x".to_vec(), "x5u-unreachable")] {
+        let last = x5u(served, |key_id| crate::support::config(bank.address, key_id, ""));
+        assert_eq!(last["code"], code, "{last}");
+    }
+}
+
+/// It builds its path from there too.
+#[test]
+fn an_x5u_must_serve_what_issued_the_certificate_that_seals() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let (bank, mut office) = (FakeBank::good(), Office::new());
+    let authority = Wanted { subject: "Intermediaire", key_usage: "critical,keyCertSign", ca: true, ..Wanted::seal() };
+    let (middle, _) = office.issue(&authority, &RSA);
+    let (alien, _) = office.issue(&authority, &RSA);
+    let (leaf, key) = office.issue_by("1", &Wanted::seal(), &RSA);
+    let root = office.path("root.pem");
+    let chain = office.join("chain", &[&leaf, &middle, &root]);
+    let plain = ["qsealc.pem", "qsealc.key"].map(|name| kit().path(name).display().to_string());
+    let config = |key_id: &str| {
+        let text = crate::support::file_config(bank.address, key_id, "");
+        text.replace(&plain[0], &chain.display().to_string()).replace(&plain[1], &key.display().to_string())
+    };
+    let cases: [(&[&Path], &str); 6] = [
+        (&[&leaf, &middle, &root], "x5u"),
+        (&[&leaf, &middle], "x5u"),
+        (&[&leaf, &root, &middle], "x5u"),
+        (&[&leaf], "x5u-incomplete"),
+        (&[&leaf, &root], "x5u-incomplete"),
+        (&[&leaf, &alien, &root], "x5u-incomplete"),
+    ];
+    for (parts, code) in cases {
+        let served = std::fs::read(office.join("served", parts)).expect("PEM");
+        let last = x5u(served, config);
+        assert_eq!(last["code"], code, "{last}");
+        let reason = last["reason"].as_str().expect("text");
+        assert_eq!(
+            reason.contains("without what issued it") && reason.contains("O=Intermediaire"),
+            code != "x5u",
+            "{last}"
         );
-        let file = folder("x5u").join("sealproxy.yaml");
-        std::fs::write(&file, yaml).expect("written");
-        let output = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
-            .args(["check", "--json", "--connect", "--config"])
-            .arg(&file)
-            .env("SSL_CERT_FILE", kit().path("ca.pem"))
-            .output()
-            .expect("it starts");
-        let document: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
-        let last = document["connect"]["bank"].as_array().expect("a list").last().expect("a finding").clone();
-        assert_eq!(last["code"].as_str(), code, "{last}");
-        assert_eq!(last["key"], "upstreams.bank.key_id");
     }
 }
 

@@ -477,6 +477,50 @@ fn signatures_that_cannot_be_verified_here_have_words() {
     }
 }
 
+/// In a file: TLS is done with ring, which knows a few kinds.
+#[test]
+fn a_qwac_over_a_key_that_tls_cannot_use_is_refused_by_the_name_of_its_kind() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let root = office.path("root.pem");
+    let seal = office.issue(&Wanted::seal(), &RSA);
+    let sealing = (office.join("seal.chain", &[&seal.0, &root]), seal.1.clone());
+    let curve =
+        |name: &str| vec!["-newkey".into(), "ec".into(), "-pkeyopt".into(), format!("ec_paramgen_curve:{name}")];
+    let kind = |name: &str| vec!["-newkey".to_owned(), name.to_owned()];
+    for (key, form, words) in [
+        (curve("P-521"), "", "the key is EC on P-521, and"),
+        (curve("P-521"), "ec", "the key is EC on P-521, and"),
+        (curve("brainpoolP256r1"), "", "the key is EC on brainpoolP256r1, and"),
+        (kind("ed448"), "", "the key is Ed448, and"),
+        (kind("rsa:4608"), "", "the key is RSA of 4608 bits, and"),
+        (kind("rsa:2560"), "rsa -traditional", "the key is RSA of 2560 bits, and"),
+        (kind("rsa:1024"), "", "the certificate's RSA key has 1024 bits"),
+        (curve("P-384"), "", ""),
+        (kind("ed25519"), "", ""),
+        (kind("rsa:3072"), "", ""),
+    ] {
+        let arguments: Vec<&str> = key.iter().map(String::as_str).collect();
+        let (pem, secret) = office.issue(&Wanted::qwac(), &arguments);
+        if !form.is_empty() {
+            let secret = secret.display().to_string();
+            office.openssl(&form.split(' ').chain(["-in", &secret, "-out", &secret]).collect::<Vec<_>>());
+        }
+        let qwac = (office.join("qwac.chain", &[&pem, &root]), secret);
+        let checked = Checked::of(&qwac, &sealing, "", "", ROUTE);
+        assert_eq!(checked.code, Some(if words.is_empty() { 0 } else { 78 }), "{key:?}: {:#}", checked.document);
+        let findings = checked.document["findings"].to_string();
+        assert!(findings.contains(words) && !findings.contains("failed to parse"), "{key:?}: {findings}");
+        assert_eq!(
+            findings.contains("EC on P-256 or P-384, or Ed25519"),
+            words.starts_with("the key is"),
+            "{findings}"
+        );
+    }
+}
+
 /// Whatever is wrong, machines read one document, and the exit code is the same as for people.
 /// Of every kind one.
 const MISTAKES: &str = "listn: 127.0.0.1:8080\nlisten: [\"0.0.0.0:8080\", \"127.0.0.1:1\", \"127.0.0.1:1\"]\nthreads: [1]\n\

@@ -18,9 +18,10 @@ use super::marks::Marks;
 use super::revocation::{Name, Watched};
 use crate::config::{Config, Finding};
 use crate::identity::certificate::{Certificate, Fingerprint};
+use crate::identity::preflight::Need;
 use crate::identity::qcstatements::Role;
 use crate::identity::{Pair, Settings};
-use crate::proxy::api::Environment;
+use crate::proxy::api::{self, Environment, Reserved};
 use crate::proxy::route::{self, Route, Routes};
 use crate::upstream::Upstream;
 
@@ -33,7 +34,7 @@ pub(super) struct Generation {
     pub(super) holdings: BTreeMap<String, Holding>,
     /// By the names of the upstreams, those without a route included.
     pub(super) lines: BTreeMap<String, Line>,
-    /// What the banks were said to know, until now.
+    /// What the banks were said to know and were shown, until now.
     pins: Pins,
     /// Everything that was found at the last look.
     pub(super) findings: Vec<Finding>,
@@ -97,15 +98,26 @@ pub(super) fn stopped(config: &Config, process: &Process, identity: &str) -> BTr
     if stops { process.revocation.revoked(identity) } else { BTreeSet::new() }
 }
 
-/// The roles that the routes of an identity need, as far as their paths say so.
-fn needed(config: &Config, identity: &str) -> Vec<(Role, String)> {
+/// The roles that the routes of an identity need.
+fn needed(config: &Config, identity: &str) -> Vec<Need> {
     let routes = config.routes.iter().filter_map(|route| Some((route, config.upstreams.get(&route.upstream)?)));
     let own = routes.filter(|(_, upstream)| upstream.identity == identity);
-    let roles = own.flat_map(|(route, upstream)| {
-        let words = upstream.api.roles.iter().filter(|(word, _)| route.path.split('/').any(|segment| segment == *word));
-        words.filter_map(|(_, role)| Some((Role::named(role)?, route.path.clone())))
+    let needed = own.flat_map(|(route, upstream)| {
+        let reserved = upstream.api.reserved(&route.path, &route.methods);
+        reserved.filter_map(|reserved| need(config, &route.path, reserved))
     });
-    roles.collect()
+    needed.collect()
+}
+
+/// `None` where the route's path does not name what is reserved and another route does, which takes it away.
+fn need(config: &Config, path: &str, reserved: &Reserved) -> Option<Need> {
+    let is_named = api::names(path, reserved.word);
+    let mut others = config.routes.iter().map(|route| route.path.as_str());
+    if !is_named && others.any(|other| other.starts_with(path) && api::names(other, reserved.word)) {
+        return None;
+    }
+    let what = if is_named { path.to_owned() } else { format!("{} through {path}", reserved.word) };
+    Some(Need { role: Role::named(reserved.role)?, what, is_named })
 }
 
 /// The files of a configuration that are watched.
@@ -125,18 +137,19 @@ pub(super) type Backends = BTreeMap<String, (&'static str, Option<&'static str>)
 impl Generation {
     fn draw_lines(&mut self, process: &Process, earlier: Option<&Self>, marks: &Marks, now: SystemTime) {
         let config = Arc::clone(&self.config);
+        let pins = std::mem::take(&mut self.pins).under(&config.upstreams);
         for (name, upstream) in &config.upstreams {
             // A configuration's identities are legal, and each has its holding.
             let Some(holding) = self.holdings.get(&upstream.identity) else { continue };
             let seals = config.routes.iter().any(|route| route.seal && route.upstream == *name);
             let line = earlier.and_then(|earlier| earlier.lines.get(name));
             let file = &config.file;
-            let drawn = Line::draw(process, file, name, upstream, seals, holding, line, &self.pins, marks, now);
+            let drawn = Line::draw(process, file, name, upstream, seals, holding, line, &pins, marks, now);
             self.is_faulty |= drawn.is_faulty;
             self.findings.extend(drawn.findings);
             self.lines.insert(name.clone(), drawn.line);
         }
-        self.pins = self.pins.with(self.lines.iter());
+        self.pins = pins.with(self.lines.iter());
     }
 
     /// The seals of an identity that seal somewhere now.

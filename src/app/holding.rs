@@ -14,8 +14,7 @@ use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::exposure::{self, Exposed};
 use crate::identity::pem;
-use crate::identity::preflight::{self, Expectations, Issue, Level, Purpose, Subject};
-use crate::identity::qcstatements::Role;
+use crate::identity::preflight::{self, Expectations, Issue, Level, Need, Purpose, Subject};
 use crate::identity::{Credential, Error, Pair, Qwac, Settings};
 
 /// The certificates and keys of one identity that are in use or lie ready.
@@ -46,8 +45,8 @@ pub(super) struct Place<'a> {
     pub(super) identity: &'a str,
     /// Whether it is used nowhere but in sandboxes.
     pub(super) is_for_tests: bool,
-    /// The roles that its routes need, with their paths.
-    pub(super) needed: Vec<(Role, String)>,
+    /// The roles that its routes need.
+    pub(super) needed: Vec<Need>,
     /// The seals that some bank knows.
     pub(super) registered: BTreeSet<&'a str>,
     /// Those of them whose time has come nowhere yet, while that of another one has.
@@ -236,42 +235,33 @@ impl Set {
         if Arc::ptr_eq(&held, &new) {
             return;
         }
-        self.judge_subject(place, settings, &held, &new);
-        if place.stopped.contains(&new.certificate().id()) {
-            let reason = format!("{}: the certificate has been revoked", settings.qwac.certificate.display());
+        let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
+        let path = format!("{}: ", settings.qwac.certificate.display());
+        let (new, held) = (new.certificate(), held.certificate());
+        let is_held_to_it = !place.is_for_tests && is_usable(held, &place.stopped, place.now);
+        let issues = [
+            preflight::judge_subject(new, held).filter(|_| !settings.allow_subject_change),
+            preflight::judge_qualification(new, held).filter(|_| is_held_to_it),
+            preflight::judge_issuer(new, held),
+        ];
+        for issue in issues.into_iter().flatten() {
+            self.add(place, settings, QWAC, finding(place.file, key.clone(), &path, issue));
+        }
+        if place.stopped.contains(&new.id()) {
+            let reason = format!("{path}the certificate has been revoked");
             let hint = "it was in use before, and `revocation.stops` keeps it from being used again";
-            let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
             self.add(place, settings, QWAC, Finding::error(place.file, key, reason).hint(hint).code("revoked"));
         }
     }
 
-    /// The bank knows its client by the QWAC's subject.
-    fn judge_subject(&mut self, place: &Place<'_>, settings: &Settings, held: &Qwac, new: &Qwac) {
-        let name = |qwac: &Qwac| {
-            let certificate = qwac.certificate();
-            (certificate.subject().to_owned(), certificate.organization_identifier().map(str::to_owned))
-        };
-        if settings.allow_subject_change || name(held) == name(new) {
-            return;
-        }
-        let reason = format!(
-            "{}: the new QWAC is for {}, the present one for {}",
-            settings.qwac.certificate.display(),
-            new.certificate().subject(),
-            held.certificate().subject()
-        );
-        let hint =
-            "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`";
-        let key = format!("identities.{}.qwac.{}", place.identity, settings.qwac.certificate_setting());
-        self.add(place, settings, QWAC, Finding::error(place.file, key, reason).hint(hint).code("other-subject"));
-    }
-
-    /// A key that everybody on the machine may read is everybody's key.
+    /// A key that everybody on the machine may read is everybody's key, and so is one that everybody may replace.
     fn judge_exposure(&mut self, place: &Place<'_>, settings: &Settings) {
-        for Exposed { setting, path, mode } in exposure::exposed(settings) {
+        for exposed in exposure::exposed(settings) {
+            let leave = exposed.leave();
+            let Exposed { setting, path, mode } = exposed;
             let key = format!("identities.{}.{setting}", place.identity);
             let reason =
-                format!("{}: every user of this machine may read the secret (mode {mode:04o})", path.display());
+                format!("{}: every user of this machine may {leave} the secret (mode {mode:04o})", path.display());
             let finding = match place.is_for_tests {
                 true => Finding::warning(place.file, key, reason),
                 false => Finding::error(place.file, key, reason),
@@ -286,6 +276,10 @@ impl Set {
     /// What is true of certificates whose files are sound.
     fn judge(&mut self, place: &Place<'_>, settings: &Settings, earlier: Option<&Holding>) {
         let expectations = Expectations { needed: place.needed.clone(), ..settings.expectations.clone() };
+        for issue in preflight::judge_stated_roles(&expectations) {
+            let key = format!("identities.{}.roles", place.identity);
+            self.findings.push(finding(place.file, key, "", issue));
+        }
         let qwac = self.qwac.clone();
         if let Some(qwac) = &qwac {
             let mut issues = preflight::judge(&presented(qwac), &expectations, place.now);
@@ -303,8 +297,14 @@ impl Set {
             let issues = preflight::judge(&subject, &expectations, place.now);
             self.add_issues(place, settings, &seal.pair, issues);
             let together = qwac.as_ref().and_then(|qwac| preflight::judge_together(qwac.certificate(), certificate));
-            let key = format!("identities.{}", place.identity);
-            self.findings.extend(together.map(|issue| finding(place.file, key, "", issue)));
+            if let Some(mut issue) = together {
+                if !place.is_for_tests {
+                    // Nobody here can tell which of the two is the wrong one: nothing is sealed by one beside the other.
+                    issue.level = Level::Error;
+                }
+                let key = format!("identities.{}", place.identity);
+                self.add(place, settings, &seal.pair.setting, finding(place.file, key, "", issue));
+            }
         }
     }
 

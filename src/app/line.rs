@@ -103,7 +103,9 @@ impl Line {
             is_usable: false,
         };
         let mut drawn = Drawn { line, findings: Vec::new(), is_faulty: false };
-        drawn.connect(file, &key, earlier, now);
+        if drawn.follows(file, name, config, holding, pins, now) {
+            drawn.connect(file, &key, earlier, now);
+        }
         // Even where nothing is sealed at present: what the bank knows is not to be forgotten.
         drawn.adopt(file, name, config, holding, pins, now);
         drawn.judge_environment(file, &key, config);
@@ -130,7 +132,7 @@ impl Line {
         let seal = |(name, known): (&String, &Known)| KnownSeal {
             name: name.clone(),
             key_id: known.sealer.key_id().to_owned(),
-            certificate: known.credential.certificate().der().to_vec(),
+            chain: known.credential.chain().to_vec(),
         };
         self.known.iter().map(seal).collect()
     }
@@ -177,6 +179,36 @@ impl Line {
 }
 
 impl Drawn {
+    /// Whether the bank may be shown the QWAC after what it was shown last, by whatever identity. The files of one identity
+    /// are held to it where they are read: only a configuration that is read anew fails here, and is refused as a whole.
+    fn follows(
+        &mut self,
+        file: &Path,
+        upstream: &str,
+        config: &Config,
+        holding: &Holding,
+        pins: &Pins,
+        now: SystemTime,
+    ) -> bool {
+        let Some(qwac) = &self.line.qwac else { return true };
+        let (new, stopped) = (qwac.certificate(), &self.line.stopped);
+        let is_production = config.environment == Environment::Production;
+        let judge = |held: &Certificate| {
+            let subject = preflight::judge_subject(new, held).filter(|_| !holding.settings.allow_subject_change);
+            let is_held_to_it = is_production && is_usable(held, stopped, now);
+            subject.or_else(|| preflight::judge_qualification(new, held).filter(|_| is_held_to_it))
+        };
+        let mut found = None;
+        for held in pins.shown(upstream, &config.settings.origin) {
+            let Some(issue) = judge(held) else { return true };
+            found = Some(issue);
+        }
+        let Some(issue) = found else { return true };
+        self.findings.push(finding(file, format!("upstreams.{upstream}.identity"), "", issue));
+        self.is_faulty = true;
+        false
+    }
+
     /// The connections: those of the generation before, where nothing that they depend on has changed.
     fn connect(&mut self, file: &Path, key: &impl Fn(&str) -> String, earlier: Option<&Line>, now: SystemTime) {
         let line = &mut self.line;
@@ -379,52 +411,75 @@ impl Known {
     }
 }
 
-/// What each bank was said to know, whatever became of the upstreams since: a seal must not go live because its upstream or
-/// its identity has another name, or was away for a while.
+/// What each bank was said to know and what it was shown, whatever became of the upstreams since: a seal must not go live, nor
+/// another subject be presented, because its upstream or its identity has another name, or was away for a while.
 #[derive(Clone, Default)]
-pub(super) struct Pins(Vec<Pin>);
+pub(super) struct Pins {
+    seals: Vec<Pin<Known>>,
+    /// The QWAC that was presented last.
+    shown: Vec<Pin<Certificate>>,
+}
 
 #[derive(Clone)]
-struct Pin {
+struct Pin<T> {
     upstream: String,
     origin: Origin,
     /// Whether there is still an upstream of this name at this bank.
     is_present: bool,
-    known: Known,
+    what: T,
 }
 
 impl Pins {
+    /// As a configuration sees them.
+    pub(super) fn under(mut self, upstreams: &BTreeMap<String, Config>) -> Self {
+        let is_there =
+            |name: &str, origin: &Origin| upstreams.get(name).is_some_and(|it| it.settings.origin == *origin);
+        self.seals.iter_mut().for_each(|pin| pin.is_present = is_there(&pin.upstream, &pin.origin));
+        self.shown.iter_mut().for_each(|pin| pin.is_present = is_there(&pin.upstream, &pin.origin));
+        self
+    }
+
     /// With what the lines say by now.
-    pub(super) fn with<'a>(&self, lines: impl Iterator<Item = (&'a String, &'a Line)>) -> Self {
-        let absent = self.0.iter().cloned().map(|pin| Pin { is_present: false, ..pin });
-        let mut pins: Vec<Pin> = absent.collect();
+    pub(super) fn with<'a>(mut self, lines: impl Iterator<Item = (&'a String, &'a Line)>) -> Self {
         for (upstream, line) in lines {
             let origin = &line.destination.settings().origin;
             for known in line.known.values() {
-                pins.retain(|pin| !(pin.is(upstream, origin) && pin.known.place == known.place));
-                let (upstream, origin, known) = (upstream.clone(), origin.clone(), known.clone());
-                pins.push(Pin { upstream, origin, is_present: true, known });
+                self.seals.retain(|pin| !(pin.is(upstream, origin) && pin.what.place == known.place));
+                self.seals.push(Pin::new(upstream, origin, known.clone()));
             }
-            for pin in pins.iter_mut().filter(|pin| pin.is(upstream, origin)) {
-                pin.is_present = true;
+            if let Some(qwac) = line.qwac.as_ref().filter(|_| line.is_usable) {
+                self.shown.retain(|pin| !pin.is(upstream, origin));
+                self.shown.push(Pin::new(upstream, origin, qwac.certificate().clone()));
             }
         }
-        Self(pins)
+        self
     }
 
     /// What a bank was said to know of a seal, by the file of its certificate: under this upstream, or else under one that is
     /// gone, or else under any.
     fn find(&self, upstream: &str, origin: &Origin, place: &Path, registration: &Registration) -> Option<&Known> {
-        let own = self.0.iter().filter(|pin| pin.origin == *origin && pin.known.place == *place);
-        let rank = |pin: &&Pin| {
-            let is_named = pin.known.registration.key_id == registration.key_id;
+        let own = self.seals.iter().filter(|pin| pin.origin == *origin && pin.what.place == *place);
+        let rank = |pin: &&Pin<Known>| {
+            let is_named = pin.what.registration.key_id == registration.key_id;
             (pin.upstream == upstream, !pin.is_present, is_named)
         };
-        own.max_by_key(rank).map(|pin| &pin.known)
+        own.max_by_key(rank).map(|pin| &pin.what)
+    }
+
+    /// What a bank was shown last: by this upstream, or else by those that are gone. Another one that is still there may be
+    /// another client of the same bank.
+    fn shown(&self, upstream: &str, origin: &Origin) -> Vec<&Certificate> {
+        let own = self.shown.iter().find(|pin| pin.is(upstream, origin));
+        let gone = self.shown.iter().filter(|pin| own.is_none() && pin.origin == *origin && !pin.is_present);
+        own.into_iter().chain(gone).map(|pin| &pin.what).collect()
     }
 }
 
-impl Pin {
+impl<T> Pin<T> {
+    fn new(upstream: &str, origin: &Origin, what: T) -> Self {
+        Self { upstream: upstream.to_owned(), origin: origin.clone(), is_present: true, what }
+    }
+
     fn is(&self, upstream: &str, origin: &Origin) -> bool {
         self.upstream == upstream && self.origin == *origin
     }

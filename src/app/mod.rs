@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use prometheus::{IntGaugeVec, Opts, Registry};
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, mpsc, watch};
@@ -55,8 +56,8 @@ pub struct KnownSeal {
     pub name: String,
     /// Its name at the bank.
     pub key_id: String,
-    /// The DER of its certificate.
-    pub certificate: Vec<u8>,
+    /// Its certificates as they were given, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
 }
 
 /// The word for machines where no identity can be used.

@@ -1,5 +1,5 @@
-//! Whether a key id that is a URL (`x5u`, RFC 7517 section 4.6) serves the certificate that seals: the bank fetches it from
-//! there, and refuses every seal once it finds another one.
+//! Whether a key id that is a URL (`x5u`, RFC 7517 section 4.6) serves the certificate that seals, with the chain behind it: the
+//! bank fetches it from there, and refuses every seal once it finds another one or no path.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,12 +11,13 @@ use http_body_util::{BodyExt as _, Limited};
 use prometheus::Registry;
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use tokio::time::timeout;
 
 use crate::app::{App, KnownSeal};
 use crate::config::Finding;
-use crate::identity::pem;
+use crate::identity::{pem, preflight};
 use crate::log::Log;
 use crate::upstream::{Destination, Families, Origin, Payload, ReactorId, Settings, Trust, Upstream};
 
@@ -27,15 +28,26 @@ pub(super) async fn findings(file: &Path, upstream: &str, app: &App) -> Vec<Find
         let key = format!("upstreams.{upstream}.key_id");
         let url = &seal.key_id;
         findings.push(match served(app, upstream, &seal).await {
-            Ok(true) => {
-                Finding::note(file, key, format!("{url} serves the certificate of the seal {}", seal.name)).code("x5u")
-            }
-            Ok(false) => {
+            Ok(chain) if chain.first() != seal.chain.first() => {
                 let reason = format!("{url} serves another certificate than that of the seal {}", seal.name);
                 Finding::warning(file, key, reason)
-                    .hint("put the present chain there: the bank verifies seals with what it finds")
+                    .hint("put the present chain there, leaf first: the bank verifies seals with what it finds")
                     .code("x5u-serves-another")
             }
+            Ok(chain) => match preflight::missing_of_chain(&seal.chain, &chain) {
+                missing if missing.is_empty() => {
+                    let reason = format!("{url} serves the certificate of the seal {}", seal.name);
+                    Finding::note(file, key, reason).code("x5u")
+                }
+                missing => {
+                    let (name, missing) = (&seal.name, missing.join("; "));
+                    let reason =
+                        format!("{url} serves the certificate of the seal {name} without what issued it: {missing}");
+                    Finding::warning(file, key, reason)
+                        .hint("put the whole chain there; the root may stay away")
+                        .code("x5u-incomplete")
+                }
+            },
             Err(reason) => Finding::warning(file, key, format!("{url} could not be read: {reason}"))
                 .hint("the bank must be able to fetch the chain from there")
                 .code("x5u-unreachable"),
@@ -44,12 +56,12 @@ pub(super) async fn findings(file: &Path, upstream: &str, app: &App) -> Vec<Find
     findings
 }
 
-async fn served(app: &App, upstream: &str, seal: &KnownSeal) -> Result<bool, String> {
+/// The certificates that are there.
+async fn served(app: &App, upstream: &str, seal: &KnownSeal) -> Result<Vec<CertificateDer<'static>>, String> {
     let url: Uri = seal.key_id.parse().map_err(|_| "it is not a URL".to_owned())?;
     let host = host(app, upstream, &url)?;
     let text = timeout(LIMIT, fetch(&host, &url)).await.map_err(|_| format!("no answer within {LIMIT:?}"))??;
-    let chain = pem::chain(&text).map_err(|reason| reason.to_string())?;
-    Ok(chain.first().is_some_and(|leaf| **leaf == *seal.certificate))
+    pem::chain(&text).map_err(|reason| reason.to_string())
 }
 
 /// The URL's host, reached as the bank is, but without the QWAC and trusted as this machine trusts.

@@ -1,6 +1,7 @@
 //! The names of algorithms that certificates tell by object identifiers, for people. Judges none of them.
 
-use x509_parser::asn1_rs::Oid;
+use rustls::pki_types::PrivateKeyDer;
+use x509_parser::asn1_rs::{Any, Oid};
 use x509_parser::prelude::{AlgorithmIdentifier, FromDer as _};
 use x509_parser::signature_algorithm::RsaSsaPssParams;
 
@@ -60,6 +61,59 @@ fn hash(oid: &Oid<'_>) -> String {
         _ => return format!("the hash {oid}"),
     };
     name.to_owned()
+}
+
+/// The kind of a private key, such as `EC on P-521`. `None` if it is none that people have a name for.
+pub(super) fn private_key_in_words(key: &PrivateKeyDer<'_>) -> Option<String> {
+    match key {
+        PrivateKeyDer::Pkcs1(key) => rsa(key.secret_pkcs1_der()),
+        PrivateKeyDer::Sec1(key) => sec1(key.secret_sec1_der()),
+        PrivateKeyDer::Pkcs8(key) => pkcs8(key.secret_pkcs8_der()),
+        _ => None,
+    }
+}
+
+/// `PrivateKeyInfo` (RFC 5208 section 5). Nothing is copied: it is a secret.
+fn pkcs8(der: &[u8]) -> Option<String> {
+    let (content, _) = member(Any::from_der(der).ok()?.1.data)?;
+    let (rest, algorithm) = AlgorithmIdentifier::from_der(content).ok()?;
+    match algorithm.algorithm.to_id_string().as_str() {
+        "1.2.840.113549.1.1.1" => rsa(member(rest)?.1.data),
+        "1.2.840.10045.2.1" => Some(on_curve(&algorithm.parameters?.as_oid().ok()?)),
+        oid => Some(key(oid).map_or_else(|| format!("of the algorithm {oid}"), str::to_owned)),
+    }
+}
+
+/// `RSAPrivateKey` (RFC 8017 appendix A.1.2).
+fn rsa(der: &[u8]) -> Option<String> {
+    let (content, _) = member(Any::from_der(der).ok()?.1.data)?;
+    let (_, modulus) = member(content)?;
+    let zeros: usize = modulus.data.iter().position(|byte| *byte != 0)?;
+    let first = modulus.data[zeros].leading_zeros() as usize;
+    Some(format!("RSA of {} bits", (modulus.data.len() - zeros) * 8 - first))
+}
+
+/// `ECPrivateKey` (RFC 5915 section 3), which names its curve if it does not lie within PKCS #8.
+fn sec1(der: &[u8]) -> Option<String> {
+    let (content, _) = member(Any::from_der(der).ok()?.1.data)?;
+    let (content, _) = member(content)?;
+    let (_, parameters) = member(content)?;
+    Some(on_curve(&Oid::from_der(parameters.data).ok()?.1))
+}
+
+/// The first of what a SEQUENCE contains, and what follows it.
+fn member(content: &[u8]) -> Option<(&[u8], Any<'_>)> {
+    Any::from_der(content).ok()
+}
+
+fn on_curve(oid: &Oid<'_>) -> String {
+    let oid = oid.to_id_string();
+    let name = match oid.as_str() {
+        "1.2.840.10045.3.1.7" => Some("P-256"),
+        "1.3.132.0.34" => Some("P-384"),
+        oid => curve(oid),
+    };
+    name.map_or_else(|| format!("EC on the curve {oid}"), |name| format!("EC on {name}"))
 }
 
 /// An algorithm of keys that is neither rsaEncryption nor id-ecPublicKey.

@@ -52,6 +52,13 @@ pub(super) fn judge_succession(chain: &[CertificateDer<'static>], held: &[Certif
     })
 }
 
+/// The subjects on the way up from a chain's leaf, roots aside, whose certificates are not among `served`.
+pub(super) fn missing(chain: &[CertificateDer<'static>], served: &[CertificateDer<'static>]) -> Vec<String> {
+    let Ok(links) = links(chain) else { return Vec::new() };
+    let is_missing = |link: &&Link<'_>| !link.is_root() && !served.iter().any(|der| **der == *link.certificate.der());
+    path(&links).into_iter().filter(is_missing).map(|link| link.certificate.subject().to_owned()).collect()
+}
+
 /// `Err`: the number of the certificate that cannot be read.
 fn links<'a>(chain: &'a [CertificateDer<'static>]) -> Result<Vec<Link<'a>>, usize> {
     let mut links = Vec::with_capacity(chain.len());

@@ -1,4 +1,4 @@
-//! Files with secrets that everybody on the machine may read. Judged is the file that a path leads to: Kubernetes' secrets
+//! Files with secrets that everybody on the machine may read or write. Judged is the file that a path leads to: Kubernetes' secrets
 //! are links.
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{KeySource, Pair, PassphraseSource, Settings};
 
-/// A file with a secret that users other than its owner and group may read.
+/// A file with a secret that users other than its owner and group may read or write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposed {
     /// The pair that it belongs to, and what it is to it: `qwac.key`.
@@ -15,6 +15,17 @@ pub struct Exposed {
     pub path: PathBuf,
     /// Its permissions, as chmod(1) writes them.
     pub mode: u32,
+}
+
+impl Exposed {
+    /// What every user may do with the file.
+    pub fn leave(&self) -> &'static str {
+        match self.mode & 0o006 {
+            0o002 => "write",
+            0o004 => "read",
+            _ => "read and write",
+        }
+    }
 }
 
 /// The files of an identity that are so. A file that cannot be looked at is somebody else's finding.
@@ -41,9 +52,10 @@ fn secrets(pair: &Pair) -> impl Iterator<Item = (&'static str, &Path)> {
     key.map(|path| (pair.key_setting(), path)).into_iter().chain(passphrase.map(|path| ("passphrase", path)))
 }
 
-/// The group is how Kubernetes gives a secret to a user that is not root.
+/// The group is how Kubernetes gives a secret to a user that is not root. Whoever may write a key need not read it: he puts his
+/// own there.
 fn is_exposed(mode: u32) -> bool {
-    mode & 0o004 != 0
+    mode & 0o006 != 0
 }
 
 #[cfg(test)]
@@ -57,11 +69,13 @@ mod tests {
     use crate::key::TokenSettings;
 
     #[test]
-    fn the_group_may_read_and_others_may_not() {
-        for (mode, exposed) in
-            [(0o600, false), (0o400, false), (0o440, false), (0o640, false), (0o644, true), (0o404, true)]
-        {
-            assert_eq!(is_exposed(mode), exposed, "{mode:o}");
+    fn the_group_may_read_and_write_and_others_neither() {
+        for mode in [0o600, 0o400, 0o440, 0o640, 0o660, 0o771] {
+            assert!(!is_exposed(mode), "{mode:o}");
+        }
+        for (mode, leave) in [(0o644, "read"), (0o404, "read"), (0o602, "write"), (0o606, "read and write")] {
+            let exposed = Exposed { setting: String::new(), path: PathBuf::new(), mode };
+            assert_eq!((is_exposed(mode), exposed.leave()), (true, leave), "{mode:o}");
         }
     }
 
@@ -87,12 +101,12 @@ mod tests {
             passphrase,
         };
         let seal = |pair| SealSettings { name: "a".into(), pair };
-        // Certificates are no secret, and what is not there is no finding.
-        let open = || file("open.pem", 0o644);
+        // Certificates are no secret whoever may write them, and what is not there is no finding.
+        let open = || file("open.pem", 0o646);
         let settings = Settings {
-            qwac: pair("qwac", open(), KeySource::File(link.clone()), pass("shared.pass", 0o640)),
+            qwac: pair("qwac", open(), KeySource::File(link.clone()), pass("shared.pass", 0o660)),
             seals: vec![
-                seal(pair("qsealc[0]", file("open.p12", 0o444), KeySource::Bundle, pass("open.pass", 0o606))),
+                seal(pair("qsealc[0]", file("open.p12", 0o442), KeySource::Bundle, pass("open.pass", 0o606))),
                 seal(pair("qsealc[1]", open(), KeySource::Token(token), None)),
                 seal(pair("qsealc[2]", open(), KeySource::File(folder.join("gone")), None)),
             ],
@@ -106,7 +120,7 @@ mod tests {
             found,
             [
                 ("qwac.key", &link, 0o644),
-                ("qsealc[0].pkcs12", &at("open.p12"), 0o444),
+                ("qsealc[0].pkcs12", &at("open.p12"), 0o442),
                 ("qsealc[0].passphrase", &at("open.pass"), 0o606),
                 ("qsealc[1].key", &at("open.pin"), 0o604),
             ]

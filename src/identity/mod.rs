@@ -365,6 +365,9 @@ pub enum Reason {
     /// A certificate that the TLS library does not present.
     #[error("the certificate is of X.509 version {0}, and TLS presents those of version 3 alone")]
     OldVersion(u32),
+    /// A key in a file that the TLS library does not sign with, by its kind.
+    #[error("the key is {0}, and cannot be used for TLS")]
+    OtherKey(String),
     /// The TLS library does not sign with this key.
     #[error("the key is none that TLS signs with here, or damaged")]
     Tls(#[source] rustls::Error),
@@ -379,7 +382,7 @@ impl Reason {
         match self {
             Self::Pem(_) => pem::Reason::CODE,
             Self::Certificate(_) => "malformed-certificate",
-            Self::Key(_) | Self::Tls(_) => "unusable-key",
+            Self::Key(_) | Self::OtherKey(_) | Self::Tls(_) => "unusable-key",
             Self::RsaTooSmall(_) => "small-key",
             Self::OldVersion(_) => "old-version",
             Self::Mismatch => "key-mismatch",
@@ -394,7 +397,11 @@ impl Reason {
                 "give the certificate as the trust service provider issued it"
             }
             Self::Key(error) => error.hint(),
-            Self::Tls(_) => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
+            Self::OtherKey(_) | Self::Tls(_) => {
+                "a QWAC's key in a file is RSA of 2048, 3072 or 4096 bits with an exponent of 65537 or more, EC on P-256 or \
+                 P-384, or Ed25519: ask for a certificate over such a key; if it is one, `openssl pkey -in KEY -out NEW` writes it \
+                 anew"
+            }
             Self::RsaTooSmall(_) => {
                 "ask the trust service provider for a certificate over an RSA key of 2048 bits or more"
             }

@@ -63,8 +63,19 @@ pub struct Expectations {
     pub authorisation: Option<String>,
     /// The roles that both certificates must carry.
     pub roles: Vec<Role>,
-    /// The roles that some path of the bank needs, with that path.
-    pub needed: Vec<(Role, String)>,
+    /// The roles that routes need.
+    pub needed: Vec<Need>,
+}
+
+/// A role that a route needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The role.
+    pub role: Role,
+    /// What needs it: the route's path, or what is likely to be sent through it.
+    pub what: String,
+    /// Whether the path says so.
+    pub is_named: bool,
 }
 
 /// A certificate with the chain that it came with, and what it is to be used for.
@@ -120,6 +131,68 @@ pub fn judge_together(qwac: &Certificate, seal: &Certificate) -> Option<Issue> {
 /// Judges a chain that is to be presented after another one of the same bank's client.
 pub fn judge_succession(chain: &[CertificateDer<'static>], held: &[CertificateDer<'static>]) -> Option<Issue> {
     chain::judge_succession(chain, held)
+}
+
+/// What somebody who has the certificates `served` lacks of a chain, by subjects. Whoever trusts a root has it.
+pub fn missing_of_chain(chain: &[CertificateDer<'static>], served: &[CertificateDer<'static>]) -> Vec<String> {
+    chain::missing(chain, served)
+}
+
+/// Judges a QWAC that is to follow another one: the bank knows its client by the subject.
+pub fn judge_subject(new: &Certificate, held: &Certificate) -> Option<Issue> {
+    let name = |it: &Certificate| (it.subject().to_owned(), it.organization_identifier().map(str::to_owned));
+    (name(new) != name(held)).then(|| Issue {
+        level: Level::Error,
+        code: "other-subject",
+        reason: format!("the new QWAC is for {}, the present one for {}", new.subject(), held.subject()),
+        hint: "the bank knows its client by the subject: if it knows the new one, set `allow_subject_change: true`",
+    })
+}
+
+/// Judges a QWAC that is to follow another one: what that one states of being qualified, this one must state too.
+pub fn judge_qualification(new: &Certificate, held: &Certificate) -> Option<Issue> {
+    let of_new = qualification(new);
+    let lost: Vec<_> = qualification(held).into_iter().filter(|stated| !of_new.contains(stated)).collect();
+    (!lost.is_empty()).then(|| Issue {
+        level: Level::Error,
+        code: "qualification-lost",
+        reason: format!("it does not state what the certificate in use states: {}", lost.join(", ")),
+        hint: "banks of PSD2 take qualified certificates alone: is this the QWAC's successor?",
+    })
+}
+
+fn qualification(certificate: &Certificate) -> Vec<&'static str> {
+    let Ok(Some(statements)) = certificate.qc_statements() else { return Vec::new() };
+    let stated = [
+        (statements.compliance, "that it is qualified (QcCompliance)"),
+        (statements.qc_type == Some(QcType::Web), "that it is for website authentication (QcType)"),
+        (statements.psd2.is_some(), "roles and a competent authority (PSD2)"),
+    ];
+    stated.into_iter().filter_map(|(is_stated, what)| is_stated.then_some(what)).collect()
+}
+
+/// Notes that a QWAC is of another issuer than the one that it follows: some banks trust issuers one by one.
+pub fn judge_issuer(new: &Certificate, held: &Certificate) -> Option<Issue> {
+    (new.issuer() != held.issuer()).then(|| Issue {
+        level: Level::Note,
+        code: "issuer-changed",
+        reason: format!("the new QWAC is issued by {}, the one before it by {}", new.issuer(), held.issuer()),
+        hint: "does the bank trust the new issuer?",
+    })
+}
+
+/// Judges the roles that the configuration states, if it states any, against those that its routes need.
+pub fn judge_stated_roles(expectations: &Expectations) -> Vec<Issue> {
+    if expectations.roles.is_empty() {
+        return Vec::new();
+    }
+    let missing = expectations.needed.iter().filter(|need| !expectations.roles.contains(&need.role));
+    let judged = missing.map(|Need { role, what, .. }| {
+        let reason = format!("{} is not among them, and {what} needs it", role.name());
+        let hint = "state the role if you have it, or take the route away or the method out of its `methods`";
+        warning("role-not-stated", reason, hint)
+    });
+    judged.collect()
 }
 
 /// Judges a key id that stands in the configuration: the banks make theirs from the certificate.
@@ -255,15 +328,19 @@ impl Judged {
         }
     }
 
-    /// A QSealC need not have any; a QWAC has one, and some authorities leave clientAuth out by now.
+    /// A QSealC need not have any. A QWAC must (EN 319 412-4 by way of the CA/Browser Forum's rules), and some authorities leave
+    /// clientAuth out by now.
     fn extended_usage(&mut self, x509: &X509Certificate<'_>) {
-        let Ok(Some(usage)) = x509.extended_key_usage() else { return };
-        if self.purpose == Purpose::Presenting && !usage.value.client_auth && !usage.value.any {
-            let reason = "its extended key usage does not allow clientAuth".to_owned();
-            let hint =
-                "banks may refuse it on the TLS connection: ask the trust service provider for one with clientAuth";
-            self.warning("qwac-without-client-auth", reason, hint);
-        }
+        let reason = match x509.extended_key_usage() {
+            _ if self.purpose != Purpose::Presenting => return,
+            Ok(None) => "it has no extended key usage, which a QWAC must have",
+            Ok(Some(usage)) if !usage.value.client_auth && !usage.value.any => {
+                "its extended key usage does not allow clientAuth"
+            }
+            _ => return,
+        };
+        let hint = "banks may refuse it on the TLS connection: ask the trust service provider for one with clientAuth";
+        self.warning("qwac-without-client-auth", reason.to_owned(), hint);
     }
 
     fn statements(&mut self, certificate: &Certificate, expectations: &Expectations) {
@@ -327,10 +404,12 @@ impl Judged {
             let hint = "correct `roles`, or ask the trust service provider for a certificate with the role";
             self.error("role-missing", reason, hint);
         }
-        for (role, path) in expectations.needed.iter().filter(|(role, _)| !carries(role)) {
-            let reason = format!("it does not carry the role {}, which {path} needs", role.name());
-            let hint =
-                "the bank is going to refuse such requests: take the route away, or get a certificate with the role";
+        // Of a certificate without any role that is said, and not what else might be sent.
+        let is_told = |need: &&Need| need.is_named || psd2.is_some();
+        for Need { role, what, .. } in expectations.needed.iter().filter(is_told).filter(|need| !carries(&need.role)) {
+            let reason = format!("it does not carry the role {}, which {what} needs", role.name());
+            let hint = "the bank is going to refuse such requests: take the route away or the method out of its `methods`, \
+                        or get a certificate with the role";
             self.warning("role-missing-for-route", reason, hint);
         }
     }
@@ -527,11 +606,9 @@ mod tests {
             draft.params.key_usages = usages;
             draft.finds(&[]);
         }
-        for usages in [vec![ExtendedKeyUsagePurpose::Any], Vec::new()] {
-            let mut draft = Draft::qwac();
-            draft.params.extended_key_usages = usages;
-            draft.finds(&[]);
-        }
+        let mut draft = Draft::qwac();
+        draft.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
+        draft.finds(&[]);
     }
 
     #[test]
@@ -564,13 +641,22 @@ mod tests {
     #[test]
     fn roles_that_are_stated_are_errors_however_they_are_missing() {
         let stated = Expectations { roles: vec![Role::AccountInformation], ..Expectations::default() };
-        let needed = vec![(Role::CardIssuing, "/funds-confirmations".to_owned())];
-        let needed = Expectations { needed, ..Expectations::default() };
+        let needed = |is_named| {
+            let needed = vec![Need { role: Role::CardIssuing, what: "/funds-confirmations".into(), is_named }];
+            Expectations { needed, ..Expectations::default() }
+        };
         assert_eq!(Draft::qwac().found(&stated), []);
-        assert_eq!(Draft::qwac().found(&needed), [(Level::Warning, "role-missing-for-route")]);
-        let mut none = Draft::seal();
-        none.statements.psd2 = None;
-        assert_eq!(none.found(&stated), [(Level::Error, "role-missing"), (Level::Warning, "no-psd2-statement")]);
+        for is_named in [false, true] {
+            assert_eq!(Draft::qwac().found(&needed(is_named)), [(Level::Warning, "role-missing-for-route")]);
+        }
+        let none = || {
+            let mut none = Draft::seal();
+            none.statements.psd2 = None;
+            none
+        };
+        assert_eq!(none().found(&needed(false)), [(Level::Warning, "no-psd2-statement")]);
+        assert_eq!(none().found(&needed(true)).len(), 2);
+        assert_eq!(none().found(&stated), [(Level::Error, "role-missing"), (Level::Warning, "no-psd2-statement")]);
         let mut malformed = Draft::seal();
         malformed.statements = QcStatements::default();
         malformed.params.custom_extensions =

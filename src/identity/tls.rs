@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{InconsistentKeys, OtherError, SignatureAlgorithm, SignatureScheme};
 
-use super::Reason;
+use super::{Reason, algorithm};
 use crate::key::{self, Key, Scheme};
 
 /// Presents one QWAC to whoever asks.
@@ -19,7 +19,9 @@ pub(super) struct ClientIdentity(Arc<CertifiedKey>);
 impl ClientIdentity {
     /// Borrows the key, so that whoever read it can wipe it.
     pub(super) fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Self, Reason> {
-        let key = rustls::crypto::ring::sign::any_supported_type(key).map_err(Reason::Tls)?;
+        let kind =
+            || algorithm::private_key_in_words(key).unwrap_or_else(|| "of a kind without a name here".to_owned());
+        let key = rustls::crypto::ring::sign::any_supported_type(key).map_err(|_| Reason::OtherKey(kind()))?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) => Ok(Self(Arc::new(certified))),

@@ -1,5 +1,7 @@
 //! What is true of a bank's API, sealed or not, as data: which headers pass, which path segments are words
-//! rather than somebody's data, how its environments are told apart. Nothing here decides anything.
+//! rather than somebody's data, who may use them, how its environments are told apart. Nothing here decides anything.
+
+use http::Method;
 
 /// A bank's API.
 #[derive(Debug, PartialEq, Eq)]
@@ -10,10 +12,24 @@ pub struct Api {
     pub headers: &'static [Pattern],
     /// Path segments that may stand in logs. Every other segment is written `{id}`.
     pub words: &'static [&'static str],
-    /// Path segments that only providers of a role may use, with the role's name in TS 119 495.
-    pub roles: &'static [(&'static str, &'static str)],
+    /// Path segments that only providers of a role may use.
+    pub roles: &'static [Reserved],
+    /// The path segment after the brand, below which they stand, behind a version.
+    pub resources: &'static str,
     /// What the paths of the sandbox begin with, and those of production do not.
     pub sandbox_prefix: &'static str,
+}
+
+/// A path segment that only providers of a role may use.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// The segment.
+    pub word: &'static str,
+    /// The role's name in TS 119 495.
+    pub role: &'static str,
+    /// What a request for it does that others do not: a route that lets this method through is taken to be meant for it,
+    /// though it may not name it. `None`: routes that do not name it say nothing of it.
+    pub method: Option<Method>,
 }
 
 /// A header name or a family of them, in lower case.
@@ -49,6 +65,30 @@ impl Api {
     pub fn environment(&self, path: &str) -> Environment {
         if path.starts_with(self.sandbox_prefix) { Environment::Sandbox } else { Environment::Production }
     }
+
+    /// What a route with this path and these methods lets through that only providers of a role may ask for.
+    pub fn reserved<'a>(&'a self, path: &'a str, methods: &'a [Method]) -> impl Iterator<Item = &'a Reserved> {
+        let is_above = self.is_above_resources(path);
+        self.roles.iter().filter(move |reserved| {
+            let is_meant = reserved.method.as_ref().is_some_and(|method| methods.contains(method));
+            names(path, reserved.word) || (is_above && is_meant)
+        })
+    }
+
+    /// Whether `[/sandbox]/BRAND/RESOURCES/VERSION/…` can be reached by the path of a route that does not name what.
+    fn is_above_resources(&self, path: &str) -> bool {
+        let inner = path.strip_prefix(self.sandbox_prefix).unwrap_or(path.strip_prefix('/').unwrap_or(path));
+        match inner.split('/').collect::<Vec<_>>().as_slice() {
+            [""] | [_, ""] => true,
+            [_, resources, ""] | [_, resources, _, ""] => *resources == self.resources,
+            _ => false,
+        }
+    }
+}
+
+/// Whether a word stands among a path's segments.
+pub fn names(path: &str, word: &str) -> bool {
+    path.split('/').any(|segment| segment == word)
 }
 
 /// The STET API of Banque Européenne Crédit Mutuel and its sister brands.
@@ -100,11 +140,42 @@ pub const BECM: Api = Api {
         "v2.1",
     ],
     roles: &[
-        ("accounts", "PSP_AI"),
-        ("end-user-identity", "PSP_AI"),
-        ("funds-confirmations", "PSP_IC"),
-        ("payment-requests", "PSP_PI"),
-        ("trusted-beneficiaries", "PSP_AI"),
+        Reserved { word: "accounts", role: "PSP_AI", method: None },
+        Reserved { word: "end-user-identity", role: "PSP_AI", method: None },
+        Reserved { word: "funds-confirmations", role: "PSP_IC", method: None },
+        Reserved { word: "payment-requests", role: "PSP_PI", method: Some(Method::POST) },
+        Reserved { word: "trusted-beneficiaries", role: "PSP_AI", method: None },
     ],
+    resources: "stet-psd2-api",
     sandbox_prefix: "/sandbox/",
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_needs_the_roles_of_what_it_names_or_is_meant_for() {
+        let of = |path: &str, methods: &[Method]| -> Vec<&str> {
+            BECM.reserved(path, methods).map(|reserved| reserved.word).collect()
+        };
+        for above in [
+            "/",
+            "/becm/",
+            "/sandbox/becm/",
+            "/becm/stet-psd2-api/",
+            "/becm/stet-psd2-api/v2.1/",
+            "/sandbox/cic/stet-psd2-api/",
+        ] {
+            assert_eq!(of(above, &[Method::GET, Method::POST]), ["payment-requests"], "{above}");
+            assert_eq!(of(above, &[Method::GET]), [""; 0], "{above}");
+        }
+        for beside in
+            ["/becm/oauth2/", "/becm/oauth2/token", "/becm/stet-psd2-api", "/becm/stet-psd2-api/v2.1/consents/"]
+        {
+            assert_eq!(of(beside, &[Method::GET, Method::POST]), [""; 0], "{beside}");
+        }
+        assert_eq!(of("/becm/stet-psd2-api/v2.1/payment-requests/", &[Method::GET]), ["payment-requests"]);
+        assert_eq!(of("/becm/stet-psd2-api/v2.1/accounts", &[Method::POST]), ["accounts"]);
+    }
+}

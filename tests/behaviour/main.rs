@@ -24,6 +24,7 @@ mod secrets;
 mod skew;
 mod slow;
 mod soak;
+mod succession;
 mod support;
 #[cfg(feature = "pkcs11")]
 mod token;

@@ -11,24 +11,24 @@ use crate::support::{FakeBank, folder, kit};
 
 /// One certificate, good unless something is changed.
 #[derive(Clone)]
-struct Wanted {
-    subject: &'static str,
-    organization_identifier: &'static str,
-    key_usage: &'static str,
-    extended: Option<&'static str>,
-    qc_type: Option<&'static str>,
-    compliance: bool,
-    roles: &'static [(&'static str, &'static str)],
-    nca_id: &'static str,
-    ca: bool,
-    days: u32,
+pub(crate) struct Wanted {
+    pub(crate) subject: &'static str,
+    pub(crate) organization_identifier: &'static str,
+    pub(crate) key_usage: &'static str,
+    pub(crate) extended: Option<&'static str>,
+    pub(crate) qc_type: Option<&'static str>,
+    pub(crate) compliance: bool,
+    pub(crate) roles: &'static [(&'static str, &'static str)],
+    pub(crate) nca_id: &'static str,
+    pub(crate) ca: bool,
+    pub(crate) days: u32,
 }
 
 const AI: (&str, &str) = ("0.4.0.19495.1.3", "PSP_AI");
 const PI: (&str, &str) = ("0.4.0.19495.1.2", "PSP_PI");
 
 impl Wanted {
-    fn qwac() -> Self {
+    pub(crate) fn qwac() -> Self {
         Self {
             subject: "Paiements SAS",
             organization_identifier: "PSDFR-ACPR-12345",
@@ -44,7 +44,7 @@ impl Wanted {
     }
 
     /// As a real one: nonRepudiation alone, no extended key usage.
-    fn seal() -> Self {
+    pub(crate) fn seal() -> Self {
         Self { key_usage: "critical,nonRepudiation", extended: None, qc_type: Some("0.4.0.1862.1.6.2"), ..Self::qwac() }
     }
 
@@ -81,27 +81,32 @@ impl Wanted {
 }
 
 /// A folder with an authority of OpenSSL's.
-struct Office {
+pub(crate) struct Office {
     folder: PathBuf,
     issued: usize,
 }
 
 impl Office {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let office = Self { folder: folder("office"), issued: 0 };
         let root = "[req]\ndistinguished_name=d\n[d]\n[ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n";
         std::fs::write(office.path("root.cnf"), root).expect("written");
         for name in ["root", "twin"] {
-            let new = format!(
-                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -config root.cnf -extensions ca \
-                 -subj /C=FR/O=Confiance/CN=Racine -keyout {name}.key -out {name}.pem"
-            );
-            office.openssl(&new.split(' ').collect::<Vec<_>>());
+            office.authority(name, "Racine");
         }
         office
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Another root, into the files of this name.
+    pub(crate) fn authority(&self, file: &str, name: &str) {
+        let new = format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -config root.cnf -extensions ca -subj \
+             /C=FR/O=Confiance/CN={name} -keyout {file}.key -out {file}.pem"
+        );
+        self.openssl(&new.split(' ').collect::<Vec<_>>());
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
@@ -111,7 +116,11 @@ impl Office {
     }
 
     /// Issues, and returns the paths of the certificate alone and of its key.
-    fn issue(&mut self, wanted: &Wanted, key: &[&str]) -> (PathBuf, PathBuf) {
+    pub(crate) fn issue(&mut self, wanted: &Wanted, key: &[&str]) -> (PathBuf, PathBuf) {
+        self.issue_by("root", wanted, key)
+    }
+
+    pub(crate) fn issue_by(&mut self, issuer: &str, wanted: &Wanted, key: &[&str]) -> (PathBuf, PathBuf) {
         self.issued += 1;
         let (pem, secret) = (format!("{}.pem", self.issued), format!("{}.key", self.issued));
         let config = format!("[req]\ndistinguished_name=d\n[d]\n{}", wanted.extensions());
@@ -123,31 +132,31 @@ impl Office {
         let request =
             ["req", "-new", "-nodes", "-config", "leaf.cnf", "-subj", &subject, "-keyout", &secret, "-out", "csr"];
         self.openssl(&[&request[..], key].concat());
-        self.sign(&pem, wanted.days, "-sha256");
+        self.sign(issuer, &pem, wanted.days, "-sha256");
         (self.path(&pem), self.path(&secret))
     }
 
     /// Signs the last request again.
     fn sign_last(&self, pem: &Path, digest: &str) {
-        self.sign(pem.file_name().and_then(|name| name.to_str()).expect("a name"), 365, digest);
+        self.sign("root", pem.file_name().and_then(|name| name.to_str()).expect("a name"), 365, digest);
     }
 
-    fn sign(&self, pem: &str, days: u32, digest: &str) {
+    fn sign(&self, issuer: &str, pem: &str, days: u32, digest: &str) {
         let command = format!(
-            "x509 -req -in csr -CA root.pem -CAkey root.key -CAcreateserial -days {days} -extfile leaf.cnf -extensions leaf \
+            "x509 -req -in csr -CA {issuer}.pem -CAkey {issuer}.key -CAcreateserial -days {days} -extfile leaf.cnf -extensions leaf \
              {digest} -out {pem}"
         );
         self.openssl(&command.split(' ').collect::<Vec<_>>());
     }
 
-    fn join(&self, name: &str, parts: &[&Path]) -> PathBuf {
+    pub(crate) fn join(&self, name: &str, parts: &[&Path]) -> PathBuf {
         let text: String = parts.iter().map(|part| std::fs::read_to_string(part).expect("PEM")).collect();
         std::fs::write(self.path(name), text).expect("written");
         self.path(name)
     }
 }
 
-const RSA: [&str; 2] = ["-newkey", "rsa:2048"];
+pub(crate) const RSA: [&str; 2] = ["-newkey", "rsa:2048"];
 
 /// `check --json` over one identity with these files.
 struct Checked {
@@ -233,7 +242,8 @@ fn one_thing_wrong_at_a_time_is_found_where_it_is() {
     }
     let mut office = Office::new();
     let root = office.path("root.pem");
-    let cases: [(_, _, &[_]); 12] = [
+    let cases: [(_, _, &[_]); 13] = [
+        (Wanted { extended: None, ..Wanted::qwac() }, Wanted::seal(), &[("warning", QWAC, "qwac-without-client-auth")]),
         (
             Wanted { extended: Some("serverAuth"), ..Wanted::qwac() },
             Wanted::seal(),
@@ -258,7 +268,7 @@ fn one_thing_wrong_at_a_time_is_found_where_it_is() {
         (
             Wanted::qwac(),
             Wanted { organization_identifier: "PSDFR-ACPR-99999", ..Wanted::seal() },
-            &[("warning", "identities.main", "two-organisations")],
+            &[("error", "identities.main", "two-organisations")],
         ),
         (Wanted { ca: true, ..Wanted::qwac() }, Wanted::seal(), &[("error", QWAC, "authority-as-leaf")]),
         (Wanted::qwac(), Wanted { days: 5, ..Wanted::seal() }, &[("warning", SEAL, "expires-soon")]),
@@ -278,24 +288,36 @@ fn what_the_configuration_states_must_stand_in_both_certificates() {
     let mut office = Office::new();
     let root = office.path("root.pem");
     let informing = office.issue(&Wanted { roles: &[AI], ..Wanted::qwac() }, &RSA);
-    let seal = office.issue(&Wanted::seal(), &RSA);
+    let (paying, seal) = (office.issue(&Wanted::qwac(), &RSA), office.issue(&Wanted::seal(), &RSA));
     let whole = |name: &str, (pem, key): &(PathBuf, PathBuf)| (office.join(name, &[pem, &root]), key.clone());
     let (informing, seal) = (whole("qwac.chain", &informing), whole("seal.chain", &seal));
+    let paying = whole("paying.chain", &paying);
     let check =
         |identity: &str, upstream: &str, routes: &str| Checked::of(&informing, &seal, identity, upstream, routes);
-    check(", roles: [AISP]", "", ROUTE).finds(&[]);
-    check(", roles: [AISP, PISP]", "", ROUTE).finds(&[("error", QWAC, "role-missing")]);
+    let reading = ROUTE.replace("upstream", "methods: [GET], upstream");
+    check(", roles: [AISP]", "", &reading).finds(&[]);
+    // Whatever POST goes through it, a payment is the first thing to expect.
+    check("", "", ROUTE).finds(&[("warning", QWAC, "role-missing-for-route")]);
+    check(", roles: [AISP, PISP]", "", &reading).finds(&[("error", QWAC, "role-missing")]);
     let payments = "{ path: /becm/stet-psd2-api/v2.1/payment-requests/, upstream: bank }";
     check("", "", payments).finds(&[("warning", QWAC, "role-missing-for-route")]);
-    check(", authorisation: PSDFR-ACPR-54321", "", ROUTE)
+    let elsewhere = payments.replace("upstream", "seal: false, methods: [GET], upstream");
+    check("", "", &format!("{ROUTE}, {elsewhere}")).finds(&[("warning", QWAC, "role-missing-for-route")]);
+    let both = |identity: &str, routes: &str| Checked::of(&paying, &seal, identity, "", routes);
+    let not_stated = [("warning", "identities.main.roles", "role-not-stated")];
+    both(", roles: [AISP]", payments).finds(&not_stated);
+    both(", roles: [AISP]", ROUTE).finds(&not_stated);
+    both(", roles: [AISP]", &reading).finds(&[]);
+    both(", roles: [AISP, PISP]", ROUTE).finds(&[]);
+    check(", authorisation: PSDFR-ACPR-54321", "", &reading)
         .finds(&[("error", QWAC, "other-authorisation"), ("error", SEAL, "other-authorisation")]);
     let key_id = "dac579ef4ca6231e517fcc81af4a834a832a34df";
     let staged = ("note", "upstreams.bank.seal_keys", "staged");
-    check("", &format!(", key_id: {key_id}"), ROUTE)
+    check("", &format!(", key_id: {key_id}"), &reading)
         .finds(&[("error", "upstreams.bank.key_id", "key-id-of-another-certificate"), staged]);
     let opaque = format!(", key_id: {key_id}, profile: {{ like: becm, key_id_opaque: true }}");
-    check("", &opaque, ROUTE).finds(&[]);
-    let sandbox = ROUTE.replace("/becm", "/sandbox/becm");
+    check("", &opaque, &reading).finds(&[]);
+    let sandbox = reading.replace("/becm", "/sandbox/becm");
     check("", ", environment: sandbox", &sandbox).finds(&[(
         "warning",
         "upstreams.bank.environment",
@@ -456,6 +478,50 @@ fn signatures_that_cannot_be_verified_here_have_words() {
     }
 }
 
+/// In a file: TLS is done with ring, which knows a few kinds.
+#[test]
+fn a_qwac_over_a_key_that_tls_cannot_use_is_refused_by_the_name_of_its_kind() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let mut office = Office::new();
+    let root = office.path("root.pem");
+    let seal = office.issue(&Wanted::seal(), &RSA);
+    let sealing = (office.join("seal.chain", &[&seal.0, &root]), seal.1.clone());
+    let curve =
+        |name: &str| vec!["-newkey".into(), "ec".into(), "-pkeyopt".into(), format!("ec_paramgen_curve:{name}")];
+    let kind = |name: &str| vec!["-newkey".to_owned(), name.to_owned()];
+    for (key, form, words) in [
+        (curve("P-521"), "", "the key is EC on P-521, and"),
+        (curve("P-521"), "ec", "the key is EC on P-521, and"),
+        (curve("brainpoolP256r1"), "", "the key is EC on brainpoolP256r1, and"),
+        (kind("ed448"), "", "the key is Ed448, and"),
+        (kind("rsa:4608"), "", "the key is RSA of 4608 bits, and"),
+        (kind("rsa:2560"), "rsa -traditional", "the key is RSA of 2560 bits, and"),
+        (kind("rsa:1024"), "", "the certificate's RSA key has 1024 bits"),
+        (curve("P-384"), "", ""),
+        (kind("ed25519"), "", ""),
+        (kind("rsa:3072"), "", ""),
+    ] {
+        let arguments: Vec<&str> = key.iter().map(String::as_str).collect();
+        let (pem, secret) = office.issue(&Wanted::qwac(), &arguments);
+        if !form.is_empty() {
+            let secret = secret.display().to_string();
+            office.openssl(&form.split(' ').chain(["-in", &secret, "-out", &secret]).collect::<Vec<_>>());
+        }
+        let qwac = (office.join("qwac.chain", &[&pem, &root]), secret);
+        let checked = Checked::of(&qwac, &sealing, "", "", ROUTE);
+        assert_eq!(checked.code, Some(if words.is_empty() { 0 } else { 78 }), "{key:?}: {:#}", checked.document);
+        let findings = checked.document["findings"].to_string();
+        assert!(findings.contains(words) && !findings.contains("failed to parse"), "{key:?}: {findings}");
+        assert_eq!(
+            findings.contains("EC on P-256 or P-384, or Ed25519"),
+            words.starts_with("the key is"),
+            "{findings}"
+        );
+    }
+}
+
 /// Whatever is wrong, machines read one document, and the exit code is the same as for people.
 /// Of every kind one.
 const MISTAKES: &str = "listn: 127.0.0.1:8080\nlisten: [\"0.0.0.0:8080\", \"127.0.0.1:1\", \"127.0.0.1:1\"]\nthreads: [1]\n\
@@ -507,33 +573,72 @@ fn check_prints_one_document_for_machines() {
     }
 }
 
+/// What `check --connect` says of the URL that serves this, where `config` is told the URL.
+fn x5u(served: Vec<u8>, config: impl Fn(&str) -> String) -> Value {
+    let web = Web::serving(served);
+    let file = folder("x5u").join("sealproxy.yaml");
+    let url = format!("    key_id: \"https://localhost:{}/chain.pem\"\n", web.0);
+    std::fs::write(&file, config(&url)).expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
+        .args(["check", "--json", "--connect", "--config"])
+        .arg(&file)
+        .env("SSL_CERT_FILE", kit().path("ca.pem"))
+        .output()
+        .expect("it starts");
+    let document: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+    let last = document["connect"]["bank"].as_array().expect("a list").last().expect("a finding").clone();
+    assert_eq!(last["key"], "upstreams.bank.key_id");
+    last
+}
+
 /// The bank verifies seals with what the URL serves.
 #[test]
 fn an_x5u_must_serve_the_certificate_that_seals() {
     let bank = FakeBank::good();
     let seal = std::fs::read(kit().path("qsealc.pem")).expect("PEM");
     let other = std::fs::read(kit().path("qwac.pem")).expect("PEM");
-    for (served, code) in
-        [(seal, Some("x5u")), (other, Some("x5u-serves-another")), (b"x".to_vec(), Some("x5u-unreachable"))]
-    {
-        let web = Web::serving(served);
-        let yaml = crate::support::config(
-            bank.address,
-            &format!("    key_id: \"https://localhost:{}/chain.pem\"\n", web.0),
-            "",
+    for (served, code) in [(seal, "x5u"), (other, "x5u-serves-another"), (b"x".to_vec(), "x5u-unreachable")] {
+        let last = x5u(served, |key_id| crate::support::config(bank.address, key_id, ""));
+        assert_eq!(last["code"], code, "{last}");
+    }
+}
+
+/// It builds its path from there too.
+#[test]
+fn an_x5u_must_serve_what_issued_the_certificate_that_seals() {
+    if !present(&["openssl"]) {
+        return;
+    }
+    let (bank, mut office) = (FakeBank::good(), Office::new());
+    let authority = Wanted { subject: "Intermediaire", key_usage: "critical,keyCertSign", ca: true, ..Wanted::seal() };
+    let (middle, _) = office.issue(&authority, &RSA);
+    let (alien, _) = office.issue(&authority, &RSA);
+    let (leaf, key) = office.issue_by("1", &Wanted::seal(), &RSA);
+    let root = office.path("root.pem");
+    let chain = office.join("chain", &[&leaf, &middle, &root]);
+    let plain = ["qsealc.pem", "qsealc.key"].map(|name| kit().path(name).display().to_string());
+    let config = |key_id: &str| {
+        let text = crate::support::file_config(bank.address, key_id, "");
+        text.replace(&plain[0], &chain.display().to_string()).replace(&plain[1], &key.display().to_string())
+    };
+    let cases: [(&[&Path], &str); 6] = [
+        (&[&leaf, &middle, &root], "x5u"),
+        (&[&leaf, &middle], "x5u"),
+        (&[&leaf, &root, &middle], "x5u"),
+        (&[&leaf], "x5u-incomplete"),
+        (&[&leaf, &root], "x5u-incomplete"),
+        (&[&leaf, &alien, &root], "x5u-incomplete"),
+    ];
+    for (parts, code) in cases {
+        let served = std::fs::read(office.join("served", parts)).expect("PEM");
+        let last = x5u(served, config);
+        assert_eq!(last["code"], code, "{last}");
+        let reason = last["reason"].as_str().expect("text");
+        assert_eq!(
+            reason.contains("without what issued it") && reason.contains("O=Intermediaire"),
+            code != "x5u",
+            "{last}"
         );
-        let file = folder("x5u").join("sealproxy.yaml");
-        std::fs::write(&file, yaml).expect("written");
-        let output = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
-            .args(["check", "--json", "--connect", "--config"])
-            .arg(&file)
-            .env("SSL_CERT_FILE", kit().path("ca.pem"))
-            .output()
-            .expect("it starts");
-        let document: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
-        let last = document["connect"]["bank"].as_array().expect("a list").last().expect("a finding").clone();
-        assert_eq!(last["code"].as_str(), code, "{last}");
-        assert_eq!(last["key"], "upstreams.bank.key_id");
     }
 }
 

@@ -127,11 +127,11 @@ fn identity(secret: &Secret) -> String {
     )
 }
 
-fn page(rig: &Rig, path: &str) -> Answer {
+pub(crate) fn page(rig: &Rig, path: &str) -> Answer {
     send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
 }
 
-fn status(rig: &Rig) -> Value {
+pub(crate) fn status(rig: &Rig) -> Value {
     serde_json::from_str(&page(rig, "/status").body).expect("JSON")
 }
 
@@ -874,7 +874,7 @@ fn presents(rig: &Rig, issued: &Issued) -> bool {
     status(rig)["upstreams"]["bank"]["qwac_sha256"] == *leaf_of(&der(issued)).sha256_hex()
 }
 
-fn reload(rig: &Rig, file: &Path, text: &str) -> Value {
+pub(crate) fn reload(rig: &Rig, file: &Path, text: &str) -> Value {
     let before = status(rig)["last_reload"].clone();
     std::fs::write(file, text).expect("written");
     rig.reload();

@@ -242,7 +242,7 @@ fn what_does_not_open_says_why_and_never_what_was_tried() {
 
 /// As the kubelet mounts a secret: the path is a link, and its target is what counts.
 #[test]
-fn keys_that_everybody_may_read_are_refused_where_money_is() {
+fn keys_that_everybody_may_read_or_write_are_refused_where_money_is() {
     let bank = FakeBank::good();
     let safe = Safe::new();
     let key = safe.write("real.key", &std::fs::read_to_string(kit().path("qsealc.key")).expect("PEM"));
@@ -258,10 +258,14 @@ fn keys_that_everybody_may_read_are_refused_where_money_is() {
             document["findings"].as_array().expect("a list").iter().find(|it| it["code"] == "exposed-secret").cloned();
         (ok, finding.map(|finding| (finding["level"].clone(), finding["key"].clone())), text)
     };
-    for good in [0o600, 0o440, 0o640] {
+    for good in [0o600, 0o440, 0o640, 0o660] {
         mode(good);
         assert_eq!(found(&production).1, None);
     }
+    mode(0o602);
+    let (ok, finding, text) = found(&production);
+    assert_eq!((ok, finding), (false, Some(("error".into(), "identities.main.qsealc.key".into()))), "{text}");
+    assert!(text.contains("every user of this machine may write the secret (mode 0602)"), "{text}");
     mode(0o644);
     let (ok, finding, text) = found(&production);
     assert_eq!((ok, finding), (false, Some(("error".into(), "identities.main.qsealc.key".into()))), "{text}");

@@ -50,12 +50,12 @@ fn missing() -> Option<String> {
 #[allow(unused_qualifications, missing_docs)]
 mod counted {
     use std::hint::black_box;
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     use gungraun::{library_benchmark, library_benchmark_group};
     use http::HeaderValue;
     use http::request::Parts;
-    use sealproxy::seal::{Body, Sealer};
+    use sealproxy::seal::{Body, Patience, Sealer};
     use tokio::runtime::Runtime;
 
     use super::subject::{self, Signed};
@@ -88,7 +88,8 @@ mod counted {
     #[bench::by_default(1)]
     fn seal(mut ready: Ready) -> Ready {
         let body = Body { digest: &ready.nothing, present: false };
-        let sealed = ready.runtime.block_on(ready.sealer.seal(&mut ready.head, body, || SystemTime::UNIX_EPOCH));
+        let sealed =
+            ready.runtime.block_on(ready.sealer.seal(&mut ready.head, body, ready.patience, || SystemTime::UNIX_EPOCH));
         sealed.expect("sealed");
         ready
     }
@@ -99,6 +100,7 @@ mod counted {
         sealer: Sealer,
         head: Parts,
         nothing: HeaderValue,
+        patience: Patience,
     }
 
     fn ready(backend: usize) -> Ready {
@@ -106,7 +108,8 @@ mod counted {
         let key = subject::keys().into_iter().nth(backend).expect("one of two");
         let sealer = subject::sealer(key, &runtime);
         let nothing = sealer.digest().finish();
-        Ready { runtime, sealer, head: subject::head(), nothing }
+        let patience = Patience::of(Duration::from_secs(2));
+        Ready { runtime, sealer, head: subject::head(), nothing, patience }
     }
 
     library_benchmark_group!(name = parts, benchmarks = [signing_string, digest, seal]);

@@ -2,7 +2,7 @@
 //! same renderer.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use sealproxy::identity::Credential;
@@ -10,7 +10,7 @@ use sealproxy::identity::certificate::Certificate;
 use sealproxy::identity::pem;
 use sealproxy::key::{Key, Scheme};
 use sealproxy::seal::dialect::{BECM, Covered, Dialect, DigestAlgorithm, DigestRule, KeyIdRule, When};
-use sealproxy::seal::{Body, Error, Profile, Sealer, SetupError};
+use sealproxy::seal::{Body, Error, Patience, Profile, Sealer, SetupError};
 use serde_json::Value;
 
 fn file(name: &str) -> PathBuf {
@@ -57,7 +57,8 @@ fn seal(
     digest.update(body.unwrap_or_default().as_bytes());
     let digest = digest.finish();
     let clock: SystemTime = httpdate::parse_http_date(date).expect("a date");
-    run(sealer.seal(&mut head, Body { digest: &digest, present: body.is_some() }, || clock))?;
+    let body = Body { digest: &digest, present: body.is_some() };
+    run(sealer.seal(&mut head, body, Patience::of(Duration::from_secs(2)), || clock))?;
     Ok(head.headers)
 }
 

@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::key::{self, Key, Scheme, TokenSettings};
+use crate::key::{self, Key, Patience, Scheme, TokenSettings};
 
 pub mod algorithm;
 pub mod certificate;
@@ -289,7 +289,7 @@ async fn fitting(key: &Key, certificate: &Certificate) -> Result<Vec<Scheme>, Re
 
 async fn fits(key: &Key, scheme: Scheme, certificate: &Certificate) -> Result<(), Reason> {
     const MESSAGE: &[u8] = b"sealproxy: does this key fit this certificate?";
-    let signature = key.turn().await?.sign_as(scheme, MESSAGE).await?;
+    let signature = key.turn(Patience::of(PATIENCE)).await?.sign_as(scheme, MESSAGE).await?;
     certificate.verify(MESSAGE, &signature, scheme).map_err(|_| Reason::Mismatch)
 }
 

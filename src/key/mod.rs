@@ -21,6 +21,8 @@ mod aws_lc;
 #[cfg(feature = "batch")]
 mod batch;
 #[cfg(feature = "pkcs11")]
+mod desk;
+#[cfg(feature = "pkcs11")]
 mod mechanism;
 mod patience;
 mod ring;
@@ -28,6 +30,7 @@ mod ring;
 mod token;
 pub mod uri;
 
+pub use patience::Patience;
 #[cfg(feature = "pkcs11")]
 pub use token::Fault;
 use uri::TokenUri;
@@ -150,8 +153,10 @@ impl Key {
     }
 
     /// Waits for the right to sign once. Keys in memory grant it at once; a token grants a session, and refuses who would
-    /// wait behind too many.
-    pub async fn turn(&self) -> Result<Turn, Error> {
+    /// wait behind too many, or longer than his patience lasts.
+    pub async fn turn(&self, patience: Patience) -> Result<Turn, Error> {
+        #[cfg(not(feature = "pkcs11"))]
+        let _ = patience;
         Ok(Turn(match &self.backend {
             Backend::Ring(key) => Granted::Ring(Arc::clone(key)),
             #[cfg(all(feature = "aws-lc", not(feature = "batch")))]
@@ -159,14 +164,14 @@ impl Key {
             #[cfg(feature = "batch")]
             Backend::Batch(key) => Granted::Batch(Arc::clone(key)),
             #[cfg(feature = "pkcs11")]
-            Backend::Token(key) => Granted::Token(key.turn().await?),
+            Backend::Token(key) => Granted::Token(key.turn(patience).await?),
         }))
     }
 
     /// Signs while this thread waits, for interfaces that leave no other way: TLS signs in the middle of a handshake.
     /// Waits for as long as [`waiting_until`] allows this thread, and where nobody has called that not at all.
     pub fn sign_here(&self, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Error> {
-        let signed = async { self.turn().await?.sign_as(scheme, message).await };
+        let signed = async { self.turn(Patience::here()).await?.sign_as(scheme, message).await };
         patience::wait(signed).unwrap_or(Err(Error::Late))
     }
 }
@@ -322,6 +327,9 @@ pub enum Error {
     /// As many signatures wait for the key as may.
     #[error("{0} signatures wait for this key already")]
     Busy(usize),
+    /// The signatures before this one would take the key too long. Holds what this one would have taken with them.
+    #[error("this key would not have signed for another {0:.1?}")]
+    Behind(Duration),
     /// No signature within the time that its thread may wait.
     #[error("the key did not sign in time")]
     Late,
@@ -347,7 +355,7 @@ impl Error {
             Self::NotBuilt => "build with the feature `pkcs11`, which is on by default",
             #[cfg(feature = "pkcs11")]
             Self::Token(fault) => fault.hint(),
-            Self::Late | Self::Busy(_) => "look into the token's own log: it is too slow, or hangs",
+            Self::Late | Self::Busy(_) | Self::Behind(_) => "look into the token's own log: it is too slow, or hangs",
             _ => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
         }
     }

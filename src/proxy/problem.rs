@@ -15,8 +15,8 @@ use super::api::Environment;
 use super::headers::{PROXY_STATUS, SEALPROXY_OUTCOME, SEALPROXY_REQUEST_ID};
 use super::show_size;
 use super::target::Ambiguity;
-use crate::seal;
 use crate::upstream::{AcquireError, AnswerError, Cause, KeyFault, Outcome, SendError};
+use crate::{key, seal};
 
 /// Why the proxy answers a request itself. `Display` never repeats what a caller sent, but for the host that it named.
 /// A limit stands there with its setting and its value: the text is made for those alone who are refused.
@@ -350,7 +350,8 @@ const MAX_HOST: usize = 253;
 /// Only of a crowd there is something to tell: the rest is for the log.
 fn unsealed(error: &seal::Error) -> String {
     match error {
-        seal::Error::Busy(crowd) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
+        seal::Error::Busy(crowd @ key::Error::Busy(_)) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
+        seal::Error::Busy(behind) => format!("{behind}, too near the end of `timeouts.seal`"),
         _ => "the request could not be sealed".to_owned(),
     }
 }

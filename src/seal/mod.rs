@@ -2,7 +2,7 @@
 //!
 //! A seal is the QSealC's signature over what the dialect names: the target, the `Date`, the body's `Digest`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,6 +11,7 @@ use http::request::Parts;
 use thiserror::Error;
 
 use crate::identity::Credential;
+pub use crate::key::Patience;
 use crate::key::{self, Key, Scheme};
 
 pub mod cavage;
@@ -112,10 +113,12 @@ impl Sealer {
         &self,
         head: &mut Parts,
         body: Body<'_>,
+        patience: Patience,
         clock: impl FnOnce() -> SystemTime,
     ) -> Result<(), Error> {
         self.prepare(head, body);
-        let turn = self.key.turn().await?;
+        let signing = patience.signing.min(SIGNING);
+        let turn = self.key.turn(Patience { signing, ..patience }).await?;
         head.headers.insert(DATE, date(clock()));
         let string = {
             let message = message(head);
@@ -152,6 +155,9 @@ impl Sealer {
             .map(|rule| &rule.component)
     }
 }
+
+/// What a signature should take at most, or its `Date` grows old.
+const SIGNING: Duration = Duration::from_millis(800);
 
 /// What a seal needs to know of a body.
 #[derive(Clone, Copy, Debug)]
@@ -222,7 +228,7 @@ pub enum Error {
     /// A header that must be signed is missing: the steps before the seal let an illegal head through.
     #[error(transparent)]
     Absent(#[from] Absent),
-    /// As many seals wait for the key as may.
+    /// As many seals wait for the key as may, or as it makes in time.
     #[error("too many requests wait for the seal key")]
     Busy(#[source] key::Error),
     /// The token that holds the key is gone, locked or broken.
@@ -236,7 +242,7 @@ pub enum Error {
 impl From<key::Error> for Error {
     fn from(error: key::Error) -> Self {
         match error {
-            key::Error::Busy(_) => Self::Busy(error),
+            key::Error::Busy(_) | key::Error::Behind(_) => Self::Busy(error),
             #[cfg(feature = "pkcs11")]
             key::Error::Token(_) => Self::Unreachable(error),
             _ => Self::Key(error),

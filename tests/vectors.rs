@@ -1,6 +1,7 @@
 //! Seals against vectors that OpenSSL made, byte for byte and for every key backend; and a second dialect through the
 //! same renderer.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -181,5 +182,28 @@ fn repeated_headers_are_signed_joined_in_order() {
         let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, bytes).expect("base64");
         let signed = format!("(request-target): get /x\nhost: bank\ndate: {date}\nx-request-id: id\npsu-note: a, , b");
         credential.certificate().verify(signed.as_bytes(), &bytes, Scheme::RsaPkcs1Sha256).expect("verified");
+    }
+}
+
+#[test]
+fn no_date_leaves_that_has_grown_old_while_the_key_signed() {
+    let second = httpdate::parse_http_date("Tue, 20 Apr 2021 02:07:55 GMT").expect("a date");
+    let at = |milliseconds| second + Duration::from_millis(milliseconds);
+    let [credential, ..] = &credentials()[..] else { panic!("one at least") };
+    let sealer = Sealer::new(&profile(&BECM), credential).expect("RSA has a label");
+    let digest = sealer.digest().finish();
+    // What counts is the second that stands in `Date`, and not when in it the clock was read.
+    for (begun, done, fresh) in
+        [(0, 1800, true), (0, 1801, false), (999, 1800, true), (999, 1801, false), (0, 10_000, false), (999, 0, true)]
+    {
+        let request = Request::get("/x").header("host", "h").header("x-request-id", "1").body(()).expect("a request");
+        let (mut head, ()) = request.into_parts();
+        let looks = Cell::new(0);
+        let clock = || at(if looks.replace(looks.get() + 1) == 0 { begun } else { done });
+        let body = Body { digest: &digest, present: false };
+        let sealed = run(sealer.seal(&mut head, body, Patience::of(Duration::from_secs(2)), clock));
+        assert_eq!(sealed.is_ok(), fresh, "{begun} {done}");
+        assert!(fresh || matches!(sealed, Err(Error::Stale(_))));
+        assert_eq!(head.headers.contains_key("signature"), fresh);
     }
 }

@@ -218,7 +218,7 @@ impl Problem {
             Self::Seal(seal::Error::Absent(_) | seal::Error::Key(_)) => {
                 face(S::INTERNAL_SERVER_ERROR, "seal-failed", "Not sealed", "proxy_internal_error")
             }
-            Self::SealTimeout(_) => {
+            Self::SealTimeout(_) | Self::Seal(seal::Error::Stale(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
             }
             Self::Send(error) => of_send(error),
@@ -313,7 +313,7 @@ impl Problem {
             | Self::Overloaded(_)
             | Self::Crowded(_)
             | Self::SealTimeout(_)
-            | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_))
+            | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_) | seal::Error::Stale(_))
             | Self::Acquire(
                 AcquireError::Busy(_) | AcquireError::Full(..) | AcquireError::Replaced | AcquireError::QwacKey(_),
             ) => {
@@ -347,11 +347,12 @@ impl fmt::Display for AskedHost {
 /// No name is longer (RFC 1035 section 2.3.4).
 const MAX_HOST: usize = 253;
 
-/// Only of a crowd there is something to tell: the rest is for the log.
+/// Of a crowd and of a slow key there is something to tell: the rest is for the log.
 fn unsealed(error: &seal::Error) -> String {
     match error {
         seal::Error::Busy(crowd @ key::Error::Busy(_)) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
         seal::Error::Busy(behind) => format!("{behind}, too near the end of `timeouts.seal`"),
+        seal::Error::Stale(_) => error.to_string(),
         _ => "the request could not be sealed".to_owned(),
     }
 }

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{DATE, HeaderName, HeaderValue};
 use http::request::Parts;
+use httpdate::HttpDate;
 use thiserror::Error;
 
 use crate::identity::Credential;
@@ -108,23 +109,25 @@ impl Sealer {
     }
 
     /// Seals a head whose other headers are final: waits for the key's turn, then reads the clock, sets `Date`,
-    /// `Digest` and `Signature`. On an error the head is not sealed and must not be sent.
+    /// `Digest` and `Signature`, and looks at the clock once more. On an error the head is not sealed and must not be sent.
     pub async fn seal(
         &self,
         head: &mut Parts,
         body: Body<'_>,
         patience: Patience,
-        clock: impl FnOnce() -> SystemTime,
+        clock: impl Fn() -> SystemTime,
     ) -> Result<(), Error> {
         self.prepare(head, body);
         let signing = patience.signing.min(SIGNING);
         let turn = self.key.turn(Patience { signing, ..patience }).await?;
-        head.headers.insert(DATE, date(clock()));
+        let dated = HttpDate::from(clock());
+        head.headers.insert(DATE, date(dated));
         let string = {
             let message = message(head);
             cavage::signing_string(self.covered(&message, body), &message)?
         };
         let signature = STANDARD.encode(turn.sign(&string).await?);
+        judge_age(dated, clock())?;
         let value = self.frame.render(self.covered(&message(head), body), &signature);
         head.headers.insert(SIGNATURE, value);
         Ok(())
@@ -156,8 +159,8 @@ impl Sealer {
     }
 }
 
-/// What a signature should take at most, or its `Date` grows old.
-const SIGNING: Duration = Duration::from_millis(800);
+/// What a signature should take at most: its `Date` may be a second old from the beginning.
+const SIGNING: Duration = FRESH.saturating_sub(Duration::from_secs(1));
 
 /// What a seal needs to know of a body.
 #[derive(Clone, Copy, Debug)]
@@ -173,9 +176,21 @@ fn message(head: &Parts) -> Message<'_> {
     Message { method: &head.method, target, headers: &head.headers }
 }
 
-fn date(now: SystemTime) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(httpdate::fmt_http_date(now))).expect("an IMF-fixdate is ASCII")
+fn date(now: HttpDate) -> HeaderValue {
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(now.to_string())).expect("an IMF-fixdate is ASCII")
 }
+
+/// Refuses a `Date` that has grown old while the key signed. It is in whole seconds, and as old as these say. A clock that
+/// was set back meanwhile is no reason: it was wrong before, or is now.
+fn judge_age(dated: HttpDate, now: SystemTime) -> Result<(), Error> {
+    match now.duration_since(dated.into()) {
+        Ok(age) if age > FRESH => Err(Error::Stale(age)),
+        _ => Ok(()),
+    }
+}
+
+/// No bank is to see a `Date` older than two seconds; a fifth of one is for the way there.
+const FRESH: Duration = Duration::from_millis(1800);
 
 fn rules(dialect: &Dialect, extra: &[HeaderName]) -> Vec<Rule> {
     let own = dialect.covered.iter().map(|covered| Rule {
@@ -234,6 +249,9 @@ pub enum Error {
     /// The token that holds the key is gone, locked or broken.
     #[error("the seal key is out of reach")]
     Unreachable(#[source] key::Error),
+    /// The key took so long that the `Date` is too old now.
+    #[error("the seal key took too long for the `Date`, which would be {0:.1?} old and must reach the bank within 2 s")]
+    Stale(Duration),
     /// The key did not sign.
     #[error("the seal key did not sign")]
     Key(#[source] key::Error),

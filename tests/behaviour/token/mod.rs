@@ -139,12 +139,8 @@ fn fifty_callers_of_a_slow_token_get_fresh_seals_or_are_told_that_nothing_was_se
         .collect();
     kinds.dedup();
     assert_eq!(kinds, ["seal-busy"], "who may not wait, and who would wait too long");
-    for request in bank.received() {
-        let date = httpdate::parse_http_date(header(&request.head, "date").expect("a date")).expect("a date");
-        let age = request.at.duration_since(date).unwrap_or_default();
-        assert!(age < Duration::from_secs(3), "{age:?}, cut to whole seconds");
-        openssl_verifies(&request.head, &request.body);
-    }
+    no_date_is_old(&bank);
+    bank.received().iter().for_each(|request| openssl_verifies(&request.head, &request.body));
     assert_eq!(bank.received().len(), sealed + 1);
 }
 
@@ -183,8 +179,10 @@ fn more_callers_than_a_token_can_serve_get_all_that_it_can() {
         let is_in = |at: &Duration| (second..second + 2).contains(&at.as_secs());
         let made = sealed.iter().filter(|(at, ..)| is_in(at)).count();
         eprintln!("{made} seals in the seconds {second} and {}", second + 1);
-        assert!(made >= 16, "of the twenty that the token can make: {made}");
+        assert!(made >= 12, "of the twenty that the token can make on a machine with nothing else to do: {made}");
     }
+    let made = sealed.iter().filter(|(at, ..)| (2..10).contains(&at.as_secs())).count();
+    assert!(made >= 64, "of eighty: {made}");
     for (_, _, answer) in &refused {
         assert_eq!((answer.status, &*answer.outcome()), (503, "not_sent"), "{answer:?}");
         assert!(answer.header("retry-after").is_some());
@@ -193,6 +191,53 @@ fn more_callers_than_a_token_can_serve_get_all_that_it_can() {
     assert!(late * 20 < refused.len(), "{late} of {} waited in vain", refused.len());
     slow.takes(0);
     assert_eq!(get(proxy.address).status, 200);
+}
+
+/// As the bank sees it.
+fn no_date_is_old(bank: &FakeBank) {
+    for request in bank.received() {
+        let date = httpdate::parse_http_date(header(&request.head, "date").expect("a date")).expect("a date");
+        let age = request.at.duration_since(date).unwrap_or_default();
+        assert!(age <= Duration::from_secs(2), "{age:?}, cut to whole seconds");
+    }
+}
+
+#[test]
+fn a_token_that_takes_longer_than_a_date_may_be_old_sends_nothing() {
+    let Some(token) = SoftHsm::new() else { return };
+    let bank = FakeBank::good();
+    let slow = Slow::before(&token, &[]);
+    let uri = token.uri_through(&slow.module, "token=seals;object=qseal");
+    let proxy = start(&token.config(bank.address, &uri, "timeouts: { seal: 10s }\n"), &[]);
+    assert_eq!(get(proxy.address).status, 200);
+    slow.takes(2500);
+    let answer = get(proxy.address);
+    assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "seal-timeout", "not_sent"));
+    assert!(answer.body.contains("took too long for the `Date`"), "{}", answer.body);
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(bank.received().len(), 1);
+    slow.takes(0);
+    assert_eq!(get(proxy.address).status, 200);
+    no_date_is_old(&bank);
+}
+
+/// Four at a time would take two seconds each, and no seal would be fresh.
+#[test]
+fn a_token_that_makes_two_seals_a_second_one_after_the_other_makes_fresh_ones() {
+    let Some(token) = SoftHsm::new() else { return };
+    let bank = FakeBank::good();
+    let slow = Slow::before(&token, &[]);
+    let uri = token.uri_through(&slow.module, "token=seals;object=qseal");
+    let proxy = start(&token.config(bank.address, &uri, ""), &[]);
+    assert_eq!(get(proxy.address).status, 200);
+    slow.takes(500);
+    let told = closed_loop(proxy.address, 6, 12);
+    let sealed = |(at, _, answer): &&(Duration, Duration, Answer)| at.as_secs() >= 4 && answer.status == 200;
+    let made = told.iter().filter(sealed).count();
+    eprintln!("{made} seals in eight seconds");
+    assert!(made >= 13, "of the sixteen that the token can make: {made}");
+    assert!(told.iter().all(|(_, _, answer)| answer.status == 200 || answer.outcome() == "not_sent"));
+    no_date_is_old(&bank);
 }
 
 /// Two banks, one of them reached with a key on a token that is slow, and then hangs.
@@ -304,8 +349,11 @@ fn a_token_that_is_slow_or_hangs_stalls_nobody_whose_seals_do_not_need_it() {
     neighbours.slow.takes(0);
     let (quiet, loaded, answers) = neighbours.beside(20, 60_000);
     keeps_its_pace("a seal key that hangs", quiet, loaded);
-    for answer in answers {
-        assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "seal-timeout", "not_sent"));
+    for answer in &answers {
+        assert_eq!((answer.status, &*answer.outcome()), (503, "not_sent"), "{answer:?}");
+        // By what it took before it hung not all would have been served.
+        assert!(["seal-timeout", "seal-busy"].contains(&&*answer.problem()), "{answer:?}");
     }
+    assert!(answers.iter().any(|answer| answer.problem() == "seal-timeout"));
     neighbours.ends_at_once();
 }

@@ -184,7 +184,8 @@ impl Qwac {
                 let ((certificate, chain), key) =
                     both(pair.read_chain().and_then(leaf), open_token(pair, settings).await)?;
                 let fitting = fitting(&key, &certificate).await;
-                let resolver = fitting.map(|schemes| tls::ClientIdentity::at_token(chain.clone(), key, schemes));
+                let resolver = fitting
+                    .map(|schemes| tls::ClientIdentity::at_token(chain.clone(), certificate.clone(), key, schemes));
                 (resolver, certificate, chain, Some(settings.sessions + settings.waiting))
             }
         };

@@ -139,6 +139,12 @@ impl Key {
         }
     }
 
+    /// Whether it is on a token. What such a key signs is to be verified before it is used: nobody here has seen it made, and a
+    /// fault in the middle of an RSA signature gives the key away. The libraries of keys in memory look for that themselves.
+    pub fn is_on_token(&self) -> bool {
+        self.backend() == "pkcs11"
+    }
+
     /// Why an RSA key in memory signs one message at a time, in words; `None`: it signs several together, or is another kind of
     /// key.
     pub fn alone(&self) -> Option<&'static str> {
@@ -333,6 +339,9 @@ pub enum Error {
     /// No signature within the time that its thread may wait.
     #[error("the key did not sign in time")]
     Late,
+    /// A signature that its certificate does not verify.
+    #[error("the signature that the key made is wrong: the certificate does not verify it")]
+    Wrong,
     /// A scheme that is none of the key's.
     #[error("the key does not sign as {0}")]
     Scheme(Scheme),
@@ -355,7 +364,9 @@ impl Error {
             Self::NotBuilt => "build with the feature `pkcs11`, which is on by default",
             #[cfg(feature = "pkcs11")]
             Self::Token(fault) => fault.hint(),
-            Self::Late | Self::Busy(_) | Self::Behind(_) => "look into the token's own log: it is too slow, or hangs",
+            Self::Late | Self::Busy(_) | Self::Behind(_) | Self::Wrong => {
+                "look into the token's own log: it is too slow, or hangs, or is broken"
+            }
             _ => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
         }
     }

@@ -212,7 +212,7 @@ impl Problem {
             Self::Seal(seal::Error::Busy(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-busy", "Too many seals", "proxy_internal_error")
             }
-            Self::Seal(seal::Error::Unreachable(_)) => {
+            Self::Seal(seal::Error::Unreachable(_) | seal::Error::Wrong(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-unavailable", "No seal key", "proxy_internal_error")
             }
             Self::Seal(seal::Error::Absent(_) | seal::Error::Key(_)) => {
@@ -313,7 +313,9 @@ impl Problem {
             | Self::Overloaded(_)
             | Self::Crowded(_)
             | Self::SealTimeout(_)
-            | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_) | seal::Error::Stale(_))
+            | Self::Seal(
+                seal::Error::Busy(_) | seal::Error::Unreachable(_) | seal::Error::Wrong(_) | seal::Error::Stale(_),
+            )
             | Self::Acquire(
                 AcquireError::Busy(_) | AcquireError::Full(..) | AcquireError::Replaced | AcquireError::QwacKey(_),
             ) => {

@@ -12,6 +12,7 @@ use httpdate::HttpDate;
 use thiserror::Error;
 
 use crate::identity::Credential;
+use crate::identity::certificate::Certificate;
 pub use crate::key::Patience;
 use crate::key::{self, Key, Scheme};
 
@@ -51,6 +52,8 @@ pub struct Sealer {
     rules: Vec<Rule>,
     digest: DigestRule,
     certificate: Option<(HeaderName, HeaderValue)>,
+    /// What the key's signatures are verified with, where they are.
+    proof: Option<Certificate>,
 }
 
 #[derive(Debug)]
@@ -78,6 +81,7 @@ impl Sealer {
             rules: rules(dialect, &profile.sign),
             digest: dialect.digest,
             certificate: dialect.certificate_header.map(|name| certificate_header(name, credential)),
+            proof: key.is_on_token().then(|| credential.certificate().clone()),
             key,
             key_id,
         })
@@ -126,11 +130,19 @@ impl Sealer {
             let message = message(head);
             cavage::signing_string(self.covered(&message, body), &message)?
         };
-        let signature = STANDARD.encode(turn.sign(&string).await?);
+        let signature = turn.sign(&string).await?;
+        self.prove(&string, &signature)?;
         judge_age(dated, clock())?;
+        let signature = STANDARD.encode(signature);
         let value = self.frame.render(self.covered(&message(head), body), &signature);
         head.headers.insert(SIGNATURE, value);
         Ok(())
+    }
+
+    /// Some microseconds, where a token has just taken milliseconds.
+    fn prove(&self, string: &[u8], signature: &[u8]) -> Result<(), Error> {
+        let Some(certificate) = &self.proof else { return Ok(()) };
+        certificate.verify(string, signature, self.key.scheme()).map_err(|_| key::Error::Wrong.into())
     }
 
     fn prepare(&self, head: &mut Parts, body: Body<'_>) {
@@ -252,6 +264,9 @@ pub enum Error {
     /// The key took so long that the `Date` is too old now.
     #[error("the seal key took too long for the `Date`, which would be {0:.1?} old and must reach the bank within 2 s")]
     Stale(Duration),
+    /// The token that holds the key does not work.
+    #[error("the seal key is not to be trusted at present")]
+    Wrong(#[source] key::Error),
     /// The key did not sign.
     #[error("the seal key did not sign")]
     Key(#[source] key::Error),
@@ -261,6 +276,7 @@ impl From<key::Error> for Error {
     fn from(error: key::Error) -> Self {
         match error {
             key::Error::Busy(_) | key::Error::Behind(_) => Self::Busy(error),
+            key::Error::Wrong => Self::Wrong(error),
             #[cfg(feature = "pkcs11")]
             key::Error::Token(_) => Self::Unreachable(error),
             _ => Self::Key(error),

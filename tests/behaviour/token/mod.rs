@@ -12,7 +12,7 @@ use softhsm::{Slow, SoftHsm, with_key};
 
 use crate::cli::{Started, start};
 use crate::outside::openssl_verifies;
-use crate::support::{Answer, FakeBank, file_config, header, kit};
+use crate::support::{Answer, FakeBank, Rig, file_config, header, kit};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 fn get(address: SocketAddr) -> Answer {
@@ -238,6 +238,25 @@ fn a_token_that_makes_two_seals_a_second_one_after_the_other_makes_fresh_ones() 
     assert!(made >= 13, "of the sixteen that the token can make: {made}");
     assert!(told.iter().all(|(_, _, answer)| answer.status == 200 || answer.outcome() == "not_sent"));
     no_date_is_old(&bank);
+}
+
+#[test]
+fn a_wrong_signature_of_a_token_stays_here() {
+    let Some(token) = SoftHsm::new() else { return };
+    let bank = FakeBank::good();
+    let slow = Slow::before(&token, &[]);
+    let uri = token.uri_through(&slow.module, "token=seals;object=qseal");
+    let rig = Rig::start(&token.config(bank.address, &uri, ""));
+    assert_eq!(get(rig.address()).status, 200);
+    slow.errs();
+    let answer = get(rig.address());
+    assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "seal-unavailable", "not_sent"));
+    assert!(answer.header("retry-after").is_some());
+    let line = rig.log.wait(2).pop().expect("two lines");
+    assert!(line["cause"].as_str().expect("a cause").contains("the certificate does not verify it"), "{line}");
+    assert_eq!(bank.received().len(), 1);
+    slow.takes(0);
+    assert_eq!(get(rig.address()).status, 200);
 }
 
 /// Two banks, one of them reached with a key on a token that is slow, and then hangs.

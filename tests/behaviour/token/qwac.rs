@@ -262,6 +262,20 @@ fn a_token_that_hangs_stops_no_request_on_a_connection_that_stands() {
 }
 
 #[test]
+fn a_wrong_signature_of_the_qwacs_key_opens_no_connection() {
+    let Some(token) = SoftHsm::new() else { return };
+    let (bank, slow) = (forgetful_bank(), Slow::before(&token, &[]));
+    let uri = token.uri_through(&slow.module, "token=seals;object=qwac");
+    let proxy = start(&with_key(&file_config(bank.address, "", ""), "qwac.key", &uri), &[]);
+    assert_eq!(get(proxy.address).status, 200);
+    slow.errs();
+    is_told_that_the_key_is_missing(&get(proxy.address));
+    assert_eq!(bank.received().len(), 1);
+    slow.takes(0);
+    assert!(comes_back(proxy.address));
+}
+
+#[test]
 fn fifty_callers_of_a_slow_qwac_key_get_connections_or_are_told_that_nothing_was_sent() {
     let Some(token) = SoftHsm::new() else { return };
     let bank = forgetful_bank();

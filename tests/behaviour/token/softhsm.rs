@@ -133,6 +133,15 @@ impl Slow {
 
     /// How long a signature takes from now on.
     pub(crate) fn takes(&self, milliseconds: u32) {
+        self.write(milliseconds.into());
+    }
+
+    /// Flips a bit of each signature from now on.
+    pub(crate) fn errs(&self) {
+        self.write(-1);
+    }
+
+    fn write(&self, milliseconds: i64) {
         // Whole at any moment: it is read meanwhile.
         let fresh = self.file.with_extension("fresh");
         std::fs::write(&fresh, milliseconds.to_string()).expect("a file");

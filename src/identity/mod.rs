@@ -374,12 +374,16 @@ pub enum Reason {
     Mismatch,
 }
 
+/// The word for a key whose token does not answer now.
+pub const TOKEN_ABSENT: &str = "token-absent";
+
 impl Reason {
     /// One stable word for machines.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Pem(_) => "unreadable-file",
             Self::Certificate(_) => "malformed-certificate",
+            Self::Key(error) if error.is_absence() => TOKEN_ABSENT,
             Self::Key(_) | Self::Tls(_) => "unusable-key",
             Self::RsaTooSmall(_) => "small-key",
             Self::OldVersion(_) => "old-version",

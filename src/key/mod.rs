@@ -358,6 +358,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the key's token does not answer now, and may another time. What it answers is another matter.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Late => true,
+            #[cfg(feature = "pkcs11")]
+            Self::Token(fault) => fault.is_absence(),
+            _ => false,
+        }
+    }
+
     /// What to do about it, where a key is loaded.
     pub fn hint(&self) -> &'static str {
         match self {

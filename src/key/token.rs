@@ -540,6 +540,29 @@ fn is_lost(error: &Pkcs11Error) -> bool {
     )
 }
 
+/// Whether the module, or the token behind it, is out of order as a whole.
+fn is_absence(error: &Pkcs11Error) -> bool {
+    use RvError as R;
+    matches!(
+        error,
+        Pkcs11Error::Pkcs11(
+            R::CryptokiNotInitialized
+                | R::DeviceError
+                | R::DeviceMemory
+                | R::DeviceRemoved
+                | R::FunctionFailed
+                | R::GeneralError
+                | R::SessionClosed
+                | R::SessionCount
+                | R::SessionHandleInvalid
+                | R::SlotIdInvalid
+                | R::TokenNotPresent
+                | R::TokenNotRecognized,
+            _
+        )
+    )
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these hold is whole after any panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -600,6 +623,15 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether the token is not there now, or does not answer.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::NoToken | Self::Silent(_) => true,
+            Self::Pkcs11(error) => is_absence(error),
+            _ => false,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {

@@ -108,6 +108,57 @@ fn a_token_that_is_lost_is_found_again_and_nothing_leaves_unsealed_meanwhile() {
     bank.received().iter().for_each(|request| openssl_verifies(&request.head, &request.body));
 }
 
+/// What a page of the admin port answers.
+fn page(proxy: &Started, page: &str) -> Answer {
+    let mut stream = TcpStream::connect(proxy.admin).expect("it listens");
+    write!(stream, "GET {page} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", proxy.admin).expect("written");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer");
+    Answer::parse(&answer)
+}
+
+#[test]
+fn a_token_that_is_down_at_start_is_waited_for() {
+    let Some(token) = SoftHsm::new() else { return };
+    let bank = FakeBank::good();
+    let seal = token.config(bank.address, &token.uri("token=seals;object=qseal"), "");
+    let both = with_key(&seal, "qwac.key", &token.uri("token=seals;object=qwac"));
+    token.withdraw();
+    let (code, said) = token.check(&both);
+    assert_eq!(code, Some(78), "{said}");
+    assert!(said.contains("error: "), "{said}");
+    token.refused(&format!("{both}start: strict\n"));
+    let proxies = [token.start(&seal), token.start(&both)];
+    for proxy in &proxies {
+        let answer = get(proxy.address);
+        assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "identity-unusable", "not_sent"));
+        assert_eq!((page(proxy, "/readyz").status, page(proxy, "/readyz?upstream=bank").status), (200, 503));
+        let status = page(proxy, "/status").body;
+        assert!(status.contains("\"usable\": false") && status.contains("error: "), "{status}");
+    }
+    token.restore();
+    let deadline = Instant::now() + Duration::from_secs(40);
+    for proxy in &proxies {
+        while get(proxy.address).status != 200 {
+            assert!(Instant::now() < deadline, "the token is not found");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!((page(proxy, "/readyz").status, page(proxy, "/readyz?upstream=bank").status), (200, 200));
+    }
+    bank.received().iter().for_each(|request| openssl_verifies(&request.head, &request.body));
+}
+
+#[test]
+fn what_no_waiting_mends_keeps_it_from_starting() {
+    let Some(token) = SoftHsm::new() else { return };
+    let config = |uri: &str| token.config("127.0.0.1:1".parse().expect("an address"), uri, "");
+    token.refused(&config(&token.uri("token=seals;object=other")));
+    token.refused(&config(&token.uri("token=seals;object=qwac")));
+    token.refused(&config(&token.uri_through(Path::new("/nowhere.so"), "token=seals;object=qseal")));
+    std::fs::write(token.folder.join("pin"), "4321").expect("a file");
+    token.refused(&config(&token.uri("token=seals;object=qseal")));
+}
+
 #[test]
 fn fifty_callers_of_a_slow_token_get_fresh_seals_or_are_told_that_nothing_was_sent() {
     let Some(token) = SoftHsm::new() else { return };

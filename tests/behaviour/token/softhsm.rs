@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::cli::{Started, checked, start};
+use crate::cli::{Started, checked, ended, start};
 use crate::outside::present;
 use crate::support::{file_config, folder, kit};
 
@@ -76,6 +76,13 @@ impl SoftHsm {
 
     pub(crate) fn check(&self, yaml: &str) -> (Option<i32>, String) {
         checked(yaml, &[("SOFTHSM2_CONF", self.conf().to_str().expect("UTF-8"))])
+    }
+
+    /// Where it is not to start.
+    pub(crate) fn refused(&self, yaml: &str) -> String {
+        let (code, said) = ended("run", yaml, &[("SOFTHSM2_CONF", self.conf().to_str().expect("UTF-8"))]);
+        assert_eq!(code, Some(78), "{said}");
+        said
     }
 
     /// Takes the token away, or back.

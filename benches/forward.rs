@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use sealproxy::identity::pem;
-use sealproxy::key::Key;
+use sealproxy::key::{Key, Patience};
 use sealproxy::seal::dialect::DigestAlgorithm;
 use sealproxy::seal::digest::BodyDigest;
 
@@ -135,8 +135,10 @@ impl Signature {
     }
 
     fn sign(&self) {
-        let signed =
-            self.runtime.block_on(async { self.key.turn().await.expect("a turn").sign(b"bench").await.map(drop) });
+        let signed = self.runtime.block_on(async {
+            let turn = self.key.turn(Patience::of(TIME)).await.expect("a turn");
+            turn.sign(b"bench").await.map(drop)
+        });
         signed.expect("a signature");
     }
 

@@ -50,13 +50,13 @@ fn missing() -> Option<String> {
 #[allow(unused_qualifications, missing_docs)]
 mod counted {
     use std::hint::black_box;
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     use gungraun::{library_benchmark, library_benchmark_group};
     use http::HeaderValue;
     use http::request::Parts;
     use sealproxy::key::Key;
-    use sealproxy::seal::{Body, Sealer};
+    use sealproxy::seal::{Body, Patience, Sealer};
     use tokio::runtime::Runtime;
 
     use super::subject::{self, Signed};
@@ -89,7 +89,8 @@ mod counted {
     #[bench::by_default(subject::key())]
     fn seal(mut ready: Ready) -> Ready {
         let body = Body { digest: &ready.nothing, present: false };
-        let sealed = ready.runtime.block_on(ready.sealer.seal(&mut ready.head, body, || SystemTime::UNIX_EPOCH));
+        let sealed =
+            ready.runtime.block_on(ready.sealer.seal(&mut ready.head, body, ready.patience, || SystemTime::UNIX_EPOCH));
         sealed.expect("sealed");
         ready
     }
@@ -100,13 +101,15 @@ mod counted {
         sealer: Sealer,
         head: Parts,
         nothing: HeaderValue,
+        patience: Patience,
     }
 
     fn ready(key: Key) -> Ready {
         let runtime = subject::runtime();
         let sealer = subject::sealer(key, &runtime);
         let nothing = sealer.digest().finish();
-        Ready { runtime, sealer, head: subject::head(), nothing }
+        let patience = Patience::of(Duration::from_secs(2));
+        Ready { runtime, sealer, head: subject::head(), nothing, patience }
     }
 
     library_benchmark_group!(name = parts, benchmarks = [signing_string, digest, seal]);

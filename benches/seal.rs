@@ -5,16 +5,19 @@
 //! AVX-512 IFMA, and hardly elsewhere. `benches/instructions.rs` counts instructions of the same.
 
 use std::hint::black_box;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::future::join_all;
-use sealproxy::seal::Body;
+use sealproxy::seal::{Body, Patience};
 
 #[path = "seal/subject.rs"]
 mod subject;
 
 use subject::Signed;
+
+/// Keys in memory do not ask.
+const LIMIT: Duration = Duration::from_secs(2);
 
 fn string(criterion: &mut Criterion) {
     let signed = Signed::new();
@@ -47,10 +50,11 @@ fn seal(criterion: &mut Criterion) {
         let sealer = subject::sealer(key, &runtime);
         let nothing = sealer.digest().finish();
         let mut head = subject::head();
+        let patience = Patience::of(LIMIT);
         group.bench_function(backend, |bencher| {
             bencher.iter(|| {
                 let body = Body { digest: &nothing, present: false };
-                runtime.block_on(sealer.seal(black_box(&mut head), body, SystemTime::now)).expect("sealed");
+                runtime.block_on(sealer.seal(black_box(&mut head), body, patience, SystemTime::now)).expect("sealed");
             });
         });
     }
@@ -66,12 +70,14 @@ fn at_a_time(criterion: &mut Criterion) {
     let nothing = sealer.digest().finish();
     sealproxy::key::gather_here();
     for count in [1, 2, 3, 4, 6, 8, 16, 32] {
+        let patience = Patience::of(LIMIT);
         let mut heads: Vec<_> = (0..count).map(|_| subject::head()).collect();
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(count.to_string(), |bencher| {
             bencher.iter(|| {
                 let body = || Body { digest: &nothing, present: false };
-                let seals = heads.iter_mut().map(|head| sealer.seal(black_box(head), body(), SystemTime::now));
+                let seals =
+                    heads.iter_mut().map(|head| sealer.seal(black_box(head), body(), patience, SystemTime::now));
                 let sealed = runtime.block_on(join_all(seals));
                 assert!(sealed.iter().all(Result::is_ok));
             });
@@ -91,7 +97,8 @@ fn longer_keys(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(count));
             group.bench_function(count.to_string(), |bencher| {
                 bencher.iter(|| {
-                    let sign = |_| async { key.turn().await.expect("a turn").sign(b"message").await };
+                    let sign =
+                        |_| async { key.turn(Patience::of(LIMIT)).await.expect("a turn").sign(b"message").await };
                     let signed = runtime.block_on(join_all((0..count).map(sign)));
                     assert!(signed.iter().all(Result::is_ok));
                 });

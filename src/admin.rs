@@ -70,7 +70,7 @@ pub struct State {
 /// Who we are at present, as the pages tell it.
 #[derive(Debug, Default)]
 pub struct Standing {
-    /// Whether any identity can be used.
+    /// Whether any identity can be used, or could but for a token that is down.
     pub usable: bool,
     /// Whether the identity of each upstream can be used there, by the upstreams' names.
     pub upstreams: BTreeMap<String, bool>,

@@ -1,8 +1,9 @@
 //! Seals against vectors that OpenSSL made, byte for byte and for every key backend; and a second dialect through the
 //! same renderer.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
@@ -12,7 +13,7 @@ use sealproxy::identity::certificate::Certificate;
 use sealproxy::identity::pem;
 use sealproxy::key::{Key, Scheme};
 use sealproxy::seal::dialect::{BECM, Covered, Dialect, DigestAlgorithm, DigestRule, KeyIdRule, When};
-use sealproxy::seal::{Body, Error, Profile, Sealer, SetupError};
+use sealproxy::seal::{Body, Error, Patience, Profile, Sealer, SetupError};
 use serde_json::Value;
 
 fn file(name: &str) -> PathBuf {
@@ -78,7 +79,8 @@ async fn sealed(
     digest.update(body.unwrap_or_default().as_bytes());
     let digest = digest.finish();
     let clock: SystemTime = httpdate::parse_http_date(date).expect("a date");
-    sealer.seal(&mut head, Body { digest: &digest, present: body.is_some() }, || clock).await?;
+    let body = Body { digest: &digest, present: body.is_some() };
+    sealer.seal(&mut head, body, Patience::of(Duration::from_secs(2)), || clock).await?;
     Ok(head.headers)
 }
 
@@ -238,5 +240,28 @@ fn repeated_headers_are_signed_joined_in_order() {
         let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, bytes).expect("base64");
         let signed = format!("(request-target): get /x\nhost: bank\ndate: {date}\nx-request-id: id\npsu-note: a, , b");
         credential.certificate().verify(signed.as_bytes(), &bytes, Scheme::RsaPkcs1Sha256).expect("verified");
+    }
+}
+
+#[test]
+fn no_date_leaves_that_has_grown_old_while_the_key_signed() {
+    let second = httpdate::parse_http_date("Tue, 20 Apr 2021 02:07:55 GMT").expect("a date");
+    let at = |milliseconds| second + Duration::from_millis(milliseconds);
+    let [credential, ..] = &credentials()[..] else { panic!("one at least") };
+    let sealer = Sealer::new(&profile(&BECM), credential).expect("RSA has a label");
+    let digest = sealer.digest().finish();
+    // What counts is the second that stands in `Date`, and not when in it the clock was read.
+    for (begun, done, fresh) in
+        [(0, 1800, true), (0, 1801, false), (999, 1800, true), (999, 1801, false), (0, 10_000, false), (999, 0, true)]
+    {
+        let request = Request::get("/x").header("host", "h").header("x-request-id", "1").body(()).expect("a request");
+        let (mut head, ()) = request.into_parts();
+        let looks = Cell::new(0);
+        let clock = || at(if looks.replace(looks.get() + 1) == 0 { begun } else { done });
+        let body = Body { digest: &digest, present: false };
+        let sealed = run(sealer.seal(&mut head, body, Patience::of(Duration::from_secs(2)), clock));
+        assert_eq!(sealed.is_ok(), fresh, "{begun} {done}");
+        assert!(fresh || matches!(sealed, Err(Error::Stale(_))));
+        assert_eq!(head.headers.contains_key("signature"), fresh);
     }
 }

@@ -20,7 +20,7 @@ use crate::config::{Config, Finding};
 use crate::identity::certificate::{Certificate, Fingerprint};
 use crate::identity::preflight::Need;
 use crate::identity::qcstatements::Role;
-use crate::identity::{Pair, Settings};
+use crate::identity::{Pair, Settings, TOKEN_ABSENT};
 use crate::proxy::api::{self, Environment, Reserved};
 use crate::proxy::route::{self, Route, Routes};
 use crate::upstream::Upstream;
@@ -191,6 +191,22 @@ impl Generation {
     /// Whether any identity can be used.
     pub(super) fn is_any_usable(&self, now: SystemTime) -> bool {
         self.holdings.keys().any(|identity| self.is_usable(identity, now))
+    }
+
+    /// Whether it is worth serving: any identity can be used, or could but for a token that does not answer now. A token that
+    /// is down takes nobody out of service: all replicas have the same, and it comes back to those alone that are there.
+    pub(super) fn may_serve(&self, now: SystemTime) -> bool {
+        self.is_any_usable(now) || self.holdings.values().any(Holding::awaits_token)
+    }
+
+    /// Says so where nothing can be used yet of what is to be served.
+    pub(super) fn warn_of_absence(&mut self, now: SystemTime) {
+        if self.is_any_usable(now) {
+            return;
+        }
+        let reason = "no identity can be used before its token answers";
+        let hint = "it is asked again every 15 seconds; until then the routes answer 503 `identity-unusable`";
+        self.findings.push(Finding::warning(&self.config.file, "identities", reason).hint(hint).code(TOKEN_ABSENT));
     }
 
     /// What of it depends on the time alone: which upstreams can be used, by which certificate and which seal.

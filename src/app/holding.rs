@@ -15,7 +15,7 @@ use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::exposure::{self, Exposed};
 use crate::identity::pem;
 use crate::identity::preflight::{self, Expectations, Issue, Level, Need, Purpose, Subject};
-use crate::identity::{Credential, Error, Pair, Qwac, Settings};
+use crate::identity::{Credential, Error, Pair, Qwac, Settings, TOKEN_ABSENT};
 
 /// The certificates and keys of one identity that are in use or lie ready.
 #[derive(Clone)]
@@ -83,6 +83,12 @@ impl Holding {
     pub(super) fn certificates(&self) -> impl Iterator<Item = &Certificate> {
         let qwac = self.qwac.iter().map(|qwac| qwac.certificate());
         qwac.chain(self.seals.values().map(|seal| seal.certificate()))
+    }
+
+    /// Whether nothing is wrong but that a token does not answer now. Then it is the same everywhere, and will pass.
+    pub(super) fn awaits_token(&self) -> bool {
+        let mut errors = self.findings.iter().filter(|finding| finding.is_error()).peekable();
+        errors.peek().is_some() && errors.all(|error| error.code == Some(TOKEN_ABSENT))
     }
 
     /// Whether the files hold a set that was not taken over as a whole.

@@ -100,7 +100,7 @@ fn build_info(registry: &Registry) -> Result<(), prometheus::Error> {
 
 impl App {
     /// Reads every file that the configuration names and checks it as of `now`. An identity with an error stops its own
-    /// routes alone, if there is another one, unless the configuration is `strict`.
+    /// routes alone, if there is another one or its token alone is missing, unless the configuration is `strict`.
     pub async fn build(config: Config, log: Log, now: SystemTime) -> Result<Self, Vec<Finding>> {
         let process = Process::new(&log).expect("each metric has a name of its own");
         let config = Arc::new(config);
@@ -112,7 +112,7 @@ impl App {
             generation = generation::build(&config, &process, Some(&generation), &marks, now).await;
         }
         generation.warn_of_mounts();
-        if !generation.is_any_usable(now) || (config.strict && generation.errors().next().is_some()) {
+        if !generation.may_serve(now) || (config.strict && generation.errors().next().is_some()) {
             if generation.errors().next().is_none() {
                 let hint = "one of the warnings says why";
                 let nobody =
@@ -122,6 +122,7 @@ impl App {
             }
             return Err(generation.findings);
         }
+        generation.warn_of_absence(now);
         let metrics = process.proxy_metrics.clone();
         let routes = generation.routes(&process);
         let shared = Shared::new(routes, config.limits, config.timeouts, metrics, log.clone());

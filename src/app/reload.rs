@@ -351,7 +351,7 @@ impl Reloader {
         let verdicts = verdicts.borrow().clone();
         let status = Status::new(&self.present, &verdicts, self.number, self.since, self.last.as_ref(), now);
         self.pages.set_standing(admin::Standing {
-            usable: self.present.is_any_usable(now),
+            usable: self.present.may_serve(now),
             upstreams: self.present.lines.iter().map(|(name, line)| (name.clone(), line.is_usable)).collect(),
             status: status.render().into(),
         });

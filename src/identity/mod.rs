@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::key::{self, Key, Scheme, TokenSettings};
+use crate::key::{self, Key, Patience, Scheme, TokenSettings};
 
 pub mod algorithm;
 pub mod certificate;
@@ -184,7 +184,8 @@ impl Qwac {
                 let ((certificate, chain), key) =
                     both(pair.read_chain().and_then(leaf), open_token(pair, settings).await)?;
                 let fitting = fitting(&key, &certificate).await;
-                let resolver = fitting.map(|schemes| tls::ClientIdentity::at_token(chain.clone(), key, schemes));
+                let resolver = fitting
+                    .map(|schemes| tls::ClientIdentity::at_token(chain.clone(), certificate.clone(), key, schemes));
                 (resolver, certificate, chain, Some(settings.sessions + settings.waiting))
             }
         };
@@ -289,7 +290,7 @@ async fn fitting(key: &Key, certificate: &Certificate) -> Result<Vec<Scheme>, Re
 
 async fn fits(key: &Key, scheme: Scheme, certificate: &Certificate) -> Result<(), Reason> {
     const MESSAGE: &[u8] = b"sealproxy: does this key fit this certificate?";
-    let signature = key.turn().await?.sign_as(scheme, MESSAGE).await?;
+    let signature = key.turn(Patience::of(PATIENCE)).await?.sign_as(scheme, MESSAGE).await?;
     certificate.verify(MESSAGE, &signature, scheme).map_err(|_| Reason::Mismatch)
 }
 
@@ -376,12 +377,16 @@ pub enum Reason {
     Mismatch,
 }
 
+/// The word for a key whose token does not answer now.
+pub const TOKEN_ABSENT: &str = "token-absent";
+
 impl Reason {
     /// One stable word for machines.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Pem(_) => pem::Reason::CODE,
             Self::Certificate(_) => "malformed-certificate",
+            Self::Key(error) if error.is_absence() => TOKEN_ABSENT,
             Self::Key(_) | Self::OtherKey(_) | Self::Tls(_) => "unusable-key",
             Self::RsaTooSmall(_) => "small-key",
             Self::OldVersion(_) => "old-version",

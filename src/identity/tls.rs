@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{InconsistentKeys, OtherError, SignatureAlgorithm, SignatureScheme};
 
+use super::certificate::Certificate;
 use super::{Reason, algorithm};
 use crate::key::{self, Key, Scheme};
 
@@ -30,9 +31,14 @@ impl ClientIdentity {
         }
     }
 
-    /// With a key that is shown to fit the chain's leaf in these schemes, of which there is one at least.
-    pub(super) fn at_token(chain: Vec<CertificateDer<'static>>, key: Key, schemes: Vec<Scheme>) -> Self {
-        Self(Arc::new(CertifiedKey::new(chain, Arc::new(TokenKey { key, schemes }))))
+    /// With a key that is shown to fit the chain's `leaf` in these schemes, of which there is one at least.
+    pub(super) fn at_token(
+        chain: Vec<CertificateDer<'static>>,
+        leaf: Certificate,
+        key: Key,
+        schemes: Vec<Scheme>,
+    ) -> Self {
+        Self(Arc::new(CertifiedKey::new(chain, Arc::new(TokenKey { key, schemes, leaf: Arc::new(leaf) }))))
     }
 }
 
@@ -53,6 +59,7 @@ impl ResolvesClientCert for ClientIdentity {
 struct TokenKey {
     key: Key,
     schemes: Vec<Scheme>,
+    leaf: Arc<Certificate>,
 }
 
 impl SigningKey for TokenKey {
@@ -61,7 +68,7 @@ impl SigningKey for TokenKey {
         let pss_first =
             BY_PREFERENCE.iter().find(|(scheme, name)| self.schemes.contains(scheme) && offered.contains(name));
         let (scheme, name) = *pss_first?;
-        Some(Box::new(TokenSigner { key: self.key.clone(), scheme, name }))
+        Some(Box::new(TokenSigner { key: self.key.clone(), leaf: Arc::clone(&self.leaf), scheme, name }))
     }
 
     fn algorithm(&self) -> SignatureAlgorithm {
@@ -86,14 +93,23 @@ const BY_PREFERENCE: [(Scheme, SignatureScheme); 7] = [
 #[derive(Debug)]
 struct TokenSigner {
     key: Key,
+    leaf: Arc<Certificate>,
     scheme: Scheme,
     name: SignatureScheme,
 }
 
+impl TokenSigner {
+    /// The key's signature, which the bank does not see if it is wrong.
+    fn proven(&self, message: &[u8]) -> Result<Vec<u8>, key::Error> {
+        let signature = self.key.sign_here(self.scheme, message)?;
+        self.leaf.verify(message, &signature, self.scheme).map_err(|_| key::Error::Wrong)?;
+        Ok(signature)
+    }
+}
+
 impl Signer for TokenSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
-        let signature = self.key.sign_here(self.scheme, message);
-        signature.map_err(|error| OtherError(Arc::new(error)).into())
+        self.proven(message).map_err(|error| OtherError(Arc::new(error)).into())
     }
 
     fn scheme(&self) -> SignatureScheme {

@@ -21,6 +21,8 @@ mod aws_lc;
 #[cfg(feature = "batch")]
 mod batch;
 #[cfg(feature = "pkcs11")]
+mod desk;
+#[cfg(feature = "pkcs11")]
 mod mechanism;
 mod patience;
 mod ring;
@@ -28,6 +30,7 @@ mod ring;
 mod token;
 pub mod uri;
 
+pub use patience::Patience;
 #[cfg(feature = "pkcs11")]
 pub use token::Fault;
 use uri::TokenUri;
@@ -144,6 +147,12 @@ impl Key {
         }
     }
 
+    /// Whether it is on a token. What such a key signs is to be verified before it is used: nobody here has seen it made, and a
+    /// fault in the middle of an RSA signature gives the key away. The libraries of keys in memory look for that themselves.
+    pub fn is_on_token(&self) -> bool {
+        self.backend() == "pkcs11"
+    }
+
     /// Why an RSA key in memory signs one message at a time, in words; `None`: it signs several together, or is another kind of
     /// key.
     pub fn alone(&self) -> Option<&'static str> {
@@ -158,8 +167,10 @@ impl Key {
     }
 
     /// Waits for the right to sign once. Keys in memory grant it at once; a token grants a session, and refuses who would
-    /// wait behind too many.
-    pub async fn turn(&self) -> Result<Turn, Error> {
+    /// wait behind too many, or longer than his patience lasts.
+    pub async fn turn(&self, patience: Patience) -> Result<Turn, Error> {
+        #[cfg(not(feature = "pkcs11"))]
+        let _ = patience;
         Ok(Turn(match &self.backend {
             Backend::Ring(key) => Granted::Ring(Arc::clone(key)),
             #[cfg(feature = "aws-lc")]
@@ -167,14 +178,14 @@ impl Key {
             #[cfg(feature = "batch")]
             Backend::Batch(key) => Granted::Batch(Arc::clone(key)),
             #[cfg(feature = "pkcs11")]
-            Backend::Token(key) => Granted::Token(key.turn().await?),
+            Backend::Token(key) => Granted::Token(key.turn(patience).await?),
         }))
     }
 
     /// Signs while this thread waits, for interfaces that leave no other way: TLS signs in the middle of a handshake.
     /// Waits for as long as [`waiting_until`] allows this thread, and where nobody has called that not at all.
     pub fn sign_here(&self, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Error> {
-        let signed = async { self.turn().await?.sign_as(scheme, message).await };
+        let signed = async { self.turn(Patience::here()).await?.sign_as(scheme, message).await };
         patience::wait(signed).unwrap_or(Err(Error::Late))
     }
 }
@@ -368,9 +379,15 @@ pub enum Error {
     /// As many signatures wait for the key as may.
     #[error("{0} signatures wait for this key already")]
     Busy(usize),
+    /// The signatures before this one would take the key too long. Holds what this one would have taken with them.
+    #[error("this key would not have signed for another {0:.1?}")]
+    Behind(Duration),
     /// No signature within the time that its thread may wait.
     #[error("the key did not sign in time")]
     Late,
+    /// A signature that its certificate does not verify.
+    #[error("the signature that the key made is wrong: the certificate does not verify it")]
+    Wrong,
     /// A scheme that is none of the key's.
     #[error("the key does not sign as {0}")]
     Scheme(Scheme),
@@ -387,13 +404,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the key's token does not answer now, and may another time. What it answers is another matter.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Late => true,
+            #[cfg(feature = "pkcs11")]
+            Self::Token(fault) => fault.is_absence(),
+            _ => false,
+        }
+    }
+
     /// What to do about it, where a key is loaded.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::NotBuilt => "build with the feature `pkcs11`, which is on by default",
             #[cfg(feature = "pkcs11")]
             Self::Token(fault) => fault.hint(),
-            Self::Late | Self::Busy(_) => "look into the token's own log: it is too slow, or hangs",
+            Self::Late | Self::Busy(_) | Self::Behind(_) | Self::Wrong => {
+                "look into the token's own log: it is too slow, or hangs, or is broken"
+            }
             Self::Rejected(Rejection::Encoding) => {
                 "let OpenSSL write it anew: `openssl pkcs8 -topk8 -nocrypt -in FILE -out KEY`"
             }

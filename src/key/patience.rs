@@ -1,12 +1,34 @@
-//! How long a thread may stand still for a signature. For threads that do nothing else: a reactor has no patience, and
-//! gets an error in place of a wait.
+//! How long a signature is waited for; and how long a thread may stand still for one, where it does nothing else: a reactor
+//! has no patience of that kind, and gets an error in place of a wait.
 
 use std::cell::Cell;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a signature is worth waiting for. Keys in memory do not ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until when, the wait for the key included.
+    pub until: Instant,
+    /// What the signature itself should take at most. A token that is given less to do at a time takes less for each.
+    pub signing: Duration,
+}
+
+impl Patience {
+    /// From now on for so long, of which a half is for the signature itself.
+    pub fn of(limit: Duration) -> Self {
+        Self { until: Instant::now() + limit, signing: limit / 2 }
+    }
+
+    /// The patience of this thread, see [`until`].
+    pub(super) fn here() -> Self {
+        let left = DEADLINE.get().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        Self::of(left.unwrap_or_default())
+    }
+}
 
 thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
@@ -53,7 +75,6 @@ impl Wake for Unpark {
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
-    use std::time::Duration;
 
     use super::*;
 

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -19,34 +19,32 @@ use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
 use secrecy::ExposeSecret as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
+use super::desk::{Desk, Permit};
 use super::mechanism::Way;
 use super::uri::TokenUri;
-use super::{Error, Scheme, TokenSettings};
+use super::{Error, Patience, Scheme, TokenSettings};
 
 pub(super) struct Key {
     /// At least one.
     schemes: Vec<Scheme>,
-    sessions: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    limit: usize,
+    desk: Arc<Desk>,
     jobs: Sender<Job>,
 }
 
-/// One message to sign. The permit goes back when the token is done with it, not when its caller has given up: a token
-/// that hangs must not gather work.
+/// One message to sign.
 struct Job {
     scheme: Scheme,
     message: Vec<u8>,
     answer: oneshot::Sender<Result<Vec<u8>, Error>>,
-    _permit: OwnedSemaphorePermit,
+    permit: Permit,
 }
 
 /// The right to one of the sessions.
 pub(super) struct Turn {
     key: Arc<Key>,
-    permit: OwnedSemaphorePermit,
+    permit: Permit,
 }
 
 impl Key {
@@ -63,13 +61,7 @@ impl Key {
         for _ in 1..settings.sessions {
             start(Station::new(&door), Arc::clone(&queue), None)?;
         }
-        Ok(Self {
-            schemes,
-            sessions: Arc::new(Semaphore::new(settings.sessions)),
-            waiting: AtomicUsize::new(0),
-            limit: settings.waiting,
-            jobs,
-        })
+        Ok(Self { schemes, desk: Desk::new(settings.sessions, settings.waiting), jobs })
     }
 
     pub(super) fn scheme(&self) -> Scheme {
@@ -80,16 +72,9 @@ impl Key {
         self.schemes.clone()
     }
 
-    /// Waits for a session, among a limited number.
-    pub(super) async fn turn(self: &Arc<Self>) -> Result<Turn, Error> {
-        let sessions = Arc::clone(&self.sessions);
-        let permit = match Arc::clone(&sessions).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let _waiting = Waiting::begin(self)?;
-                sessions.acquire_owned().await.expect("the sessions are never closed")
-            }
-        };
+    /// Waits for a session, among a limited number and for no longer than is of use.
+    pub(super) async fn turn(self: &Arc<Self>, patience: Patience) -> Result<Turn, Error> {
+        let permit = self.desk.turn(patience).await?;
         Ok(Turn { key: Arc::clone(self), permit })
     }
 }
@@ -100,27 +85,8 @@ impl Turn {
         let (answer, signature) = oneshot::channel();
         let scheme = scheme.unwrap_or(self.key.scheme());
         // Nobody works where every thread has panicked: the receiver then says so.
-        let _ = self.key.jobs.send(Job { scheme, message: message.to_vec(), answer, _permit: self.permit });
+        let _ = self.key.jobs.send(Job { scheme, message: message.to_vec(), answer, permit: self.permit });
         signature
-    }
-}
-
-/// One place in the queue.
-struct Waiting<'a>(&'a Key);
-
-impl<'a> Waiting<'a> {
-    fn begin(key: &'a Key) -> Result<Self, Error> {
-        if key.waiting.fetch_add(1, Ordering::Relaxed) >= key.limit {
-            key.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Error::Busy(key.limit));
-        }
-        Ok(Self(key))
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -135,10 +101,14 @@ fn start(mut station: Station, queue: Arc<Mutex<Receiver<Job>>>, first: Option<F
                 return;
             }
         }
-        while let Some(job) = next(&queue) {
+        while let Some(Job { scheme, message, answer, mut permit }) = next(&queue) {
             // Whoever has given up meanwhile gets nothing, and costs the token nothing.
-            if !job.answer.is_closed() {
-                let _ = job.answer.send(station.sign(job.scheme, &job.message).map_err(Error::Token));
+            if !answer.is_closed() {
+                let signature = station.sign(scheme, &message).map_err(Error::Token);
+                if signature.is_ok() {
+                    permit.signed();
+                }
+                let _ = answer.send(signature);
             }
         }
     };
@@ -570,6 +540,29 @@ fn is_lost(error: &Pkcs11Error) -> bool {
     )
 }
 
+/// Whether the module, or the token behind it, is out of order as a whole.
+fn is_absence(error: &Pkcs11Error) -> bool {
+    use RvError as R;
+    matches!(
+        error,
+        Pkcs11Error::Pkcs11(
+            R::CryptokiNotInitialized
+                | R::DeviceError
+                | R::DeviceMemory
+                | R::DeviceRemoved
+                | R::FunctionFailed
+                | R::GeneralError
+                | R::SessionClosed
+                | R::SessionCount
+                | R::SessionHandleInvalid
+                | R::SlotIdInvalid
+                | R::TokenNotPresent
+                | R::TokenNotRecognized,
+            _
+        )
+    )
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these hold is whole after any panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -630,6 +623,15 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether the token is not there now, or does not answer.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::NoToken | Self::Silent(_) => true,
+            Self::Pkcs11(error) => is_absence(error),
+            _ => false,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {

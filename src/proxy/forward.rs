@@ -245,7 +245,7 @@ impl Prepared {
         let began = Instant::now();
         let body = seal::Body { digest, present: self.body.is_present() };
         let limit = self.shared.timeouts.seal;
-        let sealing = pin!(sealer.seal(&mut self.head, body, SystemTime::now));
+        let sealing = pin!(sealer.seal(&mut self.head, body, seal::Patience::of(limit), SystemTime::now));
         within(limit, sealing).await.ok_or(Problem::SealTimeout(limit))?.map_err(Problem::Seal)?;
         exchange.sealed(began.elapsed());
         Ok(())

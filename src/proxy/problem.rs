@@ -15,8 +15,8 @@ use super::api::Environment;
 use super::headers::{PROXY_STATUS, SEALPROXY_OUTCOME, SEALPROXY_REQUEST_ID};
 use super::show_size;
 use super::target::Ambiguity;
-use crate::seal;
 use crate::upstream::{AcquireError, AnswerError, Cause, KeyFault, Outcome, SendError};
+use crate::{key, seal};
 
 /// Why the proxy answers a request itself. `Display` never repeats what a caller sent, but for the host that it named.
 /// A limit stands there with its setting and its value: the text is made for those alone who are refused.
@@ -212,13 +212,13 @@ impl Problem {
             Self::Seal(seal::Error::Busy(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-busy", "Too many seals", "proxy_internal_error")
             }
-            Self::Seal(seal::Error::Unreachable(_)) => {
+            Self::Seal(seal::Error::Unreachable(_) | seal::Error::Wrong(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-unavailable", "No seal key", "proxy_internal_error")
             }
             Self::Seal(seal::Error::Absent(_) | seal::Error::Key(_)) => {
                 face(S::INTERNAL_SERVER_ERROR, "seal-failed", "Not sealed", "proxy_internal_error")
             }
-            Self::SealTimeout(_) => {
+            Self::SealTimeout(_) | Self::Seal(seal::Error::Stale(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
             }
             Self::Send(error) => of_send(error),
@@ -313,7 +313,9 @@ impl Problem {
             | Self::Overloaded(_)
             | Self::Crowded(_)
             | Self::SealTimeout(_)
-            | Self::Seal(seal::Error::Busy(_) | seal::Error::Unreachable(_))
+            | Self::Seal(
+                seal::Error::Busy(_) | seal::Error::Unreachable(_) | seal::Error::Wrong(_) | seal::Error::Stale(_),
+            )
             | Self::Acquire(
                 AcquireError::Busy(_) | AcquireError::Full(..) | AcquireError::Replaced | AcquireError::QwacKey(_),
             ) => {
@@ -347,10 +349,12 @@ impl fmt::Display for AskedHost {
 /// No name is longer (RFC 1035 section 2.3.4).
 const MAX_HOST: usize = 253;
 
-/// Only of a crowd there is something to tell: the rest is for the log.
+/// Of a crowd and of a slow key there is something to tell: the rest is for the log.
 fn unsealed(error: &seal::Error) -> String {
     match error {
-        seal::Error::Busy(crowd) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
+        seal::Error::Busy(crowd @ key::Error::Busy(_)) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
+        seal::Error::Busy(behind) => format!("{behind}, too near the end of `timeouts.seal`"),
+        seal::Error::Stale(_) => error.to_string(),
         _ => "the request could not be sealed".to_owned(),
     }
 }

@@ -331,7 +331,7 @@ mod tests {
 
     use super::*;
     use crate::identity::certificate::{Certificate, PublicKey, Validity};
-    use crate::key::Key;
+    use crate::key::{Key, Patience};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -382,7 +382,7 @@ mod tests {
             let issued = authority.qsealc(&Tpp::demo(), kind).unwrap();
             let der = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
             for key in [Key::from_der(&der).unwrap(), Key::with_ring(&der).unwrap()] {
-                let signature = key.turn().await.unwrap().sign(b"message").await.unwrap();
+                let signature = key.turn(Patience::of(DAY)).await.unwrap().sign(b"message").await.unwrap();
                 assert_eq!(leaf(&issued).verify(b"message", &signature, key.scheme()), Ok(()));
             }
         }

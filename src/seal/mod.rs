@@ -2,15 +2,18 @@
 //!
 //! A seal is the QSealC's signature over what the dialect names: the target, the `Date`, the body's `Digest`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{DATE, HeaderName, HeaderValue};
 use http::request::Parts;
+use httpdate::HttpDate;
 use thiserror::Error;
 
 use crate::identity::Credential;
+use crate::identity::certificate::Certificate;
+pub use crate::key::Patience;
 use crate::key::{self, Key, Scheme};
 
 pub mod cavage;
@@ -49,6 +52,8 @@ pub struct Sealer {
     rules: Vec<Rule>,
     digest: DigestRule,
     certificate: Option<(HeaderName, HeaderValue)>,
+    /// What the key's signatures are verified with, where they are.
+    proof: Option<Certificate>,
 }
 
 #[derive(Debug)]
@@ -76,6 +81,7 @@ impl Sealer {
             rules: rules(dialect, &profile.sign),
             digest: dialect.digest,
             certificate: dialect.certificate_header.map(|name| certificate_header(name, credential)),
+            proof: key.is_on_token().then(|| credential.certificate().clone()),
             key,
             key_id,
         })
@@ -107,24 +113,36 @@ impl Sealer {
     }
 
     /// Seals a head whose other headers are final: waits for the key's turn, then reads the clock, sets `Date`,
-    /// `Digest` and `Signature`. On an error the head is not sealed and must not be sent.
+    /// `Digest` and `Signature`, and looks at the clock once more. On an error the head is not sealed and must not be sent.
     pub async fn seal(
         &self,
         head: &mut Parts,
         body: Body<'_>,
-        clock: impl FnOnce() -> SystemTime,
+        patience: Patience,
+        clock: impl Fn() -> SystemTime,
     ) -> Result<(), Error> {
         self.prepare(head, body);
-        let turn = self.key.turn().await?;
-        head.headers.insert(DATE, date(clock()));
+        let signing = patience.signing.min(SIGNING);
+        let turn = self.key.turn(Patience { signing, ..patience }).await?;
+        let dated = HttpDate::from(clock());
+        head.headers.insert(DATE, date(dated));
         let string = {
             let message = message(head);
             cavage::signing_string(self.covered(&message, body), &message)?
         };
-        let signature = STANDARD.encode(turn.sign(&string).await?);
+        let signature = turn.sign(&string).await?;
+        self.prove(&string, &signature)?;
+        judge_age(dated, clock())?;
+        let signature = STANDARD.encode(signature);
         let value = self.frame.render(self.covered(&message(head), body), &signature);
         head.headers.insert(SIGNATURE, value);
         Ok(())
+    }
+
+    /// Some microseconds, where a token has just taken milliseconds.
+    fn prove(&self, string: &[u8], signature: &[u8]) -> Result<(), Error> {
+        let Some(certificate) = &self.proof else { return Ok(()) };
+        certificate.verify(string, signature, self.key.scheme()).map_err(|_| key::Error::Wrong.into())
     }
 
     fn prepare(&self, head: &mut Parts, body: Body<'_>) {
@@ -153,6 +171,9 @@ impl Sealer {
     }
 }
 
+/// What a signature should take at most: its `Date` may be a second old from the beginning.
+const SIGNING: Duration = FRESH.saturating_sub(Duration::from_secs(1));
+
 /// What a seal needs to know of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Body<'a> {
@@ -167,9 +188,21 @@ fn message(head: &Parts) -> Message<'_> {
     Message { method: &head.method, target, headers: &head.headers }
 }
 
-fn date(now: SystemTime) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(httpdate::fmt_http_date(now))).expect("an IMF-fixdate is ASCII")
+fn date(now: HttpDate) -> HeaderValue {
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(now.to_string())).expect("an IMF-fixdate is ASCII")
 }
+
+/// Refuses a `Date` that has grown old while the key signed. It is in whole seconds, and as old as these say. A clock that
+/// was set back meanwhile is no reason: it was wrong before, or is now.
+fn judge_age(dated: HttpDate, now: SystemTime) -> Result<(), Error> {
+    match now.duration_since(dated.into()) {
+        Ok(age) if age > FRESH => Err(Error::Stale(age)),
+        _ => Ok(()),
+    }
+}
+
+/// No bank is to see a `Date` older than two seconds; a fifth of one is for the way there.
+const FRESH: Duration = Duration::from_millis(1800);
 
 fn rules(dialect: &Dialect, extra: &[HeaderName]) -> Vec<Rule> {
     let own = dialect.covered.iter().map(|covered| Rule {
@@ -222,12 +255,18 @@ pub enum Error {
     /// A header that must be signed is missing: the steps before the seal let an illegal head through.
     #[error(transparent)]
     Absent(#[from] Absent),
-    /// As many seals wait for the key as may.
+    /// As many seals wait for the key as may, or as it makes in time.
     #[error("too many requests wait for the seal key")]
     Busy(#[source] key::Error),
     /// The token that holds the key is gone, locked or broken.
     #[error("the seal key is out of reach")]
     Unreachable(#[source] key::Error),
+    /// The key took so long that the `Date` is too old now.
+    #[error("the seal key took too long for the `Date`, which would be {0:.1?} old and must reach the bank within 2 s")]
+    Stale(Duration),
+    /// The token that holds the key does not work.
+    #[error("the seal key is not to be trusted at present")]
+    Wrong(#[source] key::Error),
     /// The key did not sign.
     #[error("the seal key did not sign")]
     Key(#[source] key::Error),
@@ -236,7 +275,8 @@ pub enum Error {
 impl From<key::Error> for Error {
     fn from(error: key::Error) -> Self {
         match error {
-            key::Error::Busy(_) => Self::Busy(error),
+            key::Error::Busy(_) | key::Error::Behind(_) => Self::Busy(error),
+            key::Error::Wrong => Self::Wrong(error),
             #[cfg(feature = "pkcs11")]
             key::Error::Token(_) => Self::Unreachable(error),
             _ => Self::Key(error),

@@ -567,9 +567,15 @@ pub(crate) fn start_with(yaml: &str, environment: &[(&str, &str)], log: Stdio) -
 /// What `sealproxy check` makes of this configuration.
 #[cfg(feature = "pkcs11")]
 pub(crate) fn checked(yaml: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
-    let file = folder("check").join("sealproxy.yaml");
+    ended("check", yaml, environment)
+}
+
+/// What a command comes to that is not going to serve.
+#[cfg(feature = "pkcs11")]
+pub(crate) fn ended(command: &str, yaml: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let file = folder(command).join("sealproxy.yaml");
     std::fs::write(&file, yaml).expect("a file");
-    let output = sealproxy(&["check", "--config"]).arg(&file).envs(environment.iter().copied()).output();
+    let output = sealproxy(&[command, "--config"]).arg(&file).envs(environment.iter().copied()).output();
     let output = output.expect("it starts");
     (output.status.code(), text(&output.stdout) + &text(&output.stderr))
 }

@@ -1,6 +1,6 @@
 /* A PKCS#11 module in front of another: every signature takes as long as a file says, one at a time, as on a smart card.
  * Built for one token: REAL is the real module, CONF its configuration file, SLOW the file that holds milliseconds, read
- * again and again so that a signature that hangs can be let go. WITHOUT lists mechanisms that the token shall not have. */
+ * again and again so that a signature that hangs can be let go; less than none flips a bit of each signature. WITHOUT lists mechanisms that the token shall not have. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -35,7 +35,12 @@ static long milliseconds(void) {
 }
 
 static ulong_t slow_sign(ulong_t session, unsigned char *data, ulong_t length, unsigned char *out, ulong_t *room) {
-    if (out == NULL || milliseconds() == 0) return real_sign(session, data, length, out, room);
+    long first = milliseconds();
+    if (out == NULL || first <= 0) {
+        ulong_t plain = real_sign(session, data, length, out, room);
+        if (out != NULL && first < 0 && plain == 0) out[10] ^= 1;
+        return plain;
+    }
     pthread_mutex_lock(&one_at_a_time);
     for (long slept = 0, wanted; slept < (wanted = milliseconds());) {
         long slice = wanted - slept < 20 ? wanted - slept : 20;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::cli::{Started, checked, start};
+use crate::cli::{Started, checked, ended, start};
 use crate::outside::present;
 use crate::support::{file_config, folder, kit};
 
@@ -78,6 +78,13 @@ impl SoftHsm {
         checked(yaml, &[("SOFTHSM2_CONF", self.conf().to_str().expect("UTF-8"))])
     }
 
+    /// Where it is not to start.
+    pub(crate) fn refused(&self, yaml: &str) -> String {
+        let (code, said) = ended("run", yaml, &[("SOFTHSM2_CONF", self.conf().to_str().expect("UTF-8"))]);
+        assert_eq!(code, Some(78), "{said}");
+        said
+    }
+
     /// Takes the token away, or back.
     pub(crate) fn withdraw(&self) {
         std::fs::rename(self.folder.join("tokens"), self.folder.join("away")).expect("a folder");
@@ -133,6 +140,15 @@ impl Slow {
 
     /// How long a signature takes from now on.
     pub(crate) fn takes(&self, milliseconds: u32) {
+        self.write(milliseconds.into());
+    }
+
+    /// Flips a bit of each signature from now on.
+    pub(crate) fn errs(&self) {
+        self.write(-1);
+    }
+
+    fn write(&self, milliseconds: i64) {
         // Whole at any moment: it is read meanwhile.
         let fresh = self.file.with_extension("fresh");
         std::fs::write(&fresh, milliseconds.to_string()).expect("a file");

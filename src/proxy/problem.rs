@@ -15,8 +15,8 @@ use super::api::Environment;
 use super::headers::{PROXY_STATUS, SEALPROXY_OUTCOME, SEALPROXY_REQUEST_ID};
 use super::show_size;
 use super::target::Ambiguity;
+use crate::seal;
 use crate::upstream::{AcquireError, AnswerError, Cause, KeyFault, Outcome, SendError};
-use crate::{key, seal};
 
 /// Why the proxy answers a request itself. `Display` never repeats what a caller sent, but for the host that it named.
 /// A limit stands there with its setting and its value: the text is made for those alone who are refused.
@@ -209,7 +209,7 @@ impl Problem {
                 face(S::SERVICE_UNAVAILABLE, "identity-unusable", "No usable identity", "proxy_configuration_error")
             }
             Self::Acquire(error) => of_acquire(error),
-            Self::Seal(seal::Error::Busy(_)) => {
+            Self::Seal(seal::Error::Busy(_) | seal::Error::Behind(_)) => {
                 face(S::SERVICE_UNAVAILABLE, "seal-busy", "Too many seals", "proxy_internal_error")
             }
             Self::Seal(seal::Error::Unreachable(_) | seal::Error::Wrong(_)) => {
@@ -314,7 +314,11 @@ impl Problem {
             | Self::Crowded(_)
             | Self::SealTimeout(_)
             | Self::Seal(
-                seal::Error::Busy(_) | seal::Error::Unreachable(_) | seal::Error::Wrong(_) | seal::Error::Stale(_),
+                seal::Error::Busy(_)
+                | seal::Error::Behind(_)
+                | seal::Error::Unreachable(_)
+                | seal::Error::Wrong(_)
+                | seal::Error::Stale(_),
             )
             | Self::Acquire(
                 AcquireError::Busy(_) | AcquireError::Full(..) | AcquireError::Replaced | AcquireError::QwacKey(_),
@@ -352,8 +356,8 @@ const MAX_HOST: usize = 253;
 /// Of a crowd and of a slow key there is something to tell: the rest is for the log.
 fn unsealed(error: &seal::Error) -> String {
     match error {
-        seal::Error::Busy(crowd @ key::Error::Busy(_)) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
-        seal::Error::Busy(behind) => format!("{behind}, too near the end of `timeouts.seal`"),
+        seal::Error::Busy(crowd) => format!("{crowd}, as many as `limits.waiting_seals` allows"),
+        seal::Error::Behind(behind) => format!("{behind}, too near the end of `timeouts.seal`"),
         seal::Error::Stale(_) => error.to_string(),
         _ => "the request could not be sealed".to_owned(),
     }

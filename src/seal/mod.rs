@@ -255,9 +255,12 @@ pub enum Error {
     /// A header that must be signed is missing: the steps before the seal let an illegal head through.
     #[error(transparent)]
     Absent(#[from] Absent),
-    /// As many seals wait for the key as may, or as it makes in time.
+    /// As many seals wait for the key as may.
     #[error("too many requests wait for the seal key")]
     Busy(#[source] key::Error),
+    /// More seals wait for the key than it would make in time with this one.
+    #[error("the seal key has too much to do")]
+    Behind(#[source] key::Error),
     /// The token that holds the key is gone, locked or broken.
     #[error("the seal key is out of reach")]
     Unreachable(#[source] key::Error),
@@ -275,7 +278,8 @@ pub enum Error {
 impl From<key::Error> for Error {
     fn from(error: key::Error) -> Self {
         match error {
-            key::Error::Busy(_) | key::Error::Behind(_) => Self::Busy(error),
+            key::Error::Busy(_) => Self::Busy(error),
+            key::Error::Behind(_) => Self::Behind(error),
             key::Error::Wrong => Self::Wrong(error),
             #[cfg(feature = "pkcs11")]
             key::Error::Token(_) => Self::Unreachable(error),

@@ -150,7 +150,10 @@ impl Key {
     /// Whether it is on a token. What such a key signs is to be verified before it is used: nobody here has seen it made, and a
     /// fault in the middle of an RSA signature gives the key away. The libraries of keys in memory look for that themselves.
     pub fn is_on_token(&self) -> bool {
-        self.backend() == "pkcs11"
+        #[cfg(feature = "pkcs11")]
+        return matches!(self.backend, Backend::Token(_));
+        #[cfg(not(feature = "pkcs11"))]
+        false
     }
 
     /// Why an RSA key in memory signs one message at a time, in words; `None`: it signs several together, or is another kind of

@@ -625,10 +625,25 @@ fn sigint_and_a_second_sigterm_end_the_linger() {
     }
 }
 
+/// The signal is sent before each thread has heard of it, and one that has not takes callers in.
+fn until_stopped(child: &Running) {
+    let tasks = PathBuf::from(format!("/proc/{}/task", child.0.id()));
+    let is_stopped = |task: PathBuf| {
+        let stat = std::fs::read_to_string(task.join("stat")).expect("it lives");
+        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+    };
+    let began = Instant::now();
+    while !std::fs::read_dir(&tasks).expect("it lives").all(|task| is_stopped(task.expect("a thread").path())) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it does not stop");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn whoever_waits_in_the_accept_queue_at_the_end_is_answered() {
     let Started { mut child, stderr: _reader, address, .. } = start(&legal(), &[]);
     signal(&child, "STOP");
+    until_stopped(&child);
     let mut waiting: Vec<TcpStream> = Vec::new();
     for _ in 0..20 {
         let mut stream = TcpStream::connect(address).expect("the kernel lets it in");

@@ -505,7 +505,7 @@ fn succession(
     let taken = || Succession { used: Arc::clone(credential), key_id: registration.key_id.clone(), reason: None };
     let Some(before) = before else { return taken() };
     let (old, new) = (before.credential.certificate(), credential.certificate());
-    let is_meant = |key_id: &String| is_sha1(key_id) && names(key_id, old);
+    let is_meant = |key_id: &String| preflight::is_fingerprint(key_id) && names(key_id, old);
     // What was not registered yet is whatever lies on disk, unless the key id says that it is the one before.
     if before.registration.from.is_none() && !registration.key_id.as_ref().is_some_and(is_meant) {
         return taken();
@@ -513,10 +513,11 @@ fn succession(
     let is_same = old.der() == new.der();
     let is_renamed = before.registration.key_id != registration.key_id;
     // Some banks' own names look like fingerprints and are none.
-    let is_other = before.registration.key_id.as_ref().is_some_and(|known| is_sha1(known) && !names(known, old));
+    let is_other =
+        before.registration.key_id.as_ref().is_some_and(|known| preflight::is_fingerprint(known) && !names(known, old));
     let fits = match &registration.key_id {
         Some(key_id) if names(key_id, new) => true,
-        Some(key_id) if is_sha1(key_id) && !is_other => is_same && !is_renamed,
+        Some(key_id) if preflight::is_fingerprint(key_id) && !is_other => is_same && !is_renamed,
         // Another name than before is that of a new key, and the same name that of the same key: the bank checks seals with the
         // key, over which the certificate may have been renewed.
         Some(_) => {
@@ -550,14 +551,9 @@ const EARLY: &str = "the bank knows it, and it is not valid now";
 /// Whether the bank knows another certificate than this one under the key id, if key ids are what they look like.
 fn is_of_another(registration: &Registration, credential: &Credential) -> bool {
     let key_id = registration.key_id.as_ref();
-    key_id.is_some_and(|key_id| is_sha1(key_id) && !names(key_id, credential.certificate()))
+    key_id.is_some_and(|key_id| preflight::is_fingerprint(key_id) && !names(key_id, credential.certificate()))
 }
 
 fn names(key_id: &str, certificate: &Certificate) -> bool {
     certificate.sha1_hex().eq_ignore_ascii_case(key_id)
-}
-
-/// Whether a key id has the form of the SHA-1 of a certificate, which is how the banks name keys.
-fn is_sha1(key_id: &str) -> bool {
-    key_id.len() == 40 && key_id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -63,6 +64,12 @@ pub struct KnownSeal {
 /// The word for machines where no identity can be used.
 pub const NO_IDENTITY: &str = "no-identity";
 
+/// Says that this is what stops a start.
+pub fn no_identity(file: &Path, hint: &str) -> Finding {
+    let reason = "no identity is usable, and nothing starts without one";
+    Finding::error(file, "identities", reason).hint(hint).code(NO_IDENTITY)
+}
+
 /// What lives as long as the process, whatever generation serves.
 struct Process {
     registry: Registry,
@@ -114,11 +121,7 @@ impl App {
         generation.warn_of_mounts();
         if !generation.may_serve(now) || (config.strict && generation.errors().next().is_some()) {
             if generation.errors().next().is_none() {
-                let hint = "one of the warnings says why";
-                let nobody =
-                    Finding::error(&config.file, "identities", "no identity is usable, and nothing starts without one")
-                        .hint(hint);
-                generation.findings.push(nobody.code(NO_IDENTITY));
+                generation.findings.push(no_identity(&config.file, "one of the warnings says why"));
             }
             return Err(generation.findings);
         }

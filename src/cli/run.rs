@@ -7,7 +7,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, tell};
-use crate::app::{App, Bound, Ended, NO_IDENTITY, Signal};
+use crate::app::{App, Bound, Ended, NO_IDENTITY, Signal, no_identity};
 use crate::config::{Config, Finding, show_size};
 use crate::log::Log;
 
@@ -58,10 +58,7 @@ fn not_started(file: &Path, strict: bool, mut findings: Vec<Finding>) -> Failure
             let hint = "mend the errors above; without `strict` it starts as soon as one identity is usable";
             Finding::error(file, "start", reason).hint(hint).code("strict-start")
         } else {
-            let hint = "mend the errors above: one usable identity is enough to start";
-            Finding::error(file, "identities", "no identity is usable, and nothing starts without one")
-                .hint(hint)
-                .code(NO_IDENTITY)
+            no_identity(file, "mend the errors above: one usable identity is enough to start")
         });
     }
     Failure::Configuration(findings)

@@ -197,9 +197,8 @@ pub fn judge_stated_roles(expectations: &Expectations) -> Vec<Issue> {
 
 /// Judges a key id that stands in the configuration: the banks make theirs from the certificate.
 pub fn judge_key_id(key_id: &str, seal: &Certificate) -> Option<Issue> {
-    let is_sha1 = key_id.len() == 40 && key_id.bytes().all(|byte| byte.is_ascii_hexdigit());
     let own = seal.sha1_hex();
-    if !is_sha1 || own == key_id {
+    if !is_fingerprint(key_id) || own == key_id {
         return None;
     }
     if own.eq_ignore_ascii_case(key_id) {
@@ -210,6 +209,11 @@ pub fn judge_key_id(key_id: &str, seal: &Certificate) -> Option<Issue> {
     let reason = format!("the key id {key_id} has the form of a certificate's SHA-1, and that of the QSealC is {own}");
     let hint = "the bank knows another certificate by this name: give the key id that it returned for this one";
     Some(warning("key-id-of-another-certificate", reason, hint))
+}
+
+/// Whether a key id has the form of the SHA-1 of a certificate, which is how the banks name keys.
+pub fn is_fingerprint(key_id: &str) -> bool {
+    key_id.len() == 40 && key_id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Judges whether certificates belong to the environment that they are used in.

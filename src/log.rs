@@ -1,13 +1,13 @@
 //! Lines of JSON to one writer thread, through a bounded buffer: a reader that stops reading never stops a request.
 //! Must not know what the lines say.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use prometheus::IntCounter;
 use serde::Serialize;
@@ -55,6 +55,14 @@ impl Lines {
 
 /// What a busy moment brings.
 const ROOM: usize = 64 * 1024;
+
+/// How many lines wake the writer, however busy the thread is that they come from.
+const CROWD: usize = 64;
+
+thread_local! {
+    /// Whether this thread has yet to wake the writer; `None`: it does with each line.
+    static OWES: Cell<Option<bool>> = const { Cell::new(None) };
+}
 
 /// Whether a line may be lost when the reader is too slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +125,15 @@ impl Fields<'_> {
         }
     }
 
+    /// A duration in milliseconds, with three decimals, or `null`.
+    pub fn milliseconds(&mut self, name: Name, duration: Option<Duration>) {
+        let Some(duration) = duration else { return self.put(name, ()) };
+        let microseconds = u64::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u64::MAX);
+        self.put(name, microseconds / 1000);
+        let digit = |power: u64| b'0' + u8::try_from(microseconds / power % 10).expect("one digit");
+        self.line.extend([b'.', digit(100), digit(10), digit(1)]);
+    }
+
     fn name(&mut self, Name(text): Name) {
         // No comma before the first.
         let comma = usize::from(self.line.len() == 1);
@@ -164,14 +181,20 @@ impl Log {
         let (end, done) = mpsc::channel();
         std::thread::Builder::new().name("log".into()).spawn(move || {
             let mut lines = Lines::default();
+            let mut ended: Option<Instant> = None;
             while reader.wait(&mut lines) {
+                // Lines that come one by one are written as they come: the end of a pause would fall into another request.
+                let is_crowded = lines.count > 1 || ended.is_some_and(|ended| ended.elapsed() < CLOSE);
                 let written = out.write_all(&lines.text).and_then(|()| out.flush());
                 if let Err(error) = written {
                     // How many of them were written nobody knows: counted are those that may be lost.
                     reader.shared.dropped.inc_by(lines.count as u64);
                     reader.complain_once(&error);
                 }
-                reader.pause();
+                ended = Some(Instant::now());
+                if is_crowded {
+                    reader.pause();
+                }
             }
             // Whoever waited has waited long enough where nobody does any more.
             let _ = end.send(());
@@ -218,8 +241,32 @@ impl Log {
         }
         queue.lines.text.extend_from_slice(line);
         queue.lines.count += 1;
+        let wakes_at_once = || OWES.get().is_none() || queue.lines.count >= CROWD;
+        if queue.asleep && wakes_at_once() {
+            self.wake(queue);
+        } else if queue.asleep {
+            OWES.set(Some(true));
+        }
+    }
+
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
         if std::mem::take(&mut queue.asleep) {
+            drop(queue);
             self.shared.filled.notify_one();
+        }
+    }
+
+    /// From now on this thread wakes the writer by [`Log::idle`], which it is to call whenever it has nothing else to do. A
+    /// line comes before its answer has left: on a core of one's own the writer would go first.
+    pub fn wake_when_idle() {
+        OWES.set(Some(false));
+    }
+
+    /// Wakes the writer, if this thread has lines for it that it does not know of.
+    pub fn idle(&self) {
+        if OWES.get() == Some(true) {
+            OWES.set(Some(false));
+            self.wake(self.lock());
         }
     }
 
@@ -253,7 +300,7 @@ impl Log {
         true
     }
 
-    /// Lets lines come together: to wake a thread and to write a line of its own costs more than the line itself.
+    /// Lets lines come together where there are many: to wake a thread and to write a line of its own costs more than the line itself.
     fn pause(&self) {
         let closed = |queue: &mut Queue| !queue.closed;
         drop(self.shared.filled.wait_timeout_while(self.lock(), TOGETHER, closed));
@@ -277,6 +324,8 @@ impl Writer {
 
 /// How much later than its request a line may come.
 const TOGETHER: Duration = Duration::from_millis(5);
+/// What is closer to the last one is one of many.
+const CLOSE: Duration = Duration::from_millis(2);
 /// For a reader that is slow; one that is there takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -341,6 +390,53 @@ mod tests {
         let lines: Vec<&str> = written.lines().collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0], lines[1]);
+    }
+
+    /// Lines that came, as far as they are written within a while.
+    fn written_by(log: &Log, written: &Mutex<Vec<u8>>, lines: usize, until: Duration) -> usize {
+        let count = || written.lock().expect("no panic").iter().filter(|byte| **byte == b'\n').count();
+        let end = Instant::now() + until;
+        while count() < lines && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(log.dropped().get(), 0);
+        count()
+    }
+
+    #[test]
+    fn a_thread_that_says_when_it_is_idle_wakes_nobody_before() {
+        const SOON: Duration = Duration::from_millis(200);
+        const LONG: Duration = Duration::from_secs(20);
+        let written = Arc::new(Mutex::default());
+        let (log, writer) = Log::start(Stuck(mpsc::channel().1, Arc::clone(&written)), 1000).expect("a thread");
+        while !log.lock().asleep {
+            std::thread::yield_now();
+        }
+        Log::wake_when_idle();
+        log.entry(&1, Importance::Usual);
+        assert_eq!(written_by(&log, &written, 1, SOON), 0, "its answer goes first");
+        log.idle();
+        assert_eq!(written_by(&log, &written, 1, LONG), 1);
+        while !log.lock().asleep {
+            std::thread::yield_now();
+        }
+        (0..CROWD).for_each(|line| log.entry(&line, Importance::Usual));
+        assert_eq!(written_by(&log, &written, 1 + CROWD, LONG), 1 + CROWD, "a thread may never be idle");
+        writer.close();
+    }
+
+    #[test]
+    fn a_duration_has_three_decimals_whatever_they_are() {
+        let written = |nanoseconds| {
+            let mut line = vec![b'{'];
+            Fields { line: &mut line }.milliseconds(name!("took"), Some(Duration::from_nanos(nanoseconds)));
+            String::from_utf8(line).expect("text")
+        };
+        assert_eq!(written(0), r#"{"took":0.000"#);
+        assert_eq!(written(499), r#"{"took":0.000"#);
+        assert_eq!(written(87_500), r#"{"took":0.088"#);
+        assert_eq!(written(1_070_000), r#"{"took":1.070"#);
+        assert_eq!(written(30_000_999_500), r#"{"took":30001.000"#);
     }
 
     struct Full;

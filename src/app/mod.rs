@@ -241,7 +241,7 @@ impl Bound {
         let App { process, shared, generation, marks, log } = app;
         let config = Arc::clone(&generation.config);
         let (phase, phases) = watch::channel(Phase::Serving);
-        let reactors = Reactors::start(config.threads)?;
+        let reactors = Reactors::start(config.threads, &log)?;
         let hall = Hall::new(reactors.seats(&shared), config.limits.connections, Departure::new(phases));
         let pages = Pages::start(admin, &config, process.registry.clone());
         let (reload, asked) = mpsc::channel(1);
@@ -361,14 +361,16 @@ struct Reactors {
 }
 
 impl Reactors {
-    fn start(count: usize) -> io::Result<Self> {
+    fn start(count: usize, log: &Log) -> io::Result<Self> {
         let mut reactors = Self { handles: Vec::new(), threads: Vec::new(), stop: Vec::new() };
         for index in 0..count {
             let (sender, handle) = std::sync::mpsc::channel();
             let stop = Arc::new(Notify::new());
             let stopped = Arc::clone(&stop);
+            let log = log.clone();
             let thread = std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {
-                let runtime = Builder::new_current_thread().enable_all().build();
+                Log::wake_when_idle();
+                let runtime = Builder::new_current_thread().enable_all().on_thread_park(move || log.idle()).build();
                 let runtime = runtime.map(|runtime| (runtime.handle().clone(), runtime));
                 let (handle, runtime) = match runtime {
                     Ok((handle, runtime)) => (Ok(handle), Some(runtime)),

@@ -202,10 +202,10 @@ impl Exchange {
         }
         line.put(name!("request_bytes"), self.request_bytes);
         line.put(name!("response_bytes"), self.response_bytes);
-        line.put(name!("acquire_ms"), self.acquire.map(milliseconds));
-        line.put(name!("seal_ms"), self.seal.map(milliseconds));
-        line.put(name!("response_ms"), self.response.map(milliseconds));
-        line.put(name!("total_ms"), milliseconds(took));
+        line.milliseconds(name!("acquire_ms"), self.acquire);
+        line.milliseconds(name!("seal_ms"), self.seal);
+        line.milliseconds(name!("response_ms"), self.response);
+        line.milliseconds(name!("total_ms"), Some(took));
         line.put(name!("reused"), self.reused);
         line.put(name!("attempts"), self.attempts);
         line.put(name!("caller_gone"), self.caller_gone);
@@ -240,8 +240,3 @@ const CLIENT_CLOSED: StatusCode = match StatusCode::from_u16(499) {
     Ok(status) => status,
     Err(_) => unreachable!(),
 };
-
-/// Milliseconds with three decimals.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
@@ -165,33 +166,32 @@ impl Prepared {
     }
 
     async fn send(mut self: Box<Self>, lease: Lease, mut exchange: Box<Exchange>) -> Response<RelayBody> {
-        match self.send_once_more_if_unsent(lease, &mut exchange).await {
-            Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
-                // Rare, as is a second try: in a box they are not part of every request's state.
-                Box::pin(relay_whole(response, exchange, &self.shared, self.deadline)).await
-            }
-            Ok(response) => relay(response, exchange, self.shared.patience(self.deadline)),
-            Err(problem) => refuse(&problem, exchange),
+        let reused = lease.is_reused();
+        let first = self.transmit(lease, &mut exchange).await;
+        // Rare ways go in boxes, and nothing is held while they are waited for: they are not part of every request's state.
+        let sent = if reused && is_proven_unsent(&first) {
+            drop(first);
+            Box::pin(self.send_once_more(&mut exchange)).await
+        } else {
+            first
+        };
+        let response = match sent {
+            Ok(response) => response,
+            Err(problem) => return refuse(&problem, exchange),
+        };
+        if self.whole && response.body().size_hint().exact().is_none() {
+            return Box::pin(relay_whole(response, exchange, self.shared, self.deadline)).await;
         }
+        relay(response, exchange, self.shared.patience(self.deadline))
     }
 
     /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
     /// request left, it is sealed afresh and sent once on a new connection.
-    async fn send_once_more_if_unsent(
-        &mut self,
-        lease: Lease,
-        exchange: &mut Exchange,
-    ) -> Result<Response<Answer>, Problem> {
-        let reused = lease.is_reused();
-        match self.transmit(lease, exchange).await {
-            Err(Problem::Send(error)) if reused && error.outcome == Outcome::NotSent => {
-                let deadline = self.deadline;
-                let dialled = timeout_at(deadline, Box::pin(self.dial_and_seal(exchange))).await;
-                let lease = dialled.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))?;
-                self.transmit(lease, exchange).await
-            }
-            result => result,
-        }
+    async fn send_once_more(&mut self, exchange: &mut Exchange) -> Result<Response<Answer>, Problem> {
+        let deadline = self.deadline;
+        let dialled = timeout_at(deadline, self.dial_and_seal(exchange)).await;
+        let lease = dialled.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))?;
+        self.transmit(lease, exchange).await
     }
 
     async fn acquire_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
@@ -252,7 +252,11 @@ impl Prepared {
     }
 
     /// Sends the sealed head. A copy stays here only where the request may have to go out a second time.
-    async fn transmit(&mut self, lease: Lease, exchange: &mut Exchange) -> Result<Response<Answer>, Problem> {
+    fn transmit(
+        &mut self,
+        lease: Lease,
+        exchange: &mut Exchange,
+    ) -> impl Future<Output = Result<Response<Answer>, Problem>> + Send {
         let (head, payload) = if lease.is_reused() {
             (self.head.clone(), self.body.payload.clone())
         } else {
@@ -260,14 +264,20 @@ impl Prepared {
         };
         exchange.sending();
         // One timer for both deadlines: whichever is first.
-        let sent = lease.send_until(Request::from_parts(head, payload), self.deadline).await;
-        let response = sent.map_err(|error| match error.cause {
-            Cause::ResponseTimeout(_) if Instant::now() >= self.deadline => Problem::ExchangeTimeout(error.outcome),
-            _ => Problem::Send(error),
-        })?;
-        exchange.answered(response.status(), response.body().took());
-        Ok(response)
+        let deadline = self.deadline;
+        lease.send_until(Request::from_parts(head, payload), deadline).map(move |sent| {
+            let response = sent.map_err(|error| match error.cause {
+                Cause::ResponseTimeout(_) if Instant::now() >= deadline => Problem::ExchangeTimeout(error.outcome),
+                _ => Problem::Send(error),
+            })?;
+            exchange.answered(response.status(), response.body().took());
+            Ok(response)
+        })
     }
+}
+
+fn is_proven_unsent(sent: &Result<Response<Answer>, Problem>) -> bool {
+    matches!(sent, Err(Problem::Send(error)) if error.outcome == Outcome::NotSent)
 }
 
 /// A request under way, and its answer. Dropped because the caller hung up, it goes on in a task of its own: one that may change
@@ -332,7 +342,7 @@ fn relay(response: Response<Answer>, exchange: Box<Exchange>, patience: Patience
 async fn relay_whole(
     response: Response<Answer>,
     mut exchange: Box<Exchange>,
-    shared: &Shared,
+    shared: Arc<Shared>,
     deadline: Instant,
 ) -> Response<RelayBody> {
     let (mut head, mut answer) = response.into_parts();

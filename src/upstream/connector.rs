@@ -24,6 +24,7 @@ use tokio_rustls::client::TlsStream;
 use super::aside::{Aside, KeyFault, Unfinished};
 use super::attempts::{self, Attempts};
 use super::counted::{Count, Counted, alert_in, tls_error};
+use super::handback::Handback;
 use super::judge::verdict;
 use super::pool::Pool;
 use super::question::{Question, heard};
@@ -48,6 +49,8 @@ pub(super) struct Connector {
 pub(super) struct Established {
     pub(super) sender: SendRequest<Payload>,
     pub(super) count: Arc<Count>,
+    /// Where it is left between two requests.
+    pub(super) handback: Arc<Handback>,
     /// Whether the bank judges our certificate only now: it asked for it, and speaks TLS 1.3.
     pub(super) unjudged: bool,
 }
@@ -178,16 +181,18 @@ impl Connector {
         let open = self.destination.metrics.connections.clone();
         open.inc();
         let cut = self.pool.cut();
+        let handback = Arc::new(Handback::default());
+        let driven = Arc::clone(&handback).drive(connection);
         tokio::spawn(async move {
             tokio::select! {
                 // Its error reaches whoever waits for an answer on it, and an idle connection may end as it likes.
-                _ = connection => {}
+                () = driven => {}
                 () = cut => {}
             }
             open.dec();
             drop(permit);
         });
-        Ok(Established { sender, count, unjudged })
+        Ok(Established { sender, count, handback, unjudged })
     }
 }
 

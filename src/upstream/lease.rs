@@ -1,23 +1,26 @@
 //! The use of one connection for one exchange: sends a request, relays its answer, and says what is known where there
 //! is none. Must not know how a connection was made.
 
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::header::{HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use rustls::AlertDescription;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Sleep, timeout, timeout_at};
+use tokio::time::error::Elapsed;
+use tokio::time::{Sleep, timeout_at};
 
-use super::connector::{self, TURNAROUND};
+use super::connector;
 use super::counted::Late;
+use super::handback::Handback;
 use super::pool::{Connection, Pool};
 use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, SendError, Upstream};
 
@@ -71,22 +74,33 @@ impl Lease {
     }
 
     /// Sends a request, origin-form and with `Host`, and waits for the response's head.
-    pub async fn send(self, request: Request<Payload>) -> Result<Response<Answer>, SendError> {
+    pub fn send(self, request: Request<Payload>) -> impl Future<Output = Result<Response<Answer>, SendError>> + Send {
         let limit = self.destination.settings.timeouts.response;
-        self.send_until(request, tokio::time::Instant::now() + limit).await
+        self.send_until(request, tokio::time::Instant::now() + limit)
     }
 
-    /// The same, and waits until `deadline` at most.
-    pub async fn send_until(
+    /// The same, and waits until `deadline` at most. The request is on its way with the call.
+    pub fn send_until(
         mut self,
         request: Request<Payload>,
         deadline: tokio::time::Instant,
-    ) -> Result<Response<Answer>, SendError> {
+    ) -> impl Future<Output = Result<Response<Answer>, SendError>> + Send {
         let began = Instant::now();
         let limit = self.destination.settings.timeouts.response;
         let deadline = deadline.min(tokio::time::Instant::from_std(began) + limit);
         self.connection.served += 1;
-        let result = match timeout_at(deadline, self.connection.sender.try_send_request(request)).await {
+        // Mapped rather than awaited: a future that awaits what it was given holds it twice, and every request moves it.
+        timeout_at(deadline, self.connection.sender.try_send_request(request))
+            .map(move |sent| self.conclude(sent, began, limit))
+    }
+
+    fn conclude(
+        self,
+        sent: Result<Result<Response<Incoming>, TrySendError<Request<Payload>>>, Elapsed>,
+        began: Instant,
+        limit: Duration,
+    ) -> Result<Response<Answer>, SendError> {
+        let result = match sent {
             // Nobody asked to switch: a bank that does speaks about something else.
             Ok(Ok(response)) if response.status().is_informational() => {
                 Err(SendError { cause: Cause::Switched, outcome: Outcome::Unknown })
@@ -187,22 +201,10 @@ impl Answer {
     }
 
     fn give_back(&mut self) {
-        let Some(Lease { mut connection, pool, .. }) = self.lease.take() else { return };
-        if connection.sender.is_closed() {
-            return;
+        let Some(Lease { connection, pool, .. }) = self.lease.take() else { return };
+        if !connection.sender.is_closed() {
+            Handback::leave(connection, pool);
         }
-        // In a task even where the connection is ready: a bank that closes after its answer without a word is noticed
-        // meanwhile, and no payment is sent into a connection that has ended.
-        tokio::spawn(async move {
-            let mut is_ready = connection.sender.is_ready();
-            if !is_ready {
-                let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
-                is_ready = matches!(ready, Ok(Ok(())));
-            }
-            if is_ready {
-                pool.put(connection);
-            }
-        });
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {

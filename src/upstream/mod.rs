@@ -19,6 +19,7 @@ mod attempts;
 mod connector;
 mod counted;
 mod error;
+mod handback;
 mod hosts;
 mod judge;
 mod lease;

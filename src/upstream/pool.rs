@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use super::connector::Established;
 use super::counted::Count;
+use super::handback::Handback;
 use super::{Payload, ReactorId};
 
 /// The connections that wait, and the rules for them.
@@ -39,6 +40,7 @@ pub(super) struct Retired {
 pub(super) struct Connection {
     pub(super) sender: SendRequest<Payload>,
     pub(super) count: Arc<Count>,
+    pub(super) handback: Arc<Handback>,
     pub(super) born: Instant,
     pub(super) home: ReactorId,
     /// Whether the bank judged our certificate only after the handshake.
@@ -48,8 +50,8 @@ pub(super) struct Connection {
 
 impl Connection {
     /// One that has just been made.
-    pub(super) fn new(Established { sender, count, unjudged }: Established, home: ReactorId) -> Self {
-        Self { sender, count, unjudged, born: Instant::now(), home, served: 0 }
+    pub(super) fn new(Established { sender, count, handback, unjudged }: Established, home: ReactorId) -> Self {
+        Self { sender, count, handback, unjudged, born: Instant::now(), home, served: 0 }
     }
 }
 
@@ -172,6 +174,12 @@ impl Pool {
         now - idle.since < self.max_idle && now - idle.connection.born < self.max_age
     }
 
+    /// How many wait, live or not.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        self.lock().idle.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // A list of connections is whole after any panic: nothing is written in halves.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -226,7 +234,8 @@ mod tests {
             let _bank = theirs;
             let _ = http.await;
         });
-        let connection = Connection::new(Established { sender, count: Arc::default(), unjudged: false }, HOME);
+        let (count, handback) = Default::default();
+        let connection = Connection::new(Established { sender, count, handback, unjudged: false }, HOME);
         tokio::task::yield_now().await;
         connection
     }

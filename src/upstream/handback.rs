@@ -1,0 +1,159 @@
+//! Where a connection is left when its answer has ended, for the task that drives it to put it back in its pool. Must not
+//! know what a pool does with it.
+
+use std::future::poll_fn;
+use std::mem;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use futures_util::task::AtomicWaker;
+use tokio::time::timeout;
+
+use super::connector::TURNAROUND;
+use super::pool::{Connection, Pool};
+
+/// What the task that drives a connection and whoever has leased it share.
+#[derive(Default)]
+pub(super) struct Handback {
+    left: Mutex<Left>,
+    driver: AtomicWaker,
+}
+
+#[derive(Default)]
+enum Left {
+    #[default]
+    Nothing,
+    Connection(Connection, Arc<Pool>),
+    /// Nobody takes it any more.
+    TheDriverEnded,
+}
+
+impl Handback {
+    /// Leaves a connection whose answer has ended.
+    pub(super) fn leave(connection: Connection, pool: Arc<Pool>) {
+        let handback = Arc::clone(&connection.handback);
+        {
+            let mut left = handback.lock();
+            if matches!(*left, Left::Nothing) {
+                *left = Left::Connection(connection, pool);
+            }
+        }
+        handback.driver.wake();
+    }
+
+    /// Drives a connection to its end, and puts it back whenever it was left. Always after it has looked at the socket: a
+    /// bank that closes after its answer without a word is noticed, and no payment is sent into a connection that has ended.
+    pub(super) async fn drive(self: Arc<Self>, http: impl Future) {
+        // The connection holds what holds it: however this ends, they part.
+        let driver = Driver(self);
+        let mut http = pin!(http);
+        poll_fn(|cx| {
+            driver.0.driver.register(cx.waker());
+            if http.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            driver.0.put_back();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn put_back(&self) {
+        let left = mem::take(&mut *self.lock());
+        let Left::Connection(mut connection, pool) = left else { return };
+        if connection.sender.is_ready() {
+            return pool.put(connection);
+        }
+        tokio::spawn(async move {
+            let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
+            if matches!(ready, Ok(Ok(()))) {
+                pool.put(connection);
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Left> {
+        // It is one of three whole states after any panic.
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Driver(Arc<Handback>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let left = mem::replace(&mut *self.0.lock(), Left::TheDriverEnded);
+        drop(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper_util::rt::TokioIo;
+    use tokio::io::DuplexStream;
+    use tokio::task::{JoinHandle, yield_now};
+
+    use super::super::ReactorId;
+    use super::super::connector::Established;
+    use super::*;
+
+    const HOME: ReactorId = ReactorId(0);
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A connection, its other end, and the task that drives it.
+    async fn connection() -> (Connection, DuplexStream, JoinHandle<()>) {
+        let (ours, theirs) = tokio::io::duplex(64);
+        let (sender, http) =
+            hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.expect("nothing is said yet");
+        let handback = Arc::new(Handback::default());
+        let driver = tokio::spawn(Arc::clone(&handback).drive(http));
+        yield_now().await;
+        let established = Established { sender, count: Arc::default(), handback, unjudged: false };
+        (Connection::new(established, HOME), theirs, driver)
+    }
+
+    #[tokio::test]
+    async fn what_is_left_is_put_back() {
+        let pool = Pool::new(LONG, LONG);
+        let (connection, _bank, _driver) = connection().await;
+        Handback::leave(connection, Arc::clone(&pool));
+        assert!(pool.take(HOME).is_none(), "nobody has looked at its socket yet");
+        yield_now().await;
+        let connection = pool.take(HOME).expect("it is there");
+        Handback::leave(connection, Arc::clone(&pool));
+        yield_now().await;
+        assert!(pool.take(HOME).is_some(), "and again");
+    }
+
+    #[tokio::test]
+    async fn what_the_bank_has_closed_is_not_put_back() {
+        let pool = Pool::new(LONG, LONG);
+        let (connection, bank, _driver) = connection().await;
+        drop(bank);
+        Handback::leave(connection, Arc::clone(&pool));
+        yield_now().await;
+        assert_eq!(pool.idle(), 0, "a payment would be sent into it");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_drives_is_let_go() {
+        let pool = Pool::new(LONG, LONG);
+        for leaves_first in [true, false] {
+            let (connection, _bank, driver) = connection().await;
+            let handback = Arc::downgrade(&connection.handback);
+            if leaves_first {
+                Handback::leave(connection, Arc::clone(&pool));
+                driver.abort();
+                let _ = driver.await;
+            } else {
+                driver.abort();
+                let _ = driver.await;
+                Handback::leave(connection, Arc::clone(&pool));
+            }
+            assert!(handback.upgrade().is_none(), "connection and driver hold each other");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::BufMut as _;
 use futures_util::FutureExt as _;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
@@ -288,6 +289,10 @@ async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(First
     Ok((first, bytes))
 }
 
+/// Bytes of one read, at most. hyper makes room for twice as much after a read that fills its buffer, up to the limit of a
+/// head, and keeps it for the next request, whatever that is: one byte less, and 16 KiB are as far as it goes.
+const PIECE: usize = 16 * 1024 - 1;
+
 /// A stream whose first bytes were read already. Tells the clock when more come in.
 struct Rewound<S> {
     first: Vec<u8>,
@@ -308,11 +313,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
             let taken = self.first.len().min(buf.remaining());
             buf.put_slice(&self.first[..taken]);
             self.first.drain(..taken);
+            if self.first.is_empty() {
+                self.first = Vec::new();
+            }
             return Poll::Ready(Ok(()));
         }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
+        let read = ready!(pin!(self.stream.read_buf(&mut (&mut *buf).limit(PIECE))).poll(cx))?;
+        if read > 0 {
             self.clock.bytes_came_in();
         }
         Poll::Ready(Ok(()))
@@ -375,6 +382,23 @@ mod tests {
         let (_phases, phases) = watch::channel(Phase::Serving);
         let first = tell_first_bytes(&mut stream, &clock, &mut Departure::new(phases)).await;
         assert!(matches!(first, Ok((First::Http1, _))), "it is heard");
+    }
+
+    #[tokio::test]
+    async fn a_read_takes_a_piece_at_most_and_the_first_bytes_leave_nothing_behind() {
+        let bytes: Vec<u8> = (0..3 * PIECE).map(|index| u8::try_from(index % 251).expect("small")).collect();
+        let mut io = Rewound::new(bytes[..9].to_vec(), &bytes[9..], &Clock::new(LIMITS, Arc::default()));
+        let mut read = vec![0; 4 * PIECE];
+        let mut pieces = Vec::new();
+        let mut taken = 0;
+        while taken < bytes.len() {
+            let piece = io.read(&mut read[taken..]).await.expect("a slice does not fail");
+            taken += piece;
+            pieces.push(piece);
+        }
+        assert_eq!(pieces, [9, PIECE, PIECE, PIECE - 9]);
+        assert!(read[..taken] == bytes);
+        assert_eq!(io.first.capacity(), 0);
     }
 
     #[tokio::test]

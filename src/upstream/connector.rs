@@ -177,7 +177,9 @@ impl Connector {
         let count = Arc::new(Count::default());
         let unjudged = asked && tls.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3);
         let io = TokioIo::new(Counted::new(tls, Arc::clone(&count)));
-        let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(AcquireError::Http)?;
+        let mut http = http1::Builder::new();
+        http.max_buf_size(BUFFER);
+        let (sender, connection) = http.handshake(io).await.map_err(AcquireError::Http)?;
         let open = self.destination.metrics.connections.clone();
         open.inc();
         let cut = self.pool.cut();
@@ -195,6 +197,10 @@ impl Connector {
         Ok(Established { sender, count, handback, unjudged })
     }
 }
+
+/// Bytes of an answer that hyper holds at a time, and so of its head at most. Its own default is 400 KiB, which a connection
+/// of long answers grows to.
+const BUFFER: usize = 64 * 1024;
 
 fn unreached(attempts: Attempts, limit: Duration) -> AcquireError {
     match attempts {

@@ -183,8 +183,7 @@ impl Log {
             let mut lines = Lines::default();
             let mut ended: Option<Instant> = None;
             while reader.wait(&mut lines) {
-                // Lines that come one by one are written as they come: the end of a pause would fall into another request.
-                let is_crowded = lines.count > 1 || ended.is_some_and(|ended| ended.elapsed() < CLOSE);
+                let is_crowded = is_crowded(lines.count, ended.map(|ended| ended.elapsed()));
                 let written = out.write_all(&lines.text).and_then(|()| out.flush());
                 if let Err(error) = written {
                     // How many of them were written nobody knows: counted are those that may be lost.
@@ -241,8 +240,9 @@ impl Log {
         }
         queue.lines.text.extend_from_slice(line);
         queue.lines.count += 1;
-        let wakes_at_once = || OWES.get().is_none() || queue.lines.count >= CROWD;
-        if queue.asleep && wakes_at_once() {
+        // What is to be kept waits for nothing: no answer of its own comes after it.
+        let is_urgent = importance == Importance::Keep || queue.lines.count >= CROWD.min(self.shared.capacity);
+        if queue.asleep && (is_urgent || OWES.get().is_none()) {
             self.wake(queue);
         } else if queue.asleep {
             OWES.set(Some(true));
@@ -320,6 +320,12 @@ impl Writer {
         self.log.shared.filled.notify_one();
         let _ = self.done.recv_timeout(PATIENCE);
     }
+}
+
+/// Whether lines come many at a time. Those that come one by one are written as they come: the end of a pause behind one
+/// would fall into another request.
+fn is_crowded(lines: usize, since_the_last: Option<Duration>) -> bool {
+    lines > 1 || since_the_last.is_some_and(|since| since < CLOSE)
 }
 
 /// How much later than its request a line may come.
@@ -404,6 +410,14 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_its_own_is_no_crowd() {
+        assert!(!is_crowded(1, None));
+        assert!(!is_crowded(1, Some(CLOSE)));
+        assert!(is_crowded(1, Some(CLOSE / 2)));
+        assert!(is_crowded(2, None));
+    }
+
+    #[test]
     fn a_thread_that_says_when_it_is_idle_wakes_nobody_before() {
         const SOON: Duration = Duration::from_millis(200);
         const LONG: Duration = Duration::from_secs(20);
@@ -420,8 +434,13 @@ mod tests {
         while !log.lock().asleep {
             std::thread::yield_now();
         }
+        log.entry(&"payment", Importance::Keep);
+        assert_eq!(written_by(&log, &written, 2, LONG), 2, "it is all that is known");
+        while !log.lock().asleep {
+            std::thread::yield_now();
+        }
         (0..CROWD).for_each(|line| log.entry(&line, Importance::Usual));
-        assert_eq!(written_by(&log, &written, 1 + CROWD, LONG), 1 + CROWD, "a thread may never be idle");
+        assert_eq!(written_by(&log, &written, 2 + CROWD, LONG), 2 + CROWD, "a thread may never be idle");
         writer.close();
     }
 

@@ -353,6 +353,15 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often a drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
+/// Wakes the log's writer at the end of a thread that wakes it when it is idle.
+struct LastLines(Log);
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        self.0.idle();
+    }
+}
+
 /// The reactor threads: a current-thread runtime each.
 struct Reactors {
     handles: Vec<Handle>,
@@ -370,6 +379,8 @@ impl Reactors {
             let log = log.clone();
             let thread = std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {
                 Log::wake_when_idle();
+                // Behind whatever the end of the runtime logs.
+                let _last = LastLines(log.clone());
                 let runtime = Builder::new_current_thread().enable_all().on_thread_park(move || log.idle()).build();
                 let runtime = runtime.map(|runtime| (runtime.handle().clone(), runtime));
                 let (handle, runtime) = match runtime {

@@ -198,8 +198,8 @@ impl Connector {
     }
 }
 
-/// Bytes of an answer that hyper holds at a time, and so of its head at most. Its own default is 400 KiB, which a connection
-/// of long answers grows to.
+/// Bytes of an answer that hyper reads at a time, and of a request before it is written. A head that is not whole with so
+/// many is refused. Its own default is 400 KiB, which a connection of long answers grows to.
 const BUFFER: usize = 64 * 1024;
 
 fn unreached(attempts: Attempts, limit: Duration) -> AcquireError {

@@ -1,5 +1,5 @@
-//! Where a connection is left when its answer has ended, for the task that drives it to put it back in its pool. Must not
-//! know what a pool does with it.
+//! How a connection gets back to its pool when its answer has ended: it is left for the task that drives it. Must not know
+//! what a pool does with it.
 
 use std::future::poll_fn;
 use std::mem;
@@ -10,6 +10,7 @@ use std::task::Poll;
 use futures_util::task::AtomicWaker;
 use tokio::time::timeout;
 
+use super::ReactorId;
 use super::connector::TURNAROUND;
 use super::pool::{Connection, Pool};
 
@@ -30,8 +31,12 @@ enum Left {
 }
 
 impl Handback {
-    /// Leaves a connection whose answer has ended.
-    pub(super) fn leave(connection: Connection, pool: Arc<Pool>) {
+    /// Leaves a connection whose answer has ended, on the reactor of `reactor`.
+    pub(super) fn leave(connection: Connection, pool: Arc<Pool>, reactor: ReactorId) {
+        if connection.home != reactor {
+            // Its driver may be at the end of a long turn of another thread's.
+            return put_when_ready(connection, pool);
+        }
         let handback = Arc::clone(&connection.handback);
         {
             let mut left = handback.lock();
@@ -42,41 +47,53 @@ impl Handback {
         handback.driver.wake();
     }
 
-    /// Drives a connection to its end, and puts it back whenever it was left. Always after it has looked at the socket: a
-    /// bank that closes after its answer without a word is noticed, and no payment is sent into a connection that has ended.
-    pub(super) async fn drive(self: Arc<Self>, http: impl Future) {
-        // The connection holds what holds it: however this ends, they part.
+    /// Drives a connection to its end, and puts it back whenever it was left. Always after its turn at the socket: whatever
+    /// the system has told by then, that the bank has closed without a word included, is noticed before a payment is sent.
+    pub(super) fn drive(self: Arc<Self>, http: impl Future) -> impl Future<Output = ()> {
+        // The connection holds what holds it: however this ends, begun or not, they part.
         let driver = Driver(self);
-        let mut http = pin!(http);
-        poll_fn(|cx| {
-            driver.0.driver.register(cx.waker());
-            if http.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            driver.0.put_back();
-            Poll::Pending
-        })
-        .await;
+        async move {
+            let mut http = pin!(http);
+            poll_fn(|cx| {
+                driver.0.driver.register(cx.waker());
+                if http.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                driver.0.put_back();
+                Poll::Pending
+            })
+            .await;
+        }
     }
 
     fn put_back(&self) {
         let left = mem::take(&mut *self.lock());
-        let Left::Connection(mut connection, pool) = left else { return };
+        let Left::Connection(connection, pool) = left else { return };
         if connection.sender.is_ready() {
-            return pool.put(connection);
+            pool.put(connection);
+        } else {
+            put_when_ready(connection, pool);
         }
-        tokio::spawn(async move {
-            let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
-            if matches!(ready, Ok(Ok(()))) {
-                pool.put(connection);
-            }
-        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Left> {
         // It is one of three whole states after any panic.
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// In a task even where it is ready: its driver may have its turn meanwhile.
+fn put_when_ready(mut connection: Connection, pool: Arc<Pool>) {
+    tokio::spawn(async move {
+        let mut is_ready = connection.sender.is_ready();
+        if !is_ready {
+            let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
+            is_ready = matches!(ready, Ok(Ok(())));
+        }
+        if is_ready {
+            pool.put(connection);
+        }
+    });
 }
 
 struct Driver(Arc<Handback>);
@@ -96,7 +113,6 @@ mod tests {
     use tokio::io::DuplexStream;
     use tokio::task::{JoinHandle, yield_now};
 
-    use super::super::ReactorId;
     use super::super::connector::Established;
     use super::*;
 
@@ -119,11 +135,11 @@ mod tests {
     async fn what_is_left_is_put_back() {
         let pool = Pool::new(LONG, LONG);
         let (connection, _bank, _driver) = connection().await;
-        Handback::leave(connection, Arc::clone(&pool));
+        Handback::leave(connection, Arc::clone(&pool), HOME);
         assert!(pool.take(HOME).is_none(), "nobody has looked at its socket yet");
         yield_now().await;
         let connection = pool.take(HOME).expect("it is there");
-        Handback::leave(connection, Arc::clone(&pool));
+        Handback::leave(connection, Arc::clone(&pool), HOME);
         yield_now().await;
         assert!(pool.take(HOME).is_some(), "and again");
     }
@@ -133,25 +149,41 @@ mod tests {
         let pool = Pool::new(LONG, LONG);
         let (connection, bank, _driver) = connection().await;
         drop(bank);
-        Handback::leave(connection, Arc::clone(&pool));
+        Handback::leave(connection, Arc::clone(&pool), HOME);
         yield_now().await;
         assert_eq!(pool.idle(), 0, "a payment would be sent into it");
+    }
+
+    /// No turn of the driver's is waited for: it may be on a thread that is busy.
+    #[tokio::test]
+    async fn what_is_left_on_another_reactor_is_put_back_there() {
+        let pool = Pool::new(LONG, LONG);
+        let (connection, _bank, driver) = connection().await;
+        let handback = Arc::clone(&connection.handback);
+        Handback::leave(connection, Arc::clone(&pool), ReactorId(1));
+        assert!(matches!(*handback.lock(), Left::Nothing));
+        yield_now().await;
+        assert!(pool.take(HOME).is_some());
+        drop(driver);
     }
 
     #[tokio::test]
     async fn what_nobody_drives_is_let_go() {
         let pool = Pool::new(LONG, LONG);
+        let unbegun = Arc::new(Handback::default());
+        drop(Arc::clone(&unbegun).drive(std::future::pending::<()>()));
+        assert!(matches!(*unbegun.lock(), Left::TheDriverEnded));
         for leaves_first in [true, false] {
             let (connection, _bank, driver) = connection().await;
             let handback = Arc::downgrade(&connection.handback);
             if leaves_first {
-                Handback::leave(connection, Arc::clone(&pool));
+                Handback::leave(connection, Arc::clone(&pool), HOME);
                 driver.abort();
                 let _ = driver.await;
             } else {
                 driver.abort();
                 let _ = driver.await;
-                Handback::leave(connection, Arc::clone(&pool));
+                Handback::leave(connection, Arc::clone(&pool), HOME);
             }
             assert!(handback.upgrade().is_none(), "connection and driver hold each other");
         }

@@ -22,11 +22,13 @@ use super::connector;
 use super::counted::Late;
 use super::handback::Handback;
 use super::pool::{Connection, Pool};
-use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, SendError, Upstream};
+use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, ReactorId, SendError, Upstream};
 
 /// The use of one connection for one exchange.
 pub struct Lease {
     connection: Connection,
+    /// Of whoever has it.
+    reactor: ReactorId,
     pool: Arc<Pool>,
     destination: Arc<Destination>,
     _under_way: UnderWay,
@@ -57,8 +59,9 @@ impl Drop for UnderWay {
 }
 
 impl Lease {
-    pub(super) fn new(connection: Connection, upstream: &Upstream, under_way: UnderWay) -> Self {
+    pub(super) fn new(connection: Connection, upstream: &Upstream, under_way: UnderWay, reactor: ReactorId) -> Self {
         Self {
+            reactor,
             written: connection.count.written(),
             read: connection.count.read(),
             connection,
@@ -201,9 +204,9 @@ impl Answer {
     }
 
     fn give_back(&mut self) {
-        let Some(Lease { connection, pool, .. }) = self.lease.take() else { return };
+        let Some(Lease { connection, pool, reactor, .. }) = self.lease.take() else { return };
         if !connection.sender.is_closed() {
-            Handback::leave(connection, pool);
+            Handback::leave(connection, pool, reactor);
         }
     }
 

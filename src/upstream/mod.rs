@@ -230,21 +230,22 @@ impl Upstream {
 
     /// Leases a connection that stands: an idle one, or a new one. Nothing has been sent when this fails.
     pub async fn acquire(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
-        self.counted(self.any(reactor)).await
+        self.counted(self.any(reactor), reactor).await
     }
 
     /// Leases a new connection, for a request that an idle one has just failed.
     pub async fn acquire_new(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
-        self.counted(self.new_connection(reactor)).await
+        self.counted(self.new_connection(reactor), reactor).await
     }
 
     async fn counted(
         &self,
         connection: impl Future<Output = Result<Connection, AcquireError>>,
+        reactor: ReactorId,
     ) -> Result<Lease, AcquireError> {
         let under_way = UnderWay::new(&self.destination);
         let lease = match under_way {
-            Ok(under_way) => connection.await.map(|connection| Lease::new(connection, self, under_way)),
+            Ok(under_way) => connection.await.map(|connection| Lease::new(connection, self, under_way, reactor)),
             Err(busy) => Err(busy),
         };
         lease.inspect_err(|error| {

@@ -152,7 +152,8 @@ impl Upstream {
     ) -> Result<Clocks, Failure> {
         let under_way = UnderWay::new(&self.destination)?;
         // It closes after this one answer, and so belongs to no reactor.
-        let lease = Lease::new(Connection::new(established, ReactorId(0)), self, under_way);
+        let reactor = ReactorId(0);
+        let lease = Lease::new(Connection::new(established, reactor), self, under_way, reactor);
         let sent = clock();
         let response = lease.send(self.harmless()).await?;
         Ok(Clocks { status: response.status(), date: date(response.headers()), sent, received: clock() })

@@ -187,6 +187,17 @@ fn a_head_that_is_no_http() {
 }
 
 #[test]
+fn a_head_has_a_limit() {
+    let with =
+        |long: usize| [b"HTTP/1.1 200 OK\r\nX-Long: ", &*vec![b'x'; long], b"\r\nContent-Length: 0\r\n\r\n"].concat();
+    let bank = FakeBank::doing(move |_| Act::Answer(with(60 * 1024)));
+    let answer = Rig::before(&bank).request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}");
+    assert_eq!((answer.status, answer.header("x-long").map(str::len)), (200, Some(60 * 1024)));
+    let bank = FakeBank::doing(move |_| Act::Answer(with(200 * 1024)));
+    fails(&Rig::before(&bank), 502, "upstream-malformed", "unknown");
+}
+
+#[test]
 fn a_bank_that_switches_protocols_unasked() {
     let bank = FakeBank::doing(|_| {
         Act::Answer(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".to_vec())

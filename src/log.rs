@@ -300,7 +300,8 @@ impl Log {
         true
     }
 
-    /// Lets lines come together where there are many: to wake a thread and to write a line of its own costs more than the line itself.
+    /// Lets lines come together where there are many: to wake a thread and to write a line of its own costs more than the
+    /// line itself.
     fn pause(&self) {
         let closed = |queue: &mut Queue| !queue.closed;
         drop(self.shared.filled.wait_timeout_while(self.lock(), TOGETHER, closed));
@@ -423,22 +424,21 @@ mod tests {
         const LONG: Duration = Duration::from_secs(20);
         let written = Arc::new(Mutex::default());
         let (log, writer) = Log::start(Stuck(mpsc::channel().1, Arc::clone(&written)), 1000).expect("a thread");
-        while !log.lock().asleep {
-            std::thread::yield_now();
-        }
+        let until_asleep = || {
+            while !log.lock().asleep {
+                std::thread::yield_now();
+            }
+        };
+        until_asleep();
         Log::wake_when_idle();
         log.entry(&1, Importance::Usual);
         assert_eq!(written_by(&log, &written, 1, SOON), 0, "its answer goes first");
         log.idle();
         assert_eq!(written_by(&log, &written, 1, LONG), 1);
-        while !log.lock().asleep {
-            std::thread::yield_now();
-        }
+        until_asleep();
         log.entry(&"payment", Importance::Keep);
         assert_eq!(written_by(&log, &written, 2, LONG), 2, "it is all that is known");
-        while !log.lock().asleep {
-            std::thread::yield_now();
-        }
+        until_asleep();
         (0..CROWD).for_each(|line| log.entry(&line, Importance::Usual));
         assert_eq!(written_by(&log, &written, 2 + CROWD, LONG), 2 + CROWD, "a thread may never be idle");
         writer.close();

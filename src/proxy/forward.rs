@@ -180,7 +180,7 @@ impl Prepared {
             Err(problem) => return refuse(&problem, exchange),
         };
         if self.whole && response.body().size_hint().exact().is_none() {
-            return Box::pin(relay_whole(response, exchange, self.shared, self.deadline)).await;
+            return Box::pin(relay_whole(response, exchange, &self.shared, self.deadline)).await;
         }
         relay(response, exchange, self.shared.patience(self.deadline))
     }
@@ -342,7 +342,7 @@ fn relay(response: Response<Answer>, exchange: Box<Exchange>, patience: Patience
 async fn relay_whole(
     response: Response<Answer>,
     mut exchange: Box<Exchange>,
-    shared: Arc<Shared>,
+    shared: &Shared,
     deadline: Instant,
 ) -> Response<RelayBody> {
     let (mut head, mut answer) = response.into_parts();

@@ -85,12 +85,8 @@ impl Handback {
 /// In a task even where it is ready: its driver may have its turn meanwhile.
 fn put_when_ready(mut connection: Connection, pool: Arc<Pool>) {
     tokio::spawn(async move {
-        let mut is_ready = connection.sender.is_ready();
-        if !is_ready {
-            let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
-            is_ready = matches!(ready, Ok(Ok(())));
-        }
-        if is_ready {
+        let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
+        if matches!(ready, Ok(Ok(()))) {
             pool.put(connection);
         }
     });
@@ -106,7 +102,7 @@ impl Drop for Driver {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use hyper_util::rt::TokioIo;
@@ -120,7 +116,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     /// A connection, its other end, and the task that drives it.
-    async fn connection() -> (Connection, DuplexStream, JoinHandle<()>) {
+    pub(in crate::upstream) async fn connection() -> (Connection, DuplexStream, JoinHandle<()>) {
         let (ours, theirs) = tokio::io::duplex(64);
         let (sender, http) =
             hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.expect("nothing is said yet");

@@ -77,9 +77,9 @@ impl Lease {
     }
 
     /// Sends a request, origin-form and with `Host`, and waits for the response's head.
-    pub fn send(self, request: Request<Payload>) -> impl Future<Output = Result<Response<Answer>, SendError>> + Send {
+    pub async fn send(self, request: Request<Payload>) -> Result<Response<Answer>, SendError> {
         let limit = self.destination.settings.timeouts.response;
-        self.send_until(request, tokio::time::Instant::now() + limit)
+        self.send_until(request, tokio::time::Instant::now() + limit).await
     }
 
     /// The same, and waits until `deadline` at most. The request is on its way with the call.

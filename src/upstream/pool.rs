@@ -219,24 +219,18 @@ const SHORTEST_LOOK: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
-    use hyper_util::rt::TokioIo;
-
+    use super::super::handback;
     use super::*;
 
     const HOME: ReactorId = ReactorId(0);
     const LONG: Duration = Duration::from_secs(60);
 
     async fn connection() -> Connection {
-        let (ours, theirs) = tokio::io::duplex(64);
-        let (sender, http) =
-            hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.expect("nothing is said yet");
+        let (connection, bank, driver) = handback::tests::connection().await;
         tokio::spawn(async move {
-            let _bank = theirs;
-            let _ = http.await;
+            let _bank = bank;
+            driver.await
         });
-        let (count, handback) = Default::default();
-        let connection = Connection::new(Established { sender, count, handback, unjudged: false }, HOME);
-        tokio::task::yield_now().await;
         connection
     }
 

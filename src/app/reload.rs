@@ -263,8 +263,10 @@ impl Reloader {
     /// way under the old one has the drain time.
     fn put(&mut self, next: Generation, trigger: &'static str, refused: bool) {
         let earlier = std::mem::replace(&mut self.present, Arc::new(next));
+        // What was wrong with the configuration only a better one mends, whatever becomes of the files.
+        let was_rejected = self.rejected && trigger == "configuration";
         let (was_bad, is_bad) =
-            (self.rejected || earlier.errors().next().is_some(), self.present.errors().next().is_some());
+            (was_rejected || earlier.errors().next().is_some(), self.present.errors().next().is_some());
         let differs = self.present.differs(&earlier);
         if differs {
             self.shared.replace(self.present.routes(&self.process));

@@ -1054,6 +1054,32 @@ fn an_upstream_that_is_renamed_keeps_the_seal_that_the_bank_knows() {
     assert!(!rig.metrics().contains("upstream=\"bank\""), "{}", rig.metrics());
 }
 
+/// What a configuration was refused for is not mended by files that are written once more.
+#[test]
+fn files_that_are_written_again_do_not_restore_a_refused_configuration() {
+    let world = World::new();
+    let (qwac, seal) = (world.qwac(), world.seal());
+    let secret = Secret::new(&files(&qwac, &seal));
+    let config = folder("config").join("sealproxy.yaml");
+    let text = world.config(&identity(&secret), "");
+    std::fs::write(&config, &text).expect("written");
+    let rig = Rig::start_file(&config);
+    assert_eq!(reload(&rig, &config, &format!("{text}limits: {{ body: 1KiB }}\n"))["result"], "refused");
+    for _ in 0..3 {
+        // Long enough for a look to find it half written, and too short for one to give up on it.
+        std::fs::write(secret.path("qwac.pem"), &qwac.chain_pem[..100]).expect("written");
+        std::thread::sleep(Duration::from_millis(150));
+        std::fs::write(secret.path("qwac.pem"), &qwac.chain_pem).expect("written");
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    // On a slow machine one may have given up: what it restored is what it had refused.
+    let refused_files = metric(&rig, REFUSED) - 1.0;
+    assert_eq!(metric(&rig, "sealproxy_reloads_total{result=\"restored\"}"), refused_files);
+    assert_eq!(metric(&rig, "sealproxy_reload_refused"), 1.0);
+    assert_eq!(reload(&rig, &config, &text)["result"], "restored");
+    assert_eq!(metric(&rig, "sealproxy_reload_refused"), 0.0);
+}
+
 /// Whoever sends a hang-up is told what became of it, and what is gone is gone from the metrics too.
 #[test]
 fn every_hang_up_is_answered_in_the_log_and_routes_that_are_gone_leave_no_series() {

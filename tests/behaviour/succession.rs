@@ -29,10 +29,16 @@ impl Scene {
         let roots = office.join("roots.pem", &[&office.path("root.pem"), &office.path("other.pem")]);
         let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &roots, rustls::ALL_VERSIONS);
         let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::Answer(ok("{}")));
-        let seal = office.issue(seal, &RSA);
+        let seal = Self::seal(&mut office, seal);
         let mut scene = Self { office, bank, folder: folder("scene"), seal };
         scene.install("qwac", qwac, "root");
         scene
+    }
+
+    /// Issues a seal: its chain and its key.
+    fn seal(office: &mut Office, wanted: &Wanted) -> (PathBuf, PathBuf) {
+        let (pem, key) = office.issue(wanted, &RSA);
+        (office.join(&format!("{}.chain", pem.display()), &[&pem, &office.path("root.pem")]), key)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -52,10 +58,8 @@ impl Scene {
         let pair = |certificate: &Path, key: &Path| {
             format!("{{ certificate: {}, key: {} }}", certificate.display(), key.display())
         };
-        let root = self.office.path("root.pem");
-        let seal = self.office.join(&format!("{}.chain", self.seal.0.display()), &[&self.seal.0, &root]);
         let qwac = pair(&self.path(&format!("{qwac}.pem")), &self.path(&format!("{qwac}.key")));
-        format!("{{ qwac: {qwac}, qsealc: {} }}", pair(&seal, &self.seal.1))
+        format!("{{ qwac: {qwac}, qsealc: {} }}", pair(&self.seal.0, &self.seal.1))
     }
 
     /// One upstream `bank` in production, of the identity `main`.
@@ -93,7 +97,7 @@ fn certificates_of_two_organisations_stop_the_identity_in_production_alone() {
     let mut scene = Scene::new(&Wanted::qwac(), &Wanted::seal());
     let other = Wanted { organization_identifier: "PSDDE-BAFIN-777", nca_id: "DE-BAFIN", ..Wanted::seal() };
     let good = scene.identity("qwac");
-    scene.seal = scene.office.issue(&other, &RSA);
+    scene.seal = Scene::seal(&mut scene.office, &other);
     let beside = |plain: &str, mixed: &str| {
         let upstream = plain.lines().find(|line| line.starts_with("  bank: ")).expect("an upstream");
         let upstream = upstream.replace("bank: ", "mixed: ").replace("identity: main", "identity: mixed");

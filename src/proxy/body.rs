@@ -26,6 +26,11 @@ pub(super) struct Collected {
 }
 
 impl Collected {
+    /// The body of a request that has none.
+    pub(super) fn nothing(digest: Option<BodyDigest>, budget: &Arc<Budget>) -> Self {
+        Self { payload: Payload::default(), digest: digest.map(BodyDigest::finish), _charge: Charge::none(budget) }
+    }
+
     /// Whether there is at least one byte.
     pub(super) fn is_present(&self) -> bool {
         !self.payload.is_empty()
@@ -48,7 +53,7 @@ pub(super) struct Rules<'a> {
 
 /// Collects a body. A declared length over the limit is refused before the caller sends a byte of it.
 pub(super) async fn collect(
-    mut incoming: Incoming,
+    incoming: &mut Incoming,
     rules: &Rules<'_>,
     digest: Option<BodyDigest>,
 ) -> Result<Collected, Problem> {
@@ -56,10 +61,8 @@ pub(super) async fn collect(
         return Err(Problem::BodyTooLarge(rules.limit));
     }
     let mut collecting = Collecting { payload: Payload::default(), digest, charge: Charge::none(rules.budget) };
-    if !incoming.is_end_stream() {
-        collecting.charge.set_aside(rules.budget.of_a_wait(rules.head))?;
-        collecting.take_all(&mut incoming, rules).await?;
-    }
+    collecting.charge.set_aside(rules.budget.of_a_wait(rules.head))?;
+    collecting.take_all(incoming, rules).await?;
     Ok(Collected {
         payload: collecting.payload,
         digest: collecting.digest.map(BodyDigest::finish),

@@ -130,7 +130,7 @@ async fn serve_http1(
     if headers != HYPERS_OWN_HEADERS {
         http.max_headers(headers);
     }
-    let connection = http.serve_connection(TokioIo::new(io), service(transport, &proxy, &clock));
+    let connection = Box::pin(http.serve_connection(TokioIo::new(io), service(transport, &proxy, &clock)));
     drive(connection, &proxy, &clock, departure).await;
 }
 
@@ -151,7 +151,7 @@ async fn serve_http2(
         // What a caller does not take stays with us, where it is counted.
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(io), service(transport, &proxy, &clock));
-    drive(connection, &proxy, &clock, departure).await;
+    drive(Box::pin(connection), &proxy, &clock, departure).await;
 }
 
 fn service(
@@ -193,11 +193,11 @@ const STREAMS: u32 = 100;
 const SEND_BUFFER: usize = 16 * 1024;
 
 /// Runs a connection until it ends, its clock runs out, it is evicted, or the departure finds it without a request.
-async fn drive<C>(connection: C, proxy: &Proxy, clock: &Clock, mut departure: Departure)
+/// The connection is in a box, or each future on the way here would hold it twice.
+async fn drive<C>(mut connection: Pin<Box<C>>, proxy: &Proxy, clock: &Clock, mut departure: Departure)
 where
     C: GracefulConnection<Error = hyper::Error>,
 {
-    let mut connection = pin!(connection);
     let mut expiry = Expiry::of(clock);
     let mut next = Some(Phase::Lingering);
     loop {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Either};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
@@ -35,7 +36,7 @@ struct Prepared {
     reactor: ReactorId,
     /// For the whole exchange.
     deadline: Instant,
-    /// Whether the caller could not tell a cut answer from a whole one of unknown length: HTTP/1.0 has no chunks.
+    /// As it is of [`Arrived`].
     whole: bool,
     /// The generation that it was prepared under.
     routes: Arc<Routes>,
@@ -53,18 +54,23 @@ pub(super) struct Arrived {
     transport: Transport,
     exchange: Box<Exchange>,
     refused: Option<Problem>,
+    /// For the whole exchange.
     deadline: Instant,
+    /// Whether the caller could not tell a cut answer from a whole one of unknown length: HTTP/1.0 has no chunks.
+    whole: bool,
 }
 
 impl Arrived {
-    /// Begins the exchange, under the caller's id or one of ours.
-    pub(super) fn new(proxy: &Proxy, request: Request<Incoming>, transport: Transport) -> Self {
+    /// Begins the exchange, under the caller's id or one of ours. In a box: hyper moves what holds it, and each future around it
+    /// would hold it twice.
+    pub(super) fn new(proxy: &Proxy, request: Request<Incoming>, transport: Transport) -> Box<Self> {
         let routes = proxy.shared.routes.load_full();
         let (head, incoming) = request.into_parts();
         let (id, refused) = headers::identify(&head.headers);
         let exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
         let deadline = Instant::from_std(exchange.began()) + proxy.shared.timeouts.exchange;
-        Self { proxy: proxy.clone(), routes, head, incoming, transport, exchange, refused, deadline }
+        let whole = head.version == Version::HTTP_10;
+        Box::new(Self { proxy: proxy.clone(), routes, head, incoming, transport, exchange, refused, deadline, whole })
     }
 
     pub(super) fn id(&self) -> &HeaderValue {
@@ -77,72 +83,61 @@ impl Arrived {
     }
 
     /// Forwards the request. Whatever happens, there is an answer.
-    pub(super) async fn forward(mut self, busy: &Busy) -> Response<RelayBody> {
-        let shared = Arc::clone(&self.proxy.shared);
-        let deadline = self.deadline;
-        let refused = self.refused.take();
-        let Self { proxy, routes, head, incoming, transport, mut exchange, .. } = self;
-        let preparing = async {
-            match refused {
-                Some(problem) => Err(problem),
-                None => {
-                    let incoming = Body { incoming, busy };
-                    prepare(&proxy, &routes, head, incoming, transport, deadline, &mut exchange).await
-                }
+    pub(super) async fn forward(mut self: Box<Self>, busy: &Busy) -> Response<RelayBody> {
+        match self.prepare_in_time(busy).await {
+            Ok((route, body)) => {
+                let (prepared, exchange) = self.prepared(route, body);
+                prepared.deliver(exchange).await
             }
-        };
-        let prepared = {
-            let mut preparing = pin!(preparing);
-            match soon(preparing.as_mut()).await {
-                Some(prepared) => Ok(prepared),
-                None => shared.in_time(deadline, preparing).await,
-            }
-        };
-        match prepared.unwrap_or_else(not_sent) {
-            Ok(prepared) => prepared.deliver(exchange).await,
-            Err(problem) => refuse(&problem, exchange),
+            Err(problem) => refuse(&problem, self.exchange),
         }
     }
-}
 
-/// A request's body, and the connection that waits for it.
-struct Body<'a> {
-    incoming: Incoming,
-    busy: &'a Busy,
-}
+    async fn prepare_in_time(&mut self, busy: &Busy) -> Result<(Arc<Route>, Collected), Problem> {
+        let shared = Arc::clone(&self.proxy.shared);
+        let deadline = self.deadline;
+        let mut preparing = pin!(self.prepare(busy));
+        let prepared = match soon(preparing.as_mut()).await {
+            Some(prepared) => Ok(prepared),
+            None => shared.in_time(deadline, preparing).await,
+        };
+        prepared.unwrap_or_else(not_sent)
+    }
 
-async fn prepare(
-    proxy: &Proxy,
-    routes: &Arc<Routes>,
-    mut head: Parts,
-    body: Body<'_>,
-    transport: Transport,
-    deadline: Instant,
-    exchange: &mut Exchange,
-) -> Result<Box<Prepared>, Problem> {
-    let Found { route, target } = routes.find(&head, transport)?;
-    exchange.routed(&route);
-    route.admit(&head.method, &target)?;
-    route.upstream()?;
-    headers::check(&head, &route, proxy.shared.limits.headers)?;
-    // Shed before the body is read, and counted after it: who sends slowly keeps nobody else's place.
-    drop(proxy.shared.admit()?);
-    let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
-    let body = {
-        if !body.incoming.is_end_stream() {
-            body.busy.waits();
+    /// Finds the route, collects the body, and makes the head what the bank is to receive, all but the seal.
+    async fn prepare(&mut self, busy: &Busy) -> Result<(Arc<Route>, Collected), Problem> {
+        if let Some(problem) = self.refused.take() {
+            return Err(problem);
         }
-        let collected = body::collect(body.incoming, &proxy.shared.body_rules(&head), digest).await;
-        body.busy.goes_on();
-        collected?
-    };
-    let whole = head.version == Version::HTTP_10;
-    exchange.collected(body.payload.len());
-    exchange.admitted(proxy.shared.admit()?);
-    headers::outbound(&mut head, target, &route, exchange.id(), body.payload.len(), &proxy.shared.metrics)?;
-    let shared = Arc::clone(&proxy.shared);
-    let routes = Arc::clone(routes);
-    Ok(Box::new(Prepared { shared, reactor: proxy.reactor, deadline, whole, routes, route, head, body }))
+        let Found { route, target } = self.routes.find(&self.head, self.transport)?;
+        self.exchange.routed(&route);
+        route.admit(&self.head.method, &target)?;
+        route.upstream()?;
+        headers::check(&self.head, &route, self.proxy.shared.limits.headers)?;
+        // Shed before the body is read, and counted after it: who sends slowly keeps nobody else's place.
+        drop(self.proxy.shared.admit()?);
+        let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
+        let body = if self.incoming.is_end_stream() {
+            Collected::nothing(digest, &self.proxy.shared.budget)
+        } else {
+            busy.waits();
+            let rules = self.proxy.shared.body_rules(&self.head);
+            // In a box: it is large, and most requests have no body.
+            let collected = Box::pin(body::collect(&mut self.incoming, &rules, digest)).await;
+            busy.goes_on();
+            collected?
+        };
+        self.exchange.collected(body.payload.len());
+        self.exchange.admitted(self.proxy.shared.admit()?);
+        let metrics = &self.proxy.shared.metrics;
+        headers::outbound(&mut self.head, target, &route, self.exchange.id(), body.payload.len(), metrics)?;
+        Ok((route, body))
+    }
+
+    fn prepared(self: Box<Self>, route: Arc<Route>, body: Collected) -> (Box<Prepared>, Box<Exchange>) {
+        let Self { proxy: Proxy { shared, reactor }, routes, head, exchange, deadline, whole, .. } = *self;
+        (Box::new(Prepared { shared, reactor, deadline, whole, routes, route, head, body }), exchange)
+    }
 }
 
 impl Prepared {
@@ -167,31 +162,45 @@ impl Prepared {
 
     async fn send(mut self: Box<Self>, lease: Lease, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         let reused = lease.is_reused();
-        let first = self.transmit(lease, &mut exchange).await;
-        // Rare ways go in boxes, and nothing is held while they are waited for: they are not part of every request's state.
-        let sent = if reused && is_proven_unsent(&first) {
-            drop(first);
-            Box::pin(self.send_once_more(&mut exchange)).await
-        } else {
-            first
-        };
-        let response = match sent {
-            Ok(response) => response,
-            Err(problem) => return refuse(&problem, exchange),
-        };
-        if self.whole && response.body().size_hint().exact().is_none() {
-            return Box::pin(relay_whole(response, exchange, &self.shared, self.deadline)).await;
+        let sent = self.transmit(lease, &mut exchange).await;
+        match self.conclude(sent, reused, exchange) {
+            Either::Left(answer) => answer,
+            Either::Right(answering) => answering.await,
         }
-        relay(response, exchange, self.shared.patience(self.deadline))
+    }
+
+    /// What the caller gets, or the way to it. Rare ways go in boxes: they are not part of every request's state.
+    fn conclude(
+        self: Box<Self>,
+        sent: Result<Response<Answer>, Problem>,
+        reused: bool,
+        exchange: Box<Exchange>,
+    ) -> Either<Response<RelayBody>, BoxFuture<'static, Response<RelayBody>>> {
+        match sent {
+            Err(problem) if reused && is_proven_unsent(&problem) => {
+                Either::Right(self.send_once_more(exchange).boxed())
+            }
+            Err(problem) => Either::Left(refuse(&problem, exchange)),
+            Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
+                let Self { shared, deadline, .. } = *self;
+                Either::Right(relay_whole(response, exchange, shared, deadline).boxed())
+            }
+            Ok(response) => Either::Left(relay(response, exchange, self.shared.patience(self.deadline))),
+        }
     }
 
     /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
     /// request left, it is sealed afresh and sent once on a new connection.
-    async fn send_once_more(&mut self, exchange: &mut Exchange) -> Result<Response<Answer>, Problem> {
-        let deadline = self.deadline;
-        let dialled = timeout_at(deadline, self.dial_and_seal(exchange)).await;
-        let lease = dialled.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent)))?;
-        self.transmit(lease, exchange).await
+    async fn send_once_more(mut self: Box<Self>, mut exchange: Box<Exchange>) -> Response<RelayBody> {
+        let dialled = timeout_at(self.deadline, self.dial_and_seal(&mut exchange)).await;
+        let sent = match dialled.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent))) {
+            Ok(lease) => self.transmit(lease, &mut exchange).await,
+            Err(problem) => Err(problem),
+        };
+        match self.conclude(sent, false, exchange) {
+            Either::Left(answer) => answer,
+            Either::Right(answering) => answering.await,
+        }
     }
 
     async fn acquire_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
@@ -276,8 +285,8 @@ impl Prepared {
     }
 }
 
-fn is_proven_unsent(sent: &Result<Response<Answer>, Problem>) -> bool {
-    matches!(sent, Err(Problem::Send(error)) if error.outcome == Outcome::NotSent)
+fn is_proven_unsent(problem: &Problem) -> bool {
+    matches!(problem, Problem::Send(error) if error.outcome == Outcome::NotSent)
 }
 
 /// A request under way, and its answer. Dropped because the caller hung up, it goes on in a task of its own: one that may change
@@ -342,7 +351,7 @@ fn relay(response: Response<Answer>, exchange: Box<Exchange>, patience: Patience
 async fn relay_whole(
     response: Response<Answer>,
     mut exchange: Box<Exchange>,
-    shared: &Shared,
+    shared: Arc<Shared>,
     deadline: Instant,
 ) -> Response<RelayBody> {
     let (mut head, mut answer) = response.into_parts();

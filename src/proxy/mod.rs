@@ -142,13 +142,17 @@ impl Shared {
         if let Some(done) = at_once(work.as_mut()).await {
             return Ok(done);
         }
-        let mut stopped = self.stopped.subscribe();
-        tokio::select! {
-            biased;
-            done = work => Ok(done),
-            _ = stopped.wait_for(|stopped| *stopped) => Err(Interruption::Stopped),
-            () = sleep_until(deadline) => Err(Interruption::Late),
-        }
+        // In a box: rare, and of every request's state it would be a part.
+        Box::pin(async {
+            let mut stopped = self.stopped.subscribe();
+            tokio::select! {
+                biased;
+                done = work => Ok(done),
+                _ = stopped.wait_for(|stopped| *stopped) => Err(Interruption::Stopped),
+                () = sleep_until(deadline) => Err(Interruption::Late),
+            }
+        })
+        .await
     }
 
     /// `None` if the proxy stops first. The work stays where it is: an argument of its own size would be held twice.

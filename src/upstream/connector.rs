@@ -184,7 +184,8 @@ impl Connector {
         open.inc();
         let cut = self.pool.cut();
         let handback = Arc::new(Handback::default());
-        let driven = Arc::clone(&handback).drive(connection);
+        // In a box, or each future around it holds it twice: as what it was given, and as what it waits for.
+        let driven = Arc::clone(&handback).drive(Box::pin(connection));
         tokio::spawn(async move {
             tokio::select! {
                 // Its error reaches whoever waits for an answer on it, and an idle connection may end as it likes.

@@ -259,6 +259,11 @@ impl Upstream {
         if let Some(connection) = self.pool.take_unless_awaited(reactor) {
             return Ok(connection);
         }
+        Box::pin(self.awaited(reactor)).await
+    }
+
+    /// What comes first: a connection that comes back, or the right to one more.
+    async fn awaited(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
         // One place in either queue for the whole wait: who has waited longest is next.
         let place = self.pool.place();
         let mut permit = pin!(self.permit());

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Either};
+use futures_util::future::{BoxFuture, Either, Ready, ready};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
@@ -26,7 +26,7 @@ use super::headers;
 use super::problem::Problem;
 use super::relay::{self, Patience, RelayBody};
 use super::route::{Found, Route, Routes, Transport};
-use super::{Interruption, Proxy, Shared, soon, within};
+use super::{Interruption, Proxy, Shared, soon};
 use crate::seal;
 use crate::upstream::{AcquireError, Answer, Cause, Lease, Outcome, ReactorId, Upstream};
 
@@ -143,15 +143,18 @@ impl Arrived {
 impl Prepared {
     async fn deliver(mut self: Box<Self>, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
-        let sealed = {
+        let acquired = {
             let deadline = self.deadline;
-            let sealing = pin!(self.acquire_and_seal(&mut exchange));
-            shared.in_time(deadline, sealing).await
+            let acquiring = pin!(self.acquire(&mut exchange));
+            shared.in_time(deadline, acquiring).await
         };
-        let lease = match sealed.unwrap_or_else(not_sent) {
+        let lease = match acquired.unwrap_or_else(not_sent) {
             Ok(lease) => lease,
             Err(problem) => return refuse(&problem, exchange),
         };
+        if let Err(problem) = self.seal(&mut exchange).await {
+            return refuse(&problem, exchange);
+        }
         let id = exchange.id().clone();
         let unwanted = if exchange.is_safe() { relay::UNWANTED } else { Duration::MAX };
         let sending = pin!(ToTheEnd { work: Some(Box::pin(self.send(lease, exchange))), unwanted });
@@ -163,10 +166,7 @@ impl Prepared {
     async fn send(mut self: Box<Self>, lease: Lease, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         let reused = lease.is_reused();
         let sent = self.transmit(lease, &mut exchange).await;
-        match self.conclude(sent, reused, exchange) {
-            Either::Left(answer) => answer,
-            Either::Right(answering) => answering.await,
-        }
+        self.conclude(sent, reused, exchange).await
     }
 
     /// What the caller gets, or the way to it. Rare ways go in boxes: they are not part of every request's state.
@@ -175,17 +175,17 @@ impl Prepared {
         sent: Result<Response<Answer>, Problem>,
         reused: bool,
         exchange: Box<Exchange>,
-    ) -> Either<Response<RelayBody>, BoxFuture<'static, Response<RelayBody>>> {
+    ) -> Either<Ready<Response<RelayBody>>, BoxFuture<'static, Response<RelayBody>>> {
         match sent {
             Err(problem) if reused && is_proven_unsent(&problem) => {
                 Either::Right(self.send_once_more(exchange).boxed())
             }
-            Err(problem) => Either::Left(refuse(&problem, exchange)),
+            Err(problem) => Either::Left(ready(refuse(&problem, exchange))),
             Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
                 let Self { shared, deadline, .. } = *self;
                 Either::Right(relay_whole(response, exchange, shared, deadline).boxed())
             }
-            Ok(response) => Either::Left(relay(response, exchange, self.shared.patience(self.deadline))),
+            Ok(response) => Either::Left(ready(relay(response, exchange, self.shared.patience(self.deadline)))),
         }
     }
 
@@ -197,17 +197,13 @@ impl Prepared {
             Ok(lease) => self.transmit(lease, &mut exchange).await,
             Err(problem) => Err(problem),
         };
-        match self.conclude(sent, false, exchange) {
-            Either::Left(answer) => answer,
-            Either::Right(answering) => answering.await,
-        }
+        self.conclude(sent, false, exchange).await
     }
 
-    async fn acquire_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
+    async fn acquire(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
         let began = Instant::now();
         let lease = self.lease(Upstream::acquire).await?;
         exchange.acquired(began.elapsed(), lease.is_reused());
-        self.seal(exchange).await?;
         Ok(lease)
     }
 
@@ -255,7 +251,14 @@ impl Prepared {
         let body = seal::Body { digest, present: self.body.is_present() };
         let limit = self.shared.timeouts.seal;
         let sealing = pin!(sealer.seal(&mut self.head, body, seal::Patience::of(limit), SystemTime::now));
-        within(limit, sealing).await.ok_or(Problem::SealTimeout(limit))?.map_err(Problem::Seal)?;
+        if sealer.key().is_on_token() {
+            let mut sealing = pin!(timeout(limit, sealing));
+            let sealed = self.shared.in_time(self.deadline, sealing.as_mut()).await.map_err(interrupted)?;
+            sealed.map_err(|_| Problem::SealTimeout(limit))?.map_err(Problem::Seal)?;
+        } else {
+            // This thread makes it, now or as soon as its event loop brings nothing more: a timer would never be in time.
+            sealing.await.map_err(Problem::Seal)?;
+        }
         exchange.sealed(began.elapsed());
         Ok(())
     }
@@ -329,10 +332,15 @@ impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd
 
 /// Before anything has left.
 fn not_sent<T>(interruption: Interruption) -> Result<T, Problem> {
-    Err(match interruption {
+    Err(interrupted(interruption))
+}
+
+/// The same, of what has no problems of its own.
+fn interrupted(interruption: Interruption) -> Problem {
+    match interruption {
         Interruption::Stopped => Problem::Stopped(Outcome::NotSent),
         Interruption::Late => Problem::ExchangeTimeout(Outcome::NotSent),
-    })
+    }
 }
 
 fn empty_head() -> Parts {

@@ -14,7 +14,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 pub mod api;
 mod body;
@@ -218,14 +218,6 @@ fn soon<T>(mut work: Pin<&mut impl Future<Output = T>>) -> impl Future<Output = 
             Poll::Pending
         }
     })
-}
-
-/// What a piece of work comes to within some time; `None`: it took longer.
-async fn within<T>(limit: Duration, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-    match at_once(work.as_mut()).await {
-        Some(done) => Some(done),
-        None => timeout(limit, work).await.ok(),
-    }
 }
 
 /// What a header field costs beside its bytes.

@@ -298,7 +298,7 @@ impl Upstream {
         permit.ok().and_then(Result::ok).ok_or(AcquireError::Full(most, patience))
     }
 
-    /// Its callers keep it in a box: it is rare, and its state would make that of every request ten times as large.
+    /// Its callers keep it in a box: most of them only wait for a place, and its state is ten times as large as that of a wait.
     async fn dial(&self, reactor: ReactorId, permit: OwnedSemaphorePermit) -> Result<Connection, AcquireError> {
         if self.pool.is_replaced() {
             return Err(AcquireError::Replaced);

@@ -28,7 +28,7 @@ pub(super) struct Collected {
 impl Collected {
     /// The body of a request that has none.
     pub(super) fn nothing(digest: Option<BodyDigest>, budget: &Arc<Budget>) -> Self {
-        Self { payload: Payload::default(), digest: digest.map(BodyDigest::finish), _charge: Charge::none(budget) }
+        Collecting::new(digest, budget).finish()
     }
 
     /// Whether there is at least one byte.
@@ -60,14 +60,10 @@ pub(super) async fn collect(
     if incoming.size_hint().lower() > rules.limit {
         return Err(Problem::BodyTooLarge(rules.limit));
     }
-    let mut collecting = Collecting { payload: Payload::default(), digest, charge: Charge::none(rules.budget) };
+    let mut collecting = Collecting::new(digest, rules.budget);
     collecting.charge.set_aside(rules.budget.of_a_wait(rules.head))?;
     collecting.take_all(incoming, rules).await?;
-    Ok(Collected {
-        payload: collecting.payload,
-        digest: collecting.digest.map(BodyDigest::finish),
-        _charge: collecting.charge,
-    })
+    Ok(collecting.finish())
 }
 
 struct Collecting {
@@ -77,6 +73,14 @@ struct Collecting {
 }
 
 impl Collecting {
+    fn new(digest: Option<BodyDigest>, budget: &Arc<Budget>) -> Self {
+        Self { payload: Payload::default(), digest, charge: Charge::none(budget) }
+    }
+
+    fn finish(self) -> Collected {
+        Collected { payload: self.payload, digest: self.digest.map(BodyDigest::finish), _charge: self.charge }
+    }
+
     async fn take_all(&mut self, incoming: &mut Incoming, rules: &Rules<'_>) -> Result<(), Problem> {
         let began = Instant::now();
         loop {

@@ -101,7 +101,7 @@ impl Arrived {
             Some(prepared) => Ok(prepared),
             None => shared.in_time(deadline, preparing).await,
         };
-        prepared.unwrap_or_else(not_sent)
+        prepared.map_err(not_sent).flatten()
     }
 
     /// Finds the route, collects the body, and makes the head what the bank is to receive, all but the seal.
@@ -145,10 +145,10 @@ impl Prepared {
         let shared = Arc::clone(&self.shared);
         let acquired = {
             let deadline = self.deadline;
-            let acquiring = pin!(self.acquire(&mut exchange));
+            let acquiring = pin!(self.acquire(Upstream::acquire, &mut exchange));
             shared.in_time(deadline, acquiring).await
         };
-        let lease = match acquired.unwrap_or_else(not_sent) {
+        let lease = match acquired.map_err(not_sent).flatten() {
             Ok(lease) => lease,
             Err(problem) => return refuse(&problem, exchange),
         };
@@ -200,26 +200,24 @@ impl Prepared {
         self.conclude(sent, false, exchange).await
     }
 
-    async fn acquire(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
-        let began = Instant::now();
-        let lease = self.lease(Upstream::acquire).await?;
-        exchange.acquired(began.elapsed(), lease.is_reused());
-        Ok(lease)
-    }
-
     /// A connection under the certificate that is in use now: a body may have taken minutes to come, and a place among
     /// the bank's connections seconds.
-    async fn lease(
+    async fn acquire(
         &mut self,
         acquire: impl AsyncFn(&Upstream, ReactorId) -> Result<Lease, AcquireError>,
+        exchange: &mut Exchange,
     ) -> Result<Lease, Problem> {
+        let began = Instant::now();
         self.renew();
-        loop {
+        let acquired = loop {
             match acquire(self.route.upstream()?, self.reactor).await {
                 Err(AcquireError::Replaced) if self.renew() => {}
-                result => return result.map_err(Problem::Acquire),
+                result => break result,
             }
-        }
+        };
+        let lease = acquired.map_err(Problem::Acquire)?;
+        exchange.acquired(began.elapsed(), lease.is_reused());
+        Ok(lease)
     }
 
     /// Goes over to the present generation, where it differs in certificates and keys alone. Nothing is sealed yet.
@@ -236,9 +234,7 @@ impl Prepared {
 
     async fn dial_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
         exchange.unsent();
-        let began = Instant::now();
-        let lease = self.lease(Upstream::acquire_new).await?;
-        exchange.acquired(began.elapsed(), lease.is_reused());
+        let lease = self.acquire(Upstream::acquire_new, exchange).await?;
         self.seal(exchange).await?;
         Ok(lease)
     }
@@ -252,8 +248,8 @@ impl Prepared {
         let limit = self.shared.timeouts.seal;
         let sealing = pin!(sealer.seal(&mut self.head, body, seal::Patience::of(limit), SystemTime::now));
         if sealer.key().is_on_token() {
-            let mut sealing = pin!(timeout(limit, sealing));
-            let sealed = self.shared.in_time(self.deadline, sealing.as_mut()).await.map_err(interrupted)?;
+            let sealing = pin!(timeout(limit, sealing));
+            let sealed = self.shared.in_time(self.deadline, sealing).await.map_err(not_sent)?;
             sealed.map_err(|_| Problem::SealTimeout(limit))?.map_err(Problem::Seal)?;
         } else {
             // This thread makes it, now or as soon as its event loop brings nothing more: a timer would never be in time.
@@ -331,12 +327,7 @@ impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd
 }
 
 /// Before anything has left.
-fn not_sent<T>(interruption: Interruption) -> Result<T, Problem> {
-    Err(interrupted(interruption))
-}
-
-/// The same, of what has no problems of its own.
-fn interrupted(interruption: Interruption) -> Problem {
+fn not_sent(interruption: Interruption) -> Problem {
     match interruption {
         Interruption::Stopped => Problem::Stopped(Outcome::NotSent),
         Interruption::Late => Problem::ExchangeTimeout(Outcome::NotSent),

@@ -142,7 +142,7 @@ impl Shared {
         if let Some(done) = at_once(work.as_mut()).await {
             return Ok(done);
         }
-        // In a box: rare, and of every request's state it would be a part.
+        // In a box: most work is done by now, and of every request's state this would be a part.
         Box::pin(async {
             let mut stopped = self.stopped.subscribe();
             tokio::select! {

@@ -738,9 +738,7 @@ fn a_hang_up_overlooks_no_list_and_may_stop_what_is_revoked() {
             let revocation = format!("    revocation: {{ crl: [{}], stops: {stops} }}\n    qsealc:", list.display());
             text.replace("    qsealc:", &revocation)
         };
-        let config = folder("config").join("sealproxy.yaml");
-        std::fs::write(&config, settings(stops)).expect("written");
-        let rig = Rig::start_file(&config);
+        let (rig, config) = Rig::start_with_file(&settings(stops));
         let accounts = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
         assert_eq!(rig.get(accounts).status, 200);
         authority.revoke("ours", "keyCompromise");

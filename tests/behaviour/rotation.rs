@@ -340,12 +340,10 @@ fn a_staged_seal_does_not_go_live_under_the_name_of_the_registered_one() {
     let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
     let mut secret = Secret::new(&files(&qwac, &seal));
     let registered = leaf(&secret.path("qsealc.pem"));
-    let file = folder("config").join("sealproxy.yaml");
     let plain = world.config(&identity(&secret), "");
     let unsealed = plain.replace("upstream: bank }", "upstream: bank, seal: false, methods: [GET] }");
     let named = world.config(&identity(&secret), &format!(", key_id: {}", registered.sha1_hex()));
-    std::fs::write(&file, &plain).expect("written");
-    let rig = Rig::start_file(&file);
+    let (rig, file) = Rig::start_with_file(&plain);
     secret.swap(&files(&qwac, &renewed));
     until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
     let expiry =
@@ -425,11 +423,9 @@ fn what_is_put_back_with_its_settings_seals_as_before() {
     let (qwac, seal, other) = (world.qwac(), world.seal(), world.seal());
     let mut secret = Secret::new(&files(&qwac, &seal));
     let (first, second) = (leaf_of(&der(&seal)), leaf_of(&der(&other)));
-    let config = folder("config").join("sealproxy.yaml");
     let plain = world.config(&identity(&secret), "");
     let mistaken = world.config(&identity(&secret), &format!(", key_id: {}", second.sha1_hex()));
-    std::fs::write(&config, &plain).expect("written");
-    let rig = Rig::start_file(&config);
+    let (rig, config) = Rig::start_with_file(&plain);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     let sealed_by = |leaf: &Certificate| {
         assert_eq!(rig.get(ACCOUNTS).status, 200);
@@ -587,9 +583,7 @@ fn a_body_that_took_its_time_survives_a_hang_up_and_a_rotation() {
     let world = World::new();
     let (qwac, seal, next) = (world.qwac(), world.seal(), world.qwac());
     let mut secret = Secret::new(&files(&qwac, &seal));
-    let file = folder("config").join("sealproxy.yaml");
-    std::fs::write(&file, world.config(&identity(&secret), "")).expect("written");
-    let rig = Rig::start_file(&file);
+    let rig = Rig::start(&world.config(&identity(&secret), ""));
     let mut stream = std::net::TcpStream::connect(rig.address()).expect("connected");
     let head = format!(
         "POST {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{",
@@ -710,9 +704,7 @@ fn readiness_falls_with_the_last_identity_whose_certificates_expire_and_comes_ba
     let (qwac, seal) = (short.qwac(&Tpp::demo(), KeyKind::P256), short.qsealc(&Tpp::demo(), KeyKind::Rsa2048));
     let (qwac, seal) = (qwac.expect("a QWAC"), seal.expect("a QSealC"));
     let mut secret = Secret::new(&files(&world.qwac(), &seal));
-    let file = folder("config").join("sealproxy.yaml");
-    std::fs::write(&file, world.config(&identity(&secret), "")).expect("written");
-    let rig = Rig::start_file(&file);
+    let (rig, file) = Rig::start_with_file(&world.config(&identity(&secret), ""));
     assert_eq!(page(&rig, "/readyz").status, 200);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     until("the seal expires", Duration::from_secs(10), || page(&rig, "/readyz").status == 503);
@@ -741,18 +733,12 @@ fn sighup_takes_a_configuration_whole_or_not_at_all() {
     let world = World::new();
     let (qwac, seal) = (world.qwac(), world.seal());
     let secret = Secret::new(&files(&qwac, &seal));
-    let file = folder("config").join("sealproxy.yaml");
     let good = world.config(&identity(&secret), ONE);
-    std::fs::write(&file, &good).expect("written");
-    let rig = Rig::start_file(&file);
+    let (rig, file) = Rig::start_with_file(&good);
     let token = "/sandbox/becm/oauth2/token";
     assert_eq!(rig.request("POST", token, "", "").status, 404);
     let reload = |text: &str, result: &str| {
-        let before = status(&rig)["last_reload"].clone();
-        std::fs::write(&file, text).expect("written");
-        rig.reload();
-        until("it is read", Duration::from_secs(10), || status(&rig)["last_reload"] != before);
-        let last = status(&rig)["last_reload"].clone();
+        let last = reload(&rig, &file, text);
         assert_eq!((&last["result"], &last["trigger"]), (&result.into(), &"configuration".into()), "{last}");
         last.to_string()
     };
@@ -890,9 +876,7 @@ fn a_seal_that_was_replaced_before_it_was_registered_seals_as_it_is_on_disk() {
     let keys = |known: bool| {
         format!(", seal_keys: [{{ qsealc: old, registered: {} }}, {{ qsealc: new, registered: {known} }}]", !known)
     };
-    let config = folder("config").join("sealproxy.yaml");
-    std::fs::write(&config, world.config(&two.identity(), &keys(false))).expect("written");
-    let rig = Rig::start_file(&config);
+    let (rig, config) = Rig::start_with_file(&world.config(&two.identity(), &keys(false)));
     two.write("new", &world.seal());
     let second = two.leaf("new");
     until("it is staged", Duration::from_secs(10), || {
@@ -1008,11 +992,9 @@ fn a_key_id_that_comes_before_its_certificate_waits_for_it() {
         let (old_leaf, new_leaf) = (leaf_of(&der(&old)), leaf_of(&der(&new)));
         let of_old = of_old.map_or(old_leaf.sha1_hex(), str::to_owned);
         let of_new = of_new.map_or(new_leaf.sha1_hex(), str::to_owned);
-        let config = folder("config").join("sealproxy.yaml");
         let named = |key_id: &str| world.config(&identity(&secret), &format!(", key_id: {key_id}"));
         let (first, second) = (named(&of_old), named(&of_new));
-        std::fs::write(&config, first).expect("written");
-        let rig = Rig::start_file(&config);
+        let (rig, config) = Rig::start_with_file(&first);
         let last = reload(&rig, &config, &second);
         assert!(last.to_string().contains("is still the one that the bank knew as"), "{last}");
         assert_eq!(rig.get(ACCOUNTS).status, 200);
@@ -1038,10 +1020,8 @@ fn an_upstream_that_is_renamed_keeps_the_seal_that_the_bank_knows() {
     let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
     let mut secret = Secret::new(&files(&qwac, &seal));
     let registered = leaf(&secret.path("qsealc.pem"));
-    let config = folder("config").join("sealproxy.yaml");
     let text = world.config(&identity(&secret), "");
-    std::fs::write(&config, &text).expect("written");
-    let rig = Rig::start_file(&config);
+    let (rig, config) = Rig::start_with_file(&text);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     secret.swap(&files(&qwac, &renewed));
     until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
@@ -1060,10 +1040,8 @@ fn files_that_are_written_again_do_not_restore_a_refused_configuration() {
     let world = World::new();
     let (qwac, seal) = (world.qwac(), world.seal());
     let secret = Secret::new(&files(&qwac, &seal));
-    let config = folder("config").join("sealproxy.yaml");
     let text = world.config(&identity(&secret), "");
-    std::fs::write(&config, &text).expect("written");
-    let rig = Rig::start_file(&config);
+    let (rig, config) = Rig::start_with_file(&text);
     assert_eq!(reload(&rig, &config, &format!("{text}limits: {{ body: 1KiB }}\n"))["result"], "refused");
     for _ in 0..3 {
         // Long enough for a look to find it half written, and too short for one to give up on it.
@@ -1086,12 +1064,10 @@ fn files_that_are_written_again_do_not_restore_a_refused_configuration() {
 fn every_hang_up_is_answered_in_the_log_and_routes_that_are_gone_leave_no_series() {
     let world = World::new();
     let secret = Secret::new(&files(&world.qwac(), &world.seal()));
-    let config = folder("config").join("sealproxy.yaml");
     let text = world.config(&identity(&secret), "");
     let token = "/sandbox/becm/oauth2/token";
     let more = format!("{text}  - {{ path: {token}, upstream: bank, methods: [POST], seal: false }}\n");
-    std::fs::write(&config, &more).expect("written");
-    let rig = Rig::start_file(&config);
+    let (rig, config) = Rig::start_with_file(&more);
     assert_eq!(rig.request("POST", token, "", "").status, 200);
     assert!(rig.metrics().contains(&format!("path=\"{token}\"")) || rig.metrics().contains(token));
     assert_eq!(reload(&rig, &config, &more)["result"], "unchanged");
@@ -1111,10 +1087,8 @@ fn a_pipe_in_the_place_of_the_configuration_stops_nobody() {
     let world = World::new();
     let mut secret = Secret::new(&files(&world.qwac(), &world.seal()));
     let seal = world.seal();
-    let config = folder("config").join("sealproxy.yaml");
     let text = world.config(&identity(&secret), "");
-    std::fs::write(&config, &text).expect("written");
-    let rig = Rig::start_file(&config);
+    let (rig, config) = Rig::start_with_file(&text);
     std::fs::remove_file(&config).expect("removed");
     assert!(std::process::Command::new("mkfifo").arg(&config).status().expect("it starts").success());
     rig.reload();
@@ -1157,10 +1131,8 @@ fn what_a_bank_knows_outlives_every_change_of_the_configuration() {
     let (qwac, seal, renewed) = (world.qwac(), world.seal(), world.seal());
     let mut secret = Secret::new(&files(&qwac, &seal));
     let registered = leaf(&secret.path("qsealc.pem"));
-    let config = folder("config").join("sealproxy.yaml");
     let text = world.config(&identity(&secret), "");
-    std::fs::write(&config, &text).expect("written");
-    let rig = Rig::start_file(&config);
+    let (rig, config) = Rig::start_with_file(&text);
     secret.swap(&files(&qwac, &renewed));
     until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
     let renamed = text.replace("  main: {", "  other: {").replace("identity: main", "identity: other");

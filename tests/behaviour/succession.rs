@@ -190,9 +190,7 @@ fn another_subject_needs_leave_under_every_name() {
     }
     let mut scene = Scene::new(&Wanted::qwac(), &Wanted::seal());
     let plain = scene.config();
-    let file = folder("config").join("sealproxy.yaml");
-    std::fs::write(&file, &plain).expect("written");
-    let rig = Rig::start_file(&file);
+    let (rig, file) = Rig::start_with_file(&plain);
     let first = scene.shown(&rig);
     let other = scene.install("other", &Wanted { subject: "Autre SAS", ..Wanted::qwac() }, "root");
     let (own, alien) = (scene.identity("qwac"), scene.identity("other"));

@@ -154,9 +154,14 @@ impl Lines {
 impl Rig {
     /// Starts with this configuration.
     pub(crate) fn start(yaml: &str) -> Self {
+        Self::start_with_file(yaml).0
+    }
+
+    /// The same, and where its configuration lies.
+    pub(crate) fn start_with_file(yaml: &str) -> (Self, PathBuf) {
         let file = folder("config").join("sealproxy.yaml");
         std::fs::write(&file, yaml).expect("a file");
-        Self::start_file(&file)
+        (Self::start_file(&file), file)
     }
 
     pub(crate) fn start_file(file: &Path) -> Self {

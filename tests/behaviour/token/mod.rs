@@ -74,9 +74,9 @@ fn what_is_wrong_with_a_token_is_said_at_start() {
     std::fs::remove_file(token.folder.join("pin")).expect("a file");
     let (_, said) = check(&token.uri("token=seals;object=qseal"));
     assert!(said.contains("pin: the PIN cannot be read"), "{said}");
-    std::fs::write(token.folder.join("pin"), "4321").expect("a file");
+    std::fs::write(token.folder.join("pin"), "not-the-pin").expect("a file");
     let (_, said) = check(&token.uri("token=seals;object=qseal"));
-    assert!(said.contains("the token refused the PIN") && !said.contains("4321"), "{said}");
+    assert!(said.contains("the token refused the PIN") && !said.contains("not-the-pin"), "{said}");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn what_no_waiting_mends_keeps_it_from_starting() {
     token.refused(&config(&token.uri("token=seals;object=other")));
     token.refused(&config(&token.uri("token=seals;object=qwac")));
     token.refused(&config(&token.uri_through(Path::new("/nowhere.so"), "token=seals;object=qseal")));
-    std::fs::write(token.folder.join("pin"), "4321").expect("a file");
+    std::fs::write(token.folder.join("pin"), "not-the-pin").expect("a file");
     token.refused(&config(&token.uri("token=seals;object=qseal")));
 }
 

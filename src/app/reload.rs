@@ -15,7 +15,7 @@ use super::Process;
 use super::folders::Folders;
 use super::generation::{self, Backends, Generation};
 use super::marks::Marks;
-use super::status::{Reload, Status};
+use super::status::{Reload, Status, Trigger};
 use crate::admin;
 use crate::config::{Config, Finding};
 use crate::log::{Importance, Log, timestamp};
@@ -134,9 +134,9 @@ impl Reloader {
         self.seen = marks;
         self.judged = Instant::now();
         let trigger = match (changed || retries, stopped) {
-            (true, _) => "files",
-            (false, true) => "revocation",
-            (false, false) => "time",
+            (true, _) => Trigger::Files,
+            (false, true) => Trigger::Revocation,
+            (false, false) => Trigger::Time,
         };
         self.put(next, trigger, refused);
     }
@@ -153,7 +153,9 @@ impl Reloader {
     /// Reads the configuration anew, and takes it as a whole or not at all.
     async fn reconfigure(&mut self) {
         let file = self.present.config.file.clone();
-        let Some(loaded) = self.patiently("configuration", move || Config::load_again(&file)).await else { return };
+        let Some(loaded) = self.patiently(Trigger::Configuration, move || Config::load_again(&file)).await else {
+            return;
+        };
         let (config, findings) = match loaded {
             Ok((config, findings)) => (Arc::new(config), findings),
             Err(findings) => return self.reject(&findings),
@@ -181,8 +183,7 @@ impl Reloader {
         self.seen = marks;
         self.judged = Instant::now();
         let refused = next.errors().ne(self.present.errors());
-        self.put(next, "configuration", refused);
-        self.rejected = false;
+        self.put(next, Trigger::Configuration, refused);
     }
 
     /// What keeps a configuration from being taken: errors of its own, or that it takes away what works. What it stops on
@@ -215,12 +216,12 @@ impl Reloader {
         let (marks, runtime) = (marks.clone(), Handle::current());
         let build =
             move || runtime.block_on(generation::build(&config, &process, Some(&present), &marks, SystemTime::now()));
-        self.patiently("files", build).await
+        self.patiently(Trigger::Files, build).await
     }
 
     async fn marks(&mut self, config: &Arc<Config>) -> Option<Marks> {
         let config = Arc::clone(config);
-        self.patiently("files", move || Marks::of(generation::files(&config))).await
+        self.patiently(Trigger::Files, move || Marks::of(generation::files(&config))).await
     }
 
     /// Does `work` on a thread that may take its time: keys may be derived from passphrases, disks are slow, and this thread
@@ -228,11 +229,11 @@ impl Reloader {
     /// has, nothing else is begun. What is served goes on.
     async fn patiently<T: Send + 'static>(
         &mut self,
-        trigger: &'static str,
+        trigger: Trigger,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         if self.stuck.as_ref().is_some_and(|stuck| !stuck.is_finished()) {
-            if trigger == "configuration" {
+            if trigger == Trigger::Configuration {
                 self.fail(trigger, "an earlier look at the files has not come to its end", "see the line about it");
             }
             return None;
@@ -261,12 +262,12 @@ impl Reloader {
 
     /// Puts a generation in the place of the present one. Those who arrive from now on are served by it; what is under
     /// way under the old one has the drain time.
-    fn put(&mut self, next: Generation, trigger: &'static str, refused: bool) {
+    fn put(&mut self, next: Generation, trigger: Trigger, refused: bool) {
         let earlier = std::mem::replace(&mut self.present, Arc::new(next));
         // What was wrong with the configuration only a better one mends, whatever becomes of the files.
-        let was_rejected = self.rejected && trigger == "configuration";
-        let (was_bad, is_bad) =
-            (was_rejected || earlier.errors().next().is_some(), self.present.errors().next().is_some());
+        let was_rejected = trigger == Trigger::Configuration && std::mem::take(&mut self.rejected);
+        let was_bad = was_rejected || earlier.errors().next().is_some();
+        let is_bad = self.present.errors().next().is_some();
         let differs = self.present.differs(&earlier);
         if differs {
             self.shared.replace(self.present.routes(&self.process));
@@ -287,7 +288,7 @@ impl Reloader {
             self.tell(trigger, "restored", self.present.findings.clone());
         } else if self.present.staged() != earlier.staged() {
             self.tell(trigger, "staged", self.present.findings.clone());
-        } else if trigger == "configuration" {
+        } else if trigger == Trigger::Configuration {
             self.tell(trigger, "unchanged", self.present.findings.clone());
         }
         self.present.show_lists();
@@ -307,16 +308,16 @@ impl Reloader {
     fn reject(&mut self, findings: &[Finding]) {
         self.rejected = true;
         let errors = findings.iter().filter(|finding| finding.is_error()).cloned().collect();
-        self.tell("configuration", "refused", errors);
+        self.tell(Trigger::Configuration, "refused", errors);
     }
 
     /// Says why there was nothing to judge.
-    fn fail(&mut self, trigger: &'static str, reason: &str, hint: &str) {
+    fn fail(&mut self, trigger: Trigger, reason: &str, hint: &str) {
         let finding = Finding::error(&self.present.config.file, "", reason).hint(hint).code("not-judged");
         self.tell(trigger, "refused", vec![finding]);
     }
 
-    fn tell(&mut self, trigger: &'static str, result: &'static str, findings: Vec<Finding>) {
+    fn tell(&mut self, trigger: Trigger, result: &'static str, findings: Vec<Finding>) {
         let findings = findings.iter().map(Finding::to_string).collect();
         let reload = Reload { time: timestamp(SystemTime::now()), event: "reload", trigger, result, findings };
         self.log.entry(&Line { reload: &reload, generation: self.number }, Importance::Keep);

@@ -31,12 +31,25 @@ pub(super) struct Status<'a> {
 pub(super) struct Reload {
     pub(super) time: String,
     pub(super) event: &'static str,
-    /// `files`, `configuration`, `time` or `revocation`.
-    pub(super) trigger: &'static str,
+    pub(super) trigger: Trigger,
     /// `applied`; `refused`; `staged`: a seal lies ready, or no more; `restored`: the files hold again what is in use;
     /// `unchanged`: a configuration that says the same.
     pub(super) result: &'static str,
     pub(super) findings: Vec<String>,
+}
+
+/// Why somebody looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Trigger {
+    /// The files of keys, certificates and lists have changed, or are to be tried again.
+    Files,
+    /// Somebody asked that the configuration be read anew.
+    Configuration,
+    /// A certificate's time has come or gone.
+    Time,
+    /// A certificate was revoked.
+    Revocation,
 }
 
 #[derive(Serialize)]

@@ -7,13 +7,16 @@ use std::time::{Duration, SystemTime};
 
 use sealproxy::sandbox::authority::{Authority, KeyKind};
 
-use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, ok, tls};
+use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, ok, tls, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
-/// A connection is back in the pool a moment after its answer's last byte has reached the caller.
-const A_MOMENT: Duration = Duration::from_millis(50);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// One that waits for the connection which the bank has, rather than make another.
+fn with_one_connection(bank: &FakeBank) -> Rig {
+    Rig::start(&config(bank.address, "    connections: 1\n", ""))
+}
 
 /// Expects this answer to a POST, and the same words in log and metrics.
 #[track_caller]
@@ -209,10 +212,9 @@ fn a_bank_that_switches_protocols_unasked() {
 fn interim_answers_are_not_the_answer() {
     let interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     let bank = FakeBank::doing(|_| Act::Answer([&interim[..], &ok("{}")].concat()));
-    let rig = Rig::before(&bank);
+    let rig = with_one_connection(&bank);
     for _ in 0..2 {
         assert_eq!(rig.get(ACCOUNTS).body, "{}");
-        std::thread::sleep(A_MOMENT);
     }
     assert_eq!(bank.connections(), 1);
 }
@@ -227,15 +229,12 @@ fn answers_without_a_body_keep_the_connection() {
         };
         Act::Answer(answer.to_vec())
     });
-    let rig = Rig::before(&bank);
+    let rig = with_one_connection(&bank);
     for _ in 0..2 {
         let head = rig.request("HEAD", ACCOUNTS, "", "");
         assert_eq!((head.status, head.header("content-length"), &*head.body), (200, Some("1234"), ""));
-        std::thread::sleep(A_MOMENT);
         assert_eq!(rig.request("DELETE", ACCOUNTS, "", "").status, 204);
-        std::thread::sleep(A_MOMENT);
         assert_eq!(rig.get(ACCOUNTS).header("etag"), Some("\"a\""));
-        std::thread::sleep(A_MOMENT);
     }
     assert_eq!(bank.connections(), 1);
 }
@@ -309,12 +308,23 @@ fn a_body_that_pauses_for_too_long_is_cut() {
 
 #[test]
 fn an_idle_connection_that_the_bank_has_closed_costs_no_request() {
-    let bank = FakeBank::doing(|_| Act::AnswerAndClose(ok("{}")));
+    let bank = FakeBank::doing(|request| match request.request_line().contains("later") {
+        false => Act::AnswerAndVanish(ok("{}")),
+        true => Act::AnswerAndLeave(Duration::from_millis(50), ok("{}")),
+    });
     let rig = Rig::before(&bank);
     for _ in 0..20 {
         assert_eq!(rig.request("POST", PAYMENTS, "Content-Type: a/b\r\n", "{}").status, 200);
     }
-    assert_eq!(bank.received().len(), 20);
+    for _ in 0..20 {
+        let later = format!("{PAYMENTS}?later");
+        assert_eq!(rig.request("POST", &later, "Content-Type: a/b\r\n", "{}").status, 200);
+        // What is sent before the end has come, nobody can know to be lost.
+        until("the end has come", Duration::from_secs(10), || {
+            rig.metrics().contains("sealproxy_upstream_connections{upstream=\"bank\"} 0")
+        });
+    }
+    assert_eq!((bank.received().len(), bank.connections()), (40, 40));
 }
 
 #[test]

@@ -13,10 +13,12 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sealproxy::proxy::listener::Address;
 
-use crate::support::{Act, Answer, FakeBank, Rig, config, folder, ok};
+use crate::support::{Act, Answer, FakeBank, Rig, config, folder, ok, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
+/// On a busy machine.
+const SOON: Duration = Duration::from_secs(10);
 
 /// One request on a kept-alive connection; reads exactly one answer with a Content-Length.
 fn ask(stream: &mut (impl std::io::Read + std::io::Write), request: &str) -> Answer {
@@ -187,7 +189,7 @@ fn a_caller_that_hangs_up_does_not_cut_a_payment() {
         rig.address()
     );
     stream.write_all(request.as_bytes()).expect("written");
-    std::thread::sleep(Duration::from_millis(150));
+    until("it is with the bank", SOON, || bank.received().len() == 1);
     drop(stream);
     let line = rig.log.wait(1).pop().expect("a line");
     assert_eq!(
@@ -205,7 +207,7 @@ fn a_caller_that_hangs_up_ends_a_safe_request() {
     let rig = Rig::before(&bank);
     let mut stream = TcpStream::connect(rig.address()).expect("connected");
     stream.write_all(get(&rig).as_bytes()).expect("written");
-    std::thread::sleep(Duration::from_millis(150));
+    until("it is with the bank", SOON, || bank.received().len() == 1);
     let hung_up = Instant::now();
     drop(stream);
     let line = rig.log.wait(1).pop().expect("a line");
@@ -220,7 +222,7 @@ fn a_safe_request_that_is_all_but_answered_keeps_its_connection_when_the_caller_
     for number in 1..=3 {
         let mut stream = TcpStream::connect(rig.address()).expect("connected");
         stream.write_all(get(&rig).as_bytes()).expect("written");
-        std::thread::sleep(Duration::from_millis(50));
+        until("it is with the bank", SOON, || bank.received().len() == number);
         drop(stream);
         let line = rig.log.wait(number).pop().expect("a line");
         let said = (&line["caller_gone"], &line["outcome"], &line["status"]);
@@ -276,10 +278,10 @@ fn in_a_crowd_each_answer_is_the_last_of_its_connection() {
     let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address());
     assert_eq!(ask(&mut kept, &request).header("connection"), None);
     let others = [connect(), connect()];
-    std::thread::sleep(Duration::from_millis(100));
+    until("all are let in", SOON, || rig.metrics().contains("sealproxy_client_connections 3"));
     assert_eq!(ask(&mut kept, &request).header("connection"), Some("close"));
     drop(others);
-    std::thread::sleep(Duration::from_millis(100));
+    until("all have gone", SOON, || rig.metrics().contains("sealproxy_client_connections 0"));
     assert_eq!(ask(&mut connect(), &request).header("connection"), None);
 }
 
@@ -288,10 +290,10 @@ fn idle_connections_to_the_bank_are_closed_before_the_bank_does_it() {
     let bank = FakeBank::good();
     let rig = Rig::start(&config(bank.address, "    idle: 300ms\n", ""));
     for _ in 0..2 {
+        let began = Instant::now();
         assert_eq!(rig.get(ACCOUNTS).status, 200);
-        assert!(rig.metrics().contains("sealproxy_upstream_connections{upstream=\"bank\"} 1"));
-        std::thread::sleep(Duration::from_millis(700));
-        assert!(rig.metrics().contains("sealproxy_upstream_connections{upstream=\"bank\"} 0"), "{}", rig.metrics());
+        until("it is closed", SOON, || rig.metrics().contains("sealproxy_upstream_connections{upstream=\"bank\"} 0"));
+        assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
     }
     assert_eq!(bank.connections(), 2);
 }

@@ -18,7 +18,7 @@ use sealproxy::upstream::Via;
 use tokio::sync::watch;
 
 use crate::outside::{free_port, output, present};
-use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, file_config, folder, kit, ok, send, tls};
+use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, file_config, folder, kit, ok, send, tls, until};
 use crate::way::{ESTABLISHED, Egress};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -611,21 +611,19 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
             let status: serde_json::Value = serde_json::from_str(&page("/status").body).expect("JSON");
             status["identities"]["main"]["revocation"]["qwac"]["verdict"].as_str().unwrap_or_default().to_owned()
         };
-        let until = |expected: &str| {
-            let deadline = std::time::Instant::now() + Duration::from_secs(10);
-            while verdict() != expected {
-                assert!(std::time::Instant::now() < deadline, "{}", page("/status").body);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        };
+        let judged = |expected: &str| until(expected, Duration::from_secs(10), || verdict() == expected);
         let accounts = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
-        until("good");
+        judged("good");
         assert_eq!(rig.get(accounts).status, 200);
         authority.revoke("ours", "keyCompromise");
         authority.crl(&[]);
-        until("revoked");
+        judged("revoked");
         assert!(rig.metrics().contains("sealproxy_certificate_revoked{identity=\"main\",use=\"qwac\"} 1"));
-        std::thread::sleep(Duration::from_millis(300));
+        if stops {
+            until("it stops", Duration::from_secs(10), || page("/readyz").status == 503);
+        } else {
+            std::thread::sleep(Duration::from_millis(300));
+        }
         let (answer, ready) = (rig.get(accounts), page("/readyz").status);
         if stops {
             assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "identity-unusable", "not_sent"));
@@ -634,7 +632,7 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         } else {
             assert_eq!((answer.status, ready), (200, 200), "only told");
         }
-        crate::rotation::until("the log tells of it", Duration::from_secs(10), || {
+        until("the log tells of it", Duration::from_secs(10), || {
             rig.log.text().lines().any(|line| line.contains("\"revocation\"") && line.contains("revoked"))
         });
     }
@@ -675,12 +673,10 @@ fn a_list_that_is_caught_half_written_is_read_when_it_is_whole() {
         std::fs::write(authority.file("chain.pem"), chain.clone() + &"\n".repeat(round)).expect("written");
         std::fs::write(&list, "").expect("written");
         // The page tells of it only when the look is over.
-        crate::rotation::until("it is caught", Duration::from_secs(20), || {
-            rig.log.text().matches("\"use\":\"qwac\"").count() > told
-        });
+        until("it is caught", Duration::from_secs(20), || rig.log.text().matches("\"use\":\"qwac\"").count() > told);
         std::fs::write(&list, &whole).expect("written");
         // A check that failed is repeated after a minute.
-        crate::rotation::until("it is read again", Duration::from_secs(20), || {
+        until("it is read again", Duration::from_secs(20), || {
             let record = record();
             record["verdict"] == "good" && record["failure"].is_null()
         });

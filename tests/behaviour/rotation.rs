@@ -12,7 +12,7 @@ use sealproxy::sandbox::authority::{Authority, Issued, KeyKind, Tpp};
 use serde_json::Value;
 
 use crate::sealing::{leaf, verify_by};
-use crate::support::{Act, Answer, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls};
+use crate::support::{Act, Answer, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls, until};
 
 /// Whoever comes before the connection is back waits for it, instead of making another.
 const ONE: &str = ", connections: 1";
@@ -133,14 +133,6 @@ pub(crate) fn page(rig: &Rig, path: &str) -> Answer {
 
 pub(crate) fn status(rig: &Rig) -> Value {
     serde_json::from_str(&page(rig, "/status").body).expect("JSON")
-}
-
-pub(crate) fn until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + limit;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn metric(rig: &Rig, line: &str) -> f64 {
@@ -774,7 +766,7 @@ fn resumption_never_carries_an_old_certificate_on() {
         std::fs::write(&roots, authority.certificate_pem()).expect("written");
         let tls = tls(kit().path("bank.pem"), kit().path("bank.key"), &roots, versions);
         let manner = Manner { tls, ..Manner::good() };
-        let bank = FakeBank::with(manner, |_| Act::AnswerAndClose(ok("{}")));
+        let bank = FakeBank::with(manner, |_| Act::AnswerAndVanish(ok("{}")));
         let world = World { authority, bank };
         let (mut qwac, seal) = (world.qwac(), world.seal());
         let mut secret = Secret::new(&files(&qwac, &seal));

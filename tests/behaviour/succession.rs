@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::outside::present;
 use crate::preflight::{Office, RSA, Wanted};
-use crate::rotation::{page, reload, status, until};
-use crate::support::{Act, FakeBank, Manner, Rig, folder, kit, ok, tls};
+use crate::rotation::{page, reload, status};
+use crate::support::{Act, FakeBank, Manner, Rig, folder, kit, ok, tls, until};
 
 const ACCOUNTS: &str = "/becm/stet-psd2-api/v2.1/accounts";
 

@@ -352,7 +352,7 @@ impl Received {
 pub(crate) enum Act {
     /// Answers and keeps the connection.
     Answer(Vec<u8>),
-    /// Answers as far as this and closes cleanly.
+    /// Answers as far as this and closes cleanly, a moment later: another request may have come meanwhile.
     AnswerAndClose(Vec<u8>),
     /// The same in one write: the end is there as soon as the answer is.
     AnswerAndVanish(Vec<u8>),
@@ -362,6 +362,16 @@ pub(crate) enum Act {
     AnswerAndLeave(Duration, Vec<u8>),
     /// Waits, then answers.
     Wait(Duration, Vec<u8>),
+}
+
+/// Waits for it: a sleep that is long enough on one machine is too short on another.
+#[track_caller]
+pub(crate) fn until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 pub(crate) fn ok(body: &str) -> Vec<u8> {

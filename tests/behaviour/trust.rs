@@ -113,7 +113,7 @@ impl Chain {
     fn presenting(&self, chain: &str) -> FakeBank {
         let ca = kit().path("ca.pem");
         let tls = tls(self.folder.join(chain), self.folder.join("bank.key"), &ca, rustls::ALL_VERSIONS);
-        FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::AnswerAndClose(ok("{}")))
+        FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::AnswerAndVanish(ok("{}")))
     }
 
     /// A configuration that trusts the root, with more to ask.
@@ -330,7 +330,7 @@ fn a_bank_s_certificate_that_expires_in_the_meantime_refuses_the_next_handshake(
         chain.write("chain.pem", &(chain.read("bank.pem") + &chain.read("middle.pem")));
         let (certificates, key) = (chain.folder.join("chain.pem"), chain.folder.join("bank.key"));
         let tls = tls(certificates, key, &kit().path("ca.pem"), &[version]);
-        let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::AnswerAndClose(ok("{}")));
+        let bank = FakeBank::with(Manner { tls, ..Manner::good() }, |_| Act::AnswerAndVanish(ok("{}")));
         let rig = Rig::start(&chain.trusting(bank.address, &path(&chain, "root.pem")));
         assert_eq!([rig.get(ACCOUNTS).status, rig.get(ACCOUNTS).status], [200, 200]);
         std::thread::sleep(end.duration_since(SystemTime::now()).expect("in time") + Duration::from_secs(2));

@@ -54,7 +54,7 @@ fn forgetful_bank() -> FakeBank {
     let Manner { pause, tls } = Manner::good();
     let mut tls = Arc::unwrap_or_clone(tls);
     tls.session_storage = Arc::new(NoServerSessionStorage {});
-    FakeBank::with(Manner { pause, tls: Arc::new(tls) }, |_| Act::AnswerAndClose(ok("{}")))
+    FakeBank::with(Manner { pause, tls: Arc::new(tls) }, |_| Act::AnswerAndVanish(ok("{}")))
 }
 
 fn is_told_that_the_key_is_missing(answer: &Answer) {

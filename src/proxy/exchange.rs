@@ -144,7 +144,7 @@ impl Exchange {
 
     /// The answer's body ended early: the caller sees it cut.
     pub(super) fn cut(&mut self, error: &AnswerError) {
-        self.problem = Some("upstream-cut");
+        self.problem = Some(error.kind());
         self.cause = Some(match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
@@ -154,7 +154,7 @@ impl Exchange {
     /// The answer ends before it is whole, and not for the bank's sake: the caller left, or the proxy stops.
     pub(super) fn caller_gone(&mut self) {
         if self.recorder.stopped.load(Ordering::Acquire) {
-            self.problem = Some("stopped");
+            self.lost(&Problem::Stopped(self.outcome));
         } else {
             self.caller_gone = true;
         }
@@ -174,6 +174,12 @@ impl Exchange {
     /// The answer did not end in the time that the whole exchange has.
     pub(super) fn timed_out(&mut self) {
         self.problem = Some("exchange-timeout");
+    }
+
+    /// The record goes before the caller's answer is made: unless one has begun, it is told this.
+    fn lost(&mut self, problem: &Problem) {
+        self.problem = Some(problem.kind());
+        self.status.get_or_insert(problem.status());
     }
 
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
@@ -217,7 +223,7 @@ impl Drop for Exchange {
         self.recorder.in_flight.dec();
         let took = self.began.elapsed();
         if std::thread::panicking() {
-            self.problem = Some("internal");
+            self.lost(&Problem::Internal);
             if self.outcome == Outcome::Answered {
                 self.outcome = Outcome::Unknown;
             }

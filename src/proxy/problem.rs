@@ -111,7 +111,9 @@ pub enum Problem {
     #[error("the proxy has as many connections as it may: the {0} of `limits.connections`, each with a request")]
     Crowded(usize),
     /// Certificates or keys of the route's identity are missing, broken or out of date.
-    #[error("the certificates of this route cannot be used at present; the log and /status of the proxy say why")]
+    #[error(
+        "what the upstream of this route needs (its identity's certificates and keys, a seal that is registered, its trust) cannot be used at present; /status of the proxy says why"
+    )]
     IdentityUnusable,
     /// No connection to the bank.
     #[error("{}", unconnected(.0))]
@@ -222,7 +224,7 @@ impl Problem {
                 face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
             }
             Self::Send(error) => of_send(error),
-            Self::Cut(_) => face(S::BAD_GATEWAY, "upstream-cut", "Answer cut", "http_response_incomplete"),
+            Self::Cut(error) => face(S::BAD_GATEWAY, error.kind(), "Answer cut", "http_response_incomplete"),
             Self::TooLargeForHttp10 => {
                 face(S::BAD_GATEWAY, "answer-too-large", "Answer too large for HTTP/1.0", "http_response_body_size")
             }
@@ -234,6 +236,11 @@ impl Problem {
             Self::Stopped(_) => face(S::BAD_GATEWAY, "stopped", "The proxy stopped", "proxy_internal_error"),
             Self::Internal => face(S::BAD_GATEWAY, "internal", "Internal fault", "proxy_internal_error"),
         }
+    }
+
+    /// That of its answer.
+    pub(super) fn status(&self) -> StatusCode {
+        self.face().status
     }
 
     /// The last part of the `type`.

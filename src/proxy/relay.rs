@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::body::{Budget, Charge};
 use super::clock::Busy;
@@ -132,11 +132,16 @@ impl Body for RelayBody {
     type Error = RelayError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        let frame = ready!(self.with(|relay| relay.poll_next(cx)));
-        if matches!(frame, Some(Ok(_))) && !self.is_end_stream() {
+        let polled = self.with(|relay| relay.poll_next(cx));
+        let goes_on = match &polled {
+            // The bank pauses: the exchange as a whole has its end all the same.
+            Poll::Pending => self.look(Relay::waits_for_the_bank),
+            Poll::Ready(frame) => matches!(frame, Some(Ok(_))) && !self.is_end_stream(),
+        };
+        if goes_on {
             self.watch_over();
         }
-        Poll::Ready(frame)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -521,11 +526,11 @@ fn lock(relay: &Mutex<Relay>) -> MutexGuard<'_, Relay> {
     relay.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks after an answer while its caller takes it.
+/// Looks after an answer while its caller takes it, and while the bank is at it.
 async fn mind(relay: Weak<Mutex<Relay>>, patience: Patience) {
     let limit = patience.stalled;
     loop {
-        tokio::time::sleep(LOOK.min(limit)).await;
+        sleep_until((Instant::now() + LOOK.min(limit)).min(patience.deadline)).await;
         let Some(relay) = relay.upgrade() else { return };
         let mut now = lock(&relay);
         let handed = now.handed.map_or(Duration::ZERO, |since| since.elapsed());

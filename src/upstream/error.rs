@@ -380,3 +380,12 @@ pub enum AnswerError {
     #[error("the upstream's response paused for longer than {0:?}")]
     Timeout(Duration),
 }
+
+impl AnswerError {
+    /// As logs, metrics and problem documents name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Cut(_) | Self::Timeout(_) => "upstream-cut",
+        }
+    }
+}

@@ -210,6 +210,14 @@ impl Answer {
         }
     }
 
+    /// Gives the connection up.
+    fn fail(&mut self, error: AnswerError) -> AnswerError {
+        if let Some(lease) = self.lease.take() {
+            lease.destination.metrics.fail(error.kind());
+        }
+        error
+    }
+
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let limit = self.limit;
         self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
@@ -224,16 +232,15 @@ impl Body for Answer {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
             ready!(self.poll_deadline(cx));
             let limit = self.limit;
-            self.lease = None;
-            return Poll::Ready(Some(Err(AnswerError::Timeout(limit))));
+            return Poll::Ready(Some(Err(self.fail(AnswerError::Timeout(limit)))));
         };
         self.deadline = None;
         match frame {
             None => self.give_back(),
             Some(Ok(_)) => self.give_back_at_end(),
-            Some(Err(_)) => self.lease = None,
+            Some(Err(_)) => {}
         }
-        Poll::Ready(frame.map(|result| result.map_err(AnswerError::Cut)))
+        Poll::Ready(frame.map(|result| result.map_err(|error| self.fail(AnswerError::Cut(error)))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sealproxy::sandbox::authority::{Authority, KeyKind};
 
@@ -304,6 +304,37 @@ fn a_body_that_pauses_for_too_long_is_cut() {
     let rig = Rig::start(&config(bank.address, "", "timeouts: { response_frame: 200ms }\n"));
     assert!(rig.get(ACCOUNTS).body.len() < 100);
     assert_eq!(rig.log.wait(1)[0]["problem"], "upstream-cut");
+    assert!(rig.metrics().contains("sealproxy_upstream_failures_total{cause=\"upstream-cut\",upstream=\"bank\"} 1"));
+}
+
+/// The whole of an exchange ends though no piece of the answer comes that could tell it, and whoever waited did not leave.
+#[test]
+fn an_answer_that_pauses_ends_with_its_exchange_and_its_caller_is_not_blamed() {
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
+    let bank = FakeBank::doing(|request| {
+        let begun = if request.request_line().contains("begun") { &b"a part"[..] } else { b"" };
+        Act::Answer([head, begun].concat())
+    });
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { exchange: 400ms }\n"));
+    for request in [
+        format!("GET {ACCOUNTS} HTTP/1.1"),
+        format!("GET {ACCOUNTS}?begun HTTP/1.1"),
+        format!("GET {ACCOUNTS} HTTP/1.0"),
+        format!("POST {PAYMENTS} HTTP/1.1\r\nContent-Type: a/b\r\nContent-Length: 0"),
+    ] {
+        let began = Instant::now();
+        let answer = rig.send(&format!("{request}\r\nHost: {}\r\n\r\n", rig.address()));
+        // Where it is found out by the connection's own clock, it is two seconds later.
+        assert!(began.elapsed() < Duration::from_secs(2), "{request}: {:?}", began.elapsed());
+        assert!(answer.status == 200 && answer.body.len() < 100, "{request}: {answer:?}");
+    }
+    for line in rig.log.wait(4) {
+        assert_eq!(
+            (&line["problem"], &line["outcome"], &line["caller_gone"]),
+            (&"exchange-timeout".into(), &"answered".into(), &false.into()),
+            "{line}"
+        );
+    }
 }
 
 #[test]

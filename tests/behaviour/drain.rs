@@ -225,6 +225,7 @@ fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
     let lines = log.wait(2);
     assert!(lines.iter().all(|line| line["problem"] == "stopped" && line["caller_gone"] == false), "{lines:?}");
     assert_eq!(lines.iter().filter(|line| line["outcome"] == "unknown").count(), 1, "{lines:?}");
+    assert!(lines.iter().all(|line| line["status"] == 502), "what the callers were told: {lines:?}");
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl State {
     fn ready(&self, query: Option<&str>) -> Response<Full<Bytes>> {
         let standing = self.standing.load();
         if !self.serving.load(Ordering::Acquire) {
-            return unready("not ready: starting or draining\n");
+            return unready("not ready: it has not begun to serve, or is on its way out\n");
         }
         if !standing.usable {
             return unready("not ready: no identity can be used; /status says why\n");
@@ -116,7 +116,9 @@ impl State {
         let Some(query) = query else { return text(StatusCode::OK, "ready\n") };
         match query.strip_prefix("upstream=").map(|name| standing.upstreams.get(name)) {
             Some(Some(true)) => text(StatusCode::OK, "ready\n"),
-            Some(Some(false)) => unready("not ready: the upstream's identity cannot be used; /status says why\n"),
+            Some(Some(false)) => unready(
+                "not ready: the upstream cannot be used: its own findings in /status, or those of its identity, say why\n",
+            ),
             Some(None) => {
                 let asked = query.trim_start_matches("upstream=").chars();
                 let asked: String = asked.filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(64).collect();

@@ -146,7 +146,7 @@ impl Generation {
             let file = &config.file;
             let drawn = Line::draw(process, file, name, upstream, seals, holding, line, &pins, marks, now);
             self.is_faulty |= drawn.is_faulty;
-            self.findings.extend(drawn.findings);
+            self.findings.extend(drawn.line.findings.iter().cloned());
             self.lines.insert(name.clone(), drawn.line);
         }
         self.pins = pins.with(self.lines.iter());

@@ -40,6 +40,8 @@ pub(super) struct Line {
     seals: bool,
     /// Whether requests may take it.
     pub(super) is_usable: bool,
+    /// What was found in drawing it.
+    pub(super) findings: Vec<Finding>,
 }
 
 /// A seal that is registered at the bank.
@@ -61,10 +63,9 @@ pub(super) struct Staged {
     pub(super) reason: &'static str,
 }
 
-/// A line, and what was found in drawing it.
+/// A line, and what its drawing showed.
 pub(super) struct Drawn {
     pub(super) line: Line,
-    pub(super) findings: Vec<Finding>,
     /// Whether the upstream's own settings have an error.
     pub(super) is_faulty: bool,
 }
@@ -101,8 +102,9 @@ impl Line {
             due: None,
             seals,
             is_usable: false,
+            findings: Vec::new(),
         };
-        let mut drawn = Drawn { line, findings: Vec::new(), is_faulty: false };
+        let mut drawn = Drawn { line, is_faulty: false };
         if drawn.follows(file, name, config, holding, pins, now) {
             drawn.connect(file, &key, earlier, now);
         }
@@ -204,7 +206,7 @@ impl Drawn {
             found = Some(issue);
         }
         let Some(issue) = found else { return true };
-        self.findings.push(finding(file, format!("upstreams.{upstream}.identity"), "", issue));
+        self.line.findings.push(finding(file, format!("upstreams.{upstream}.identity"), "", issue));
         self.is_faulty = true;
         false
     }
@@ -212,7 +214,14 @@ impl Drawn {
     /// The connections: those of the generation before, where nothing that they depend on has changed.
     fn connect(&mut self, file: &Path, key: &impl Fn(&str) -> String, earlier: Option<&Line>, now: SystemTime) {
         let line = &mut self.line;
-        let Some(qwac) = &line.qwac else { return };
+        let Some(qwac) = &line.qwac else {
+            // What else is wrong is told with what is wrong with the identity, not after it.
+            if let Err(error) = line.destination.check(now) {
+                line.findings.push(unusable(file, key, &error));
+                self.is_faulty = true;
+            }
+            return;
+        };
         let same = earlier.filter(|earlier| {
             Arc::ptr_eq(&earlier.destination, &line.destination)
                 && earlier.qwac.as_ref().is_some_and(|earlier| Arc::ptr_eq(earlier, qwac))
@@ -225,14 +234,7 @@ impl Drawn {
         match Upstream::new(Arc::clone(&line.destination), qwac.resolver(), qwac.at_token(), now) {
             Ok(upstream) => line.upstream = Some(Arc::new(upstream)),
             Err(error) => {
-                let (setting, hint) = match &error {
-                    SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
-                    SetupError::Trust(error) => (error.setting(), error.hint()),
-                    SetupError::Credentials(error) => ("via.credentials", error.hint()),
-                    SetupError::Thread(_) => ("identity", "let this process have more threads"),
-                };
-                let finding = Finding::error(file, key(setting), error.to_string());
-                self.findings.push(finding.hint(hint).code("unusable-upstream"));
+                line.findings.push(unusable(file, key, &error));
                 self.is_faulty = true;
                 // What works goes on: the trust and the credentials as they were read before, with the QWAC as it is now.
                 let Some((earlier, upstream)) = earlier.and_then(|line| Some((line, line.upstream.as_ref()?))) else {
@@ -311,11 +313,11 @@ impl Drawn {
             );
             let hint = "install the certificate that the new key id belongs to; if the bank renamed the key, restart";
             let finding = Finding::warning(file, key("key_id"), reason);
-            return self.findings.push(finding.hint(hint).code("key-id-without-certificate"));
+            return self.line.findings.push(finding.hint(hint).code("key-id-without-certificate"));
         }
         let key_id = known.key_id.as_ref().filter(|_| !config.opaque_key_ids);
         let issue = key_id.and_then(|key_id| preflight::judge_key_id(key_id, used.certificate()));
-        self.findings.extend(issue.map(|issue| finding(file, key("key_id"), "", issue)));
+        self.line.findings.extend(issue.map(|issue| finding(file, key("key_id"), "", issue)));
     }
 
     /// The process has not seen what the bank knows, and what lies there is not it.
@@ -332,7 +334,7 @@ impl Drawn {
         let hint = "the bank knows another certificate by this name: put that one back, or give the key id that the bank \
                     returned for this one; if the bank's key ids only look like fingerprints, `key_id_opaque: true` in \
                     `profile` says so";
-        self.findings.push(Finding::error(file, key("key_id"), issue.reason).hint(hint).code(issue.code));
+        self.line.findings.push(Finding::error(file, key("key_id"), issue.reason).hint(hint).code(issue.code));
     }
 
     /// The seals in use may be older than those in the files, which are judged where they are read.
@@ -345,12 +347,12 @@ impl Drawn {
             let end = timestamp(known.credential.certificate().not_after());
             let reason = format!("the seal in use ends on {end}, and its successor lies staged");
             let hint = "register the successor's key with the bank, then say so in `seal_keys` or `key_id`";
-            self.findings.push(Finding::warning(file, key("seal_keys"), reason).hint(hint).code("expires-soon"));
+            self.line.findings.push(Finding::warning(file, key("seal_keys"), reason).hint(hint).code("expires-soon"));
         }
         if self.line.seals && self.line.active.is_none() && !self.line.known.is_empty() {
             let reason = "no seal is registered, valid and due now: the sealed routes cannot be used";
             let hint = "see `registered` and `active_from`, and the ends of the certificates";
-            self.findings.push(Finding::error(file, key("seal_keys"), reason).hint(hint).code("no-seal"));
+            self.line.findings.push(Finding::error(file, key("seal_keys"), reason).hint(hint).code("no-seal"));
         }
     }
 
@@ -360,7 +362,7 @@ impl Drawn {
         let qwac = self.line.qwac.iter().map(|qwac| qwac.certificate());
         let mut used = qwac.chain(self.line.known.values().map(|known| known.credential.certificate()));
         let issue = used.find_map(|certificate| preflight::judge_environment(certificate, is_production));
-        self.findings.extend(issue.map(|issue| finding(file, key("environment"), "", issue)));
+        self.line.findings.extend(issue.map(|issue| finding(file, key("environment"), "", issue)));
     }
 
     fn refuse_sealer(&mut self, file: &Path, key: &impl Fn(&str) -> String, config: &Config, error: &SealError) {
@@ -373,7 +375,7 @@ impl Drawn {
                 (key("key_id"), "give the key id exactly as the bank returned it")
             }
         };
-        self.findings.push(Finding::error(file, key, error.to_string()).hint(hint).code("cannot-seal"));
+        self.line.findings.push(Finding::error(file, key, error.to_string()).hint(hint).code("cannot-seal"));
     }
 
     fn stage(
@@ -393,9 +395,20 @@ impl Drawn {
             "register its key with the bank, then say so with its key id ({fingerprint} where the bank made none of its own), \
              in `key_id` or `seal_keys`"
         );
-        self.findings.push(Finding::note(file, key("seal_keys"), text).hint(hint).code("staged"));
+        self.line.findings.push(Finding::note(file, key("seal_keys"), text).hint(hint).code("staged"));
         self.line.staged.push(Staged { name: name.to_owned(), credential: Arc::clone(credential), reason });
     }
+}
+
+/// What keeps an upstream from being made of its settings.
+fn unusable(file: &Path, key: &impl Fn(&str) -> String, error: &SetupError) -> Finding {
+    let (setting, hint) = match error {
+        SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
+        SetupError::Trust(error) => (error.setting(), error.hint()),
+        SetupError::Credentials(error) => ("via.credentials", error.hint()),
+        SetupError::Thread(_) => ("identity", "let this process have more threads"),
+    };
+    Finding::error(file, key(setting), error.to_string()).hint(hint).code("unusable-upstream")
 }
 
 impl Known {

@@ -10,7 +10,8 @@ use super::generation::Generation;
 /// The families, by identity and by upstream.
 pub(super) struct Standing {
     expiry: GaugeVec,
-    usable: IntGaugeVec,
+    identity_usable: IntGaugeVec,
+    upstream_usable: IntGaugeVec,
     staged: IntGaugeVec,
     backend: IntGaugeVec,
     generation: IntGauge,
@@ -47,10 +48,15 @@ impl Standing {
         Ok(Self {
             expiry,
             reloads,
-            usable: gauges(
+            identity_usable: gauges(
                 "sealproxy_identity_usable",
                 "Whether an identity can be used; the routes of one that cannot answer 503.",
                 &["identity"],
+            )?,
+            upstream_usable: gauges(
+                "sealproxy_upstream_usable",
+                "Whether an upstream's identity, trust and seal can be used; the routes of one that cannot answer 503.",
+                &["upstream"],
             )?,
             staged: gauges(
                 "sealproxy_staged_seals",
@@ -74,11 +80,12 @@ impl Standing {
     pub(super) fn show(&self, generation: &Generation, number: u64, is_refused: bool, now: SystemTime) {
         // Identities and upstreams may have gone.
         self.expiry.reset();
-        self.usable.reset();
+        self.identity_usable.reset();
+        self.upstream_usable.reset();
         self.staged.reset();
         self.backend.reset();
         for identity in generation.holdings.keys() {
-            self.usable.with_label_values(&[identity]).set(generation.is_usable(identity, now).into());
+            self.identity_usable.with_label_values(&[identity]).set(generation.is_usable(identity, now).into());
             // Of several with one name the end that comes first.
             for (part, end) in ends(generation, identity) {
                 let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -89,6 +96,7 @@ impl Standing {
             if let Some((backend, alone)) = line.backend() {
                 self.backend.with_label_values(&[upstream, backend, alone.unwrap_or_default()]).set(1);
             }
+            self.upstream_usable.with_label_values(&[upstream]).set(line.is_usable.into());
             self.staged.with_label_values(&[upstream]).set(i64::try_from(line.staged.len()).unwrap_or(i64::MAX));
         }
         self.generation.set(i64::try_from(number).unwrap_or(i64::MAX));

@@ -93,6 +93,8 @@ struct Upstream<'a> {
     qwac_sha256: Option<String>,
     seal: Option<Seal<'a>>,
     staged: Vec<Staged<'a>>,
+    /// What is wrong with the settings and files that are the upstream's own.
+    findings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -202,6 +204,7 @@ impl<'a> Upstream<'a> {
             qwac_sha256: line.qwac.as_ref().map(|qwac| qwac.certificate().sha256_hex()),
             seal: line.active.as_ref().and_then(seal),
             staged: staged.collect(),
+            findings: line.findings.iter().map(Finding::to_string).collect(),
         }
     }
 }

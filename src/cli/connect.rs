@@ -124,7 +124,8 @@ impl Told<'_> {
             return self.note("issuers-not-named", "the bank does not say whose certificates it accepts");
         }
         self.note("issuers-named", format!("the bank says that it accepts certificates of: {}", list(&accepted, "; ")));
-        let ours: Vec<_> = question.presented.iter().filter_map(issuer).collect();
+        let mut ours: Vec<_> = question.presented.iter().filter_map(issuer).collect();
+        ours.dedup();
         match ours.iter().find(|ours| accepted.contains(ours)) {
             Some(issuer) => self.note("issuer-named", format!("our QWAC's issuer {issuer} is among them")),
             None => self.warning(

@@ -13,11 +13,16 @@ use crate::key::TokenSettings;
 use crate::key::uri::{self, TokenUri};
 
 pub(super) const KEYS: [&str; 6] = ["qwac", "qsealc", "authorisation", "roles", "allow_subject_change", "revocation"];
-const ROLES: [(&str, Role); 4] = [
+/// As people say them, and as certificates do (TS 119 495).
+const ROLES: [(&str, Role); 8] = [
     ("AISP", Role::AccountInformation),
     ("PISP", Role::PaymentInitiation),
     ("CBPII", Role::CardIssuing),
     ("ASPSP", Role::AccountServicing),
+    ("PSP_AI", Role::AccountInformation),
+    ("PSP_PI", Role::PaymentInitiation),
+    ("PSP_IC", Role::CardIssuing),
+    ("PSP_AS", Role::AccountServicing),
 ];
 pub(super) const PAIR_KEYS: [&str; 5] = ["certificate", "key", "pkcs12", "passphrase", "sessions"];
 pub(super) const PASSPHRASE_KEYS: [&str; 2] = ["file", "env"];

@@ -228,6 +228,8 @@ fn read(path: &Path) -> Result<String, Finding> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(unusable(path, "the file is larger than 1MiB", "is it a configuration at all?"));
     }
+    // Some editors begin a file with a mark of its encoding, which the parser takes for a document of its own.
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).map(<[u8]>::to_vec).unwrap_or(bytes);
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
         unusable(path, format!("line {line}: the file is not UTF-8"), "save it as UTF-8")

@@ -34,7 +34,7 @@ impl PassphraseSource {
         match (self, error) {
             (Self::File(path), PassphraseError::Missing(_)) => {
                 let there = path.ancestors().find(|folder| folder.exists());
-                there.unwrap_or(Path::new("/")).display().to_string()
+                format!("below {}", there.unwrap_or(Path::new("/")).display())
             }
             _ => self.to_string(),
         }
@@ -93,7 +93,7 @@ impl fmt::Debug for Passphrase {
 #[derive(Debug, Error)]
 pub enum PassphraseError {
     /// There is no such file: what stands in the configuration may be the passphrase itself.
-    #[error("there is no such passphrase file here")]
+    #[error("there is no such passphrase file")]
     Missing(#[source] io::Error),
     /// Its file.
     #[error("the passphrase cannot be read")]

@@ -221,7 +221,8 @@ pub fn judge_environment(certificate: &Certificate, is_production: bool) -> Opti
     let qualified = certificate.qc_statements().ok().flatten().is_some_and(|statements| statements.compliance);
     match (is_production, test_word(certificate)) {
         (true, Some(word)) => {
-            let reason = format!("the certificate looks like one for tests ({word}), and the upstream is production");
+            let subject = certificate.subject();
+            let reason = format!("the certificate of {subject} looks like one for tests ({word}), in production");
             Some(warning("test-certificate-in-production", reason, "use the certificates that the bank registered"))
         }
         (false, None) if qualified => {

@@ -429,7 +429,7 @@ impl Error {
             Self::Rejected(Rejection::Encoding) => {
                 "let OpenSSL write it anew: `openssl pkcs8 -topk8 -nocrypt -in FILE -out KEY`"
             }
-            _ => "give an RSA key of 2048 to 4096 bits, or an EC key on P-256",
+            _ => "give an RSA key of 2048 to 4096 bits, or one on P-256 where the profile has an algorithm for EC keys",
         }
     }
 }

@@ -46,6 +46,7 @@ pub use aside::KeyFault;
 pub use attempts::Attempts;
 use connector::Connector;
 pub use error::{AcquireError, AnswerError, Cause, Outcome, SendError, SetupError};
+use judge::Judge;
 use lease::UnderWay;
 pub use lease::{Answer, Lease};
 pub use metrics::Families;
@@ -158,6 +159,19 @@ impl Destination {
         &self.settings
     }
 
+    /// Whether its own files could be used as of `now`, whoever is presented there.
+    pub fn check(&self, now: SystemTime) -> Result<(), SetupError> {
+        self.means(now).map(drop)
+    }
+
+    fn means(&self, now: SystemTime) -> Result<Means, SetupError> {
+        let Settings { origin, trust, via, .. } = &self.settings;
+        let name = ServerName::try_from(origin.host.clone()).map_err(|_| SetupError::Name(origin.host.clone()))?;
+        let judge = Judge::new(trust, &tls::provider(), now)?;
+        let tunnel = via.as_ref().map(|via| Tunnel::new(origin, via.credentials.as_deref())).transpose()?;
+        Ok(Means { name, judge, tunnel })
+    }
+
     /// A bank under its name in the configuration. The log hears of its clock.
     pub fn new(name: &str, settings: Settings, families: &Families, log: Log) -> Arc<Self> {
         let Origin { host, port } = &settings.origin;
@@ -171,6 +185,13 @@ impl Destination {
             settings,
         })
     }
+}
+
+/// What a destination's settings and files come to.
+struct Means {
+    name: ServerName<'static>,
+    judge: Judge,
+    tunnel: Option<Tunnel>,
 }
 
 /// A bank as one identity reaches it. One per generation.
@@ -190,14 +211,10 @@ impl Upstream {
         at_token: Option<usize>,
         now: SystemTime,
     ) -> Result<Self, SetupError> {
-        let settings = &destination.settings;
-        let name = ServerName::try_from(settings.origin.host.clone())
-            .map_err(|_| SetupError::Name(settings.origin.host.clone()))?;
-        let tls = Tls::new(&settings.trust, resolver, now)?;
-        let via = settings.via.as_ref();
+        let Means { name, judge, tunnel } = destination.means(now)?;
+        let tls = Tls::new(judge, resolver);
         let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
-        let tunnel = via.map(|via| Tunnel::new(&settings.origin, via.credentials.as_deref())).transpose()?;
-        let pool = Pool::new(settings.idle, settings.max_age);
+        let pool = Pool::new(destination.settings.idle, destination.settings.max_age);
         let connector =
             Connector::new(Arc::clone(&destination), name, tls, tunnel.map(Arc::new), aside, Arc::clone(&pool));
         Ok(Self { pool, connector, destination })

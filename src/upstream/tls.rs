@@ -2,7 +2,6 @@
 //! explicitly; ALPN offers HTTP/1.1 alone, because `host` is signed and nobody has seen these banks' HTTP/2.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -13,7 +12,6 @@ use super::judge::Judge;
 use super::question::Attentive;
 use super::sessions::Sessions;
 use super::witness::Witness;
-use super::{Trust, TrustError};
 
 /// The configuration of one generation. Never reused for another identity or another trust: its resumption tickets would
 /// carry the old certificate on. A resumed session has no chain to judge, but comes from a handshake that this same
@@ -24,23 +22,17 @@ pub(super) struct Tls {
 }
 
 impl Tls {
-    /// Reads what `trust` names, as of `now`.
-    pub(super) fn new(
-        trust: &Trust,
-        resolver: Arc<dyn ResolvesClientCert>,
-        now: SystemTime,
-    ) -> Result<Self, TrustError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Ok(Self::of(Arc::new(Judge::new(trust, &provider, now)?), provider, resolver))
+    pub(super) fn new(judge: Judge, resolver: Arc<dyn ResolvesClientCert>) -> Self {
+        Self::of(Arc::new(judge), resolver)
     }
 
     /// The same trust for another identity: nothing else is shared with it.
     pub(super) fn renewed(&self, resolver: Arc<dyn ResolvesClientCert>) -> Self {
-        Self::of(Arc::clone(&self.judge), Arc::new(rustls::crypto::ring::default_provider()), resolver)
+        Self::of(Arc::clone(&self.judge), resolver)
     }
 
-    fn of(judge: Arc<Judge>, provider: Arc<CryptoProvider>, resolver: Arc<dyn ResolvesClientCert>) -> Self {
-        let mut config = ClientConfig::builder_with_provider(provider)
+    fn of(judge: Arc<Judge>, resolver: Arc<dyn ResolvesClientCert>) -> Self {
+        let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .expect("ring has suites for both versions")
             // What the library calls dangerous: ours begins with the library's own verifier.
@@ -69,4 +61,9 @@ impl Tls {
         config.dangerous().set_certificate_verifier(Arc::clone(&witness) as _);
         (TlsConnector::from(Arc::new(config)), witness)
     }
+}
+
+/// What does the cryptography of TLS.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -455,7 +455,11 @@ fn files_that_do_not_serve_are_named_with_the_reason() {
     let seal = |kind| move |authority: &Authority| authority.qsealc(&Tpp::demo(), kind).expect("issued");
     let qsealc = "identities.main.qsealc";
     refused(&with_file("qsealc.key", Path::new("/nowhere/key.pem")), "identities.main.qsealc.key", "/nowhere/key.pem");
-    refused(&with_file("ca.pem", Path::new("/nowhere/ca.pem")), "upstreams.bank.trust", "/nowhere/ca.pem");
+    let nobody_trusted = with_file("ca.pem", Path::new("/nowhere/ca.pem"));
+    refused(&nobody_trusted, "upstreams.bank.trust", "/nowhere/ca.pem");
+    // All at once, and not one behind the other.
+    let qwac = kit().path("qwac.pem").display().to_string();
+    refused(&nobody_trusted.replace(&qwac, "/nowhere/qwac.pem"), "upstreams.bank.trust", "/nowhere/ca.pem");
     refused(&with_file("qsealc.key", &kit().path("qwac.key")), "identities.main.qsealc.key", "does not match");
     refused(&with_file("qwac.key", &kit().path("qsealc.key")), "identities.main.qwac.key", "does not match");
     let (old, old_key) = issue("expired", now - 2 * DAY..now - DAY, seal(KeyKind::Rsa2048));

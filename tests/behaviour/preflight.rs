@@ -309,6 +309,7 @@ fn what_the_configuration_states_must_stand_in_both_certificates() {
     both(", roles: [AISP]", ROUTE).finds(&not_stated);
     both(", roles: [AISP]", &reading).finds(&[]);
     both(", roles: [AISP, PISP]", ROUTE).finds(&[]);
+    both(", roles: [PSP_AI, PSP_PI]", ROUTE).finds(&[]);
     check(", authorisation: PSDFR-ACPR-54321", "", &reading)
         .finds(&[("error", QWAC, "other-authorisation"), ("error", SEAL, "other-authorisation")]);
     let key_id = "dac579ef4ca6231e517fcc81af4a834a832a34df";

@@ -1194,4 +1194,12 @@ fn a_bank_that_cannot_be_judged_stops_no_other_at_the_start() {
     let refused = rig.get("/sandbox/cic/stet-psd2-api/v2.1/accounts");
     assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "identity-unusable", "not_sent"));
     assert_eq!((page(&rig, "/readyz").status, page(&rig, "/readyz?upstream=other").status), (200, 503));
+    // Its identity is sound: the reason is its own.
+    let upstreams = status(&rig)["upstreams"].clone();
+    let reason = upstreams["other"]["findings"][0].as_str().expect("a finding").to_owned();
+    assert!(reason.contains("upstreams.other.trust: /gone"), "{reason}");
+    assert_eq!(upstreams["bank"]["findings"], serde_json::json!([]));
+    assert_eq!(metric(&rig, "sealproxy_upstream_usable{upstream=\"other\"}"), 0.0);
+    assert_eq!(metric(&rig, "sealproxy_upstream_usable{upstream=\"bank\"}"), 1.0);
+    assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"main\"}"), 1.0);
 }

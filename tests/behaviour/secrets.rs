@@ -205,10 +205,10 @@ fn what_does_not_open_says_why_and_never_what_was_tried() {
         (pair("good.key", ""), Some("the private key is encrypted")),
         (pair("good.key", &pass("wrong")), Some("the passphrase does not open the file")),
         (pair("good.key", &pass("empty")), Some("the passphrase is empty")),
-        (pair("good.key", &pass("gone")), Some("there is no such passphrase file here")),
+        (pair("good.key", &pass("gone")), Some("there is no such passphrase file")),
         // Who writes the passphrase itself there must not find it in a log.
-        (pair("good.key", ", passphrase: hunter2"), Some("there is no such passphrase file here")),
-        (pair("good.key", ", passphrase: hunter2/hunter2"), Some("there is no such passphrase file here")),
+        (pair("good.key", ", passphrase: hunter2"), Some("there is no such passphrase file")),
+        (pair("good.key", ", passphrase: hunter2/hunter2"), Some("there is no such passphrase file")),
         (pair("good.key", ", passphrase: /dev/zero"), Some("the passphrase cannot be read")),
         (
             pair("good.key", ", passphrase: { env: NO_SUCH }"),

@@ -102,7 +102,7 @@ unsafe impl GlobalAlloc for Counting {
 
 #[test]
 fn a_sealed_request_allocates_no_more_than_is_known() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("copies-{}", std::process::id()));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("copies-{}", uuid::Uuid::new_v4()));
     let bank = Bank::start(&folder);
     let (proxy, reactor) = serve(&folder.join("sealproxy.yaml"));
     let api = "/sandbox/becm/stet-psd2-api/v2.1";

@@ -33,7 +33,7 @@ impl Default for Setup {
 
 impl Workshop {
     pub(crate) fn open() -> Self {
-        let folder = std::env::temp_dir().join(format!("sealproxy-bench-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("sealproxy-bench-{}", uuid::Uuid::new_v4()));
         let banks = [Process::bank(&folder.join(STRICT), true), Process::bank(&folder.join(LENIENT), false)];
         Self { folder, proxies: Cell::new(0), _banks: banks }
     }

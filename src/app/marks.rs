@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_mark_follows_the_content_and_the_mode_and_not_the_name() {
-        let folder = std::env::temp_dir().join(format!("sealproxy-marks-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("sealproxy-marks-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let file = folder.join("a");
         let look = || Marks::of(std::iter::once(file.as_path()));

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     fn limit(name: &str, files: &[(&str, &str)]) -> Option<u64> {
-        let root = std::env::temp_dir().join(format!("sealproxy-machine-{}-{name}", std::process::id()));
+        let root = std::env::temp_dir().join(format!("sealproxy-machine-{}-{name}", uuid::Uuid::new_v4()));
         for (file, text) in files {
             let file = root.join(file);
             fs::create_dir_all(file.parent().expect("a file has a folder")).expect("a folder");

@@ -745,7 +745,7 @@ fn deadlines_are_durations_above_zero() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let folder = std::env::temp_dir().join(format!("sealproxy-config-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("sealproxy-config-{}", uuid::Uuid::new_v4()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let file = folder.join("f.yaml");
     let fault = |path: &Path| match Config::load(path) {

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_file_with_a_secret_is_judged_and_links_are_followed() {
-        let folder = std::env::temp_dir().join(format!("sealproxy-exposure-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("sealproxy-exposure-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir_all(&folder).unwrap();
         let file = |name: &str, mode: u32| {
             let path = folder.join(name);

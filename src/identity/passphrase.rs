@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_passphrase_is_the_file_without_its_line_end_and_never_shown() {
-        let file = std::env::temp_dir().join(format!("sealproxy-passphrase-{}", std::process::id()));
+        let file = std::env::temp_dir().join(format!("sealproxy-passphrase-{}", uuid::Uuid::new_v4()));
         let source = PassphraseSource::File(file.clone());
         assert!(matches!(source.read(), Err(PassphraseError::Missing(_))));
         assert!(matches!(PassphraseSource::File("/".into()).read(), Err(PassphraseError::Unreadable(_))));

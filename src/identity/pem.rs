@@ -714,7 +714,7 @@ mod tests {
 
     #[test]
     fn a_file_over_the_limit_is_refused() {
-        let path = std::env::temp_dir().join(format!("sealproxy-pem-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("sealproxy-pem-{}", uuid::Uuid::new_v4()));
         std::fs::write(&path, vec![b' '; LIMIT as usize + 1]).unwrap();
         let refused = read_chain(&path).unwrap_err().reason;
         std::fs::write(&path, vec![b' '; LIMIT as usize]).unwrap();

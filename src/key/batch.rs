@@ -25,7 +25,9 @@ use super::{Error, aws_lc};
 /// How many signatures the library makes at a time, whatever it is given.
 const LANES: usize = 8;
 /// How often each of the two ways is timed when a key is loaded: what disturbs one disturbs hardly all.
-const TIMINGS: usize = 3;
+const TIMINGS: usize = 5;
+/// How often before it is believed that the library is never worth it.
+const MOST_TIMINGS: usize = 15;
 
 /// A key that aws-lc signs with, and what the library needs of it.
 pub(super) struct Key {
@@ -77,7 +79,7 @@ impl Key {
             if gathered.waiting.len() >= LANES {
                 gathered.sign();
             } else if !std::mem::replace(&mut gathered.is_watched, true) {
-                tokio::spawn(sign_when_quiet());
+                tokio::spawn(sign_when_quiet(Watch));
             }
             Some(signature)
         });
@@ -120,8 +122,7 @@ struct Job {
 }
 
 /// Waits while each turn of the event loop, its sockets included, brings more.
-async fn sign_when_quiet() {
-    let watch = Watch;
+async fn sign_when_quiet(watch: Watch) {
     let look = || GATHERED.with_borrow(|gathered| gathered.as_ref().map_or(0, |gathered| gathered.came));
     let mut before = look();
     loop {
@@ -132,12 +133,12 @@ async fn sign_when_quiet() {
         }
         before = now;
     }
-    drop(watch);
     GATHERED.with_borrow_mut(|gathered| gathered.as_mut().map(Gathered::sign));
+    drop(watch);
 }
 
 /// A task that waits for the event loop to bring nothing more. However it ends, the next one who comes finds that there is
-/// none: a runtime may end before it.
+/// none, and whoever waits still is told that nothing will come: a runtime may end before it.
 struct Watch;
 
 impl Drop for Watch {
@@ -148,6 +149,7 @@ impl Drop for Watch {
                 && let Some(gathered) = gathered.as_mut()
             {
                 gathered.is_watched = false;
+                gathered.waiting.clear();
             }
         });
     }
@@ -242,8 +244,7 @@ impl Parts {
         if scalar.sign(MESSAGE).ok().as_ref() != first.first() {
             return Err(NO);
         }
-        let (together, alone) = (shortest(made), shortest(|| scalar.sign(MESSAGE)));
-        self.worth = usize::try_from(together.as_nanos().div_ceil(alone.as_nanos().max(1))).unwrap_or(usize::MAX);
+        self.worth = worth(|| (time(&mut made), time(|| scalar.sign(MESSAGE))));
         Ok(self)
     }
 
@@ -253,14 +254,27 @@ impl Parts {
     }
 }
 
-/// How long a piece of work takes that nothing disturbs.
-fn shortest<T>(mut work: impl FnMut() -> T) -> Duration {
-    let timed = std::iter::repeat_with(|| {
-        let began = Instant::now();
-        drop(work());
-        began.elapsed()
-    });
-    timed.take(TIMINGS).min().unwrap_or_default()
+/// From how many signatures on one call that makes eight is the faster way, by the shortest that a call and a signature by itself
+/// take. They are timed in turn, so that a slow phase of the machine meets both, and on where it would seem that a call never
+/// pays: a key that was mistimed is so until it is loaded anew. A lone signature is never worth a call.
+fn worth(mut timed: impl FnMut() -> (Duration, Duration)) -> usize {
+    let (mut together, mut alone) = (Duration::MAX, Duration::MAX);
+    let mut worth = usize::MAX;
+    for timing in 1..=MOST_TIMINGS {
+        let (call, signature) = timed();
+        (together, alone) = (together.min(call), alone.min(signature));
+        worth = usize::try_from(together.as_nanos().div_ceil(alone.as_nanos().max(1))).unwrap_or(usize::MAX);
+        if timing >= TIMINGS && worth <= LANES {
+            break;
+        }
+    }
+    worth.max(2)
+}
+
+fn time<T>(work: impl FnOnce() -> T) -> Duration {
+    let began = Instant::now();
+    drop(work());
+    began.elapsed()
 }
 
 /// The eight integers behind the version of an `RSAPrivateKey` (RFC 8017 appendix A.1.2), as it is or in PKCS#8 (RFC 5208).
@@ -662,14 +676,33 @@ mod tests {
         if !can() {
             return;
         }
-        let loaded = Key::from_der(&der(KeySize::Rsa2048)).expect("taken").expect("RSA");
-        let worth = loaded.parts.expect("a usual key").worth;
-        assert!(worth > 1, "a call that makes eight is no faster than one that makes one: {worth}");
         let mut slow = key(&der(KeySize::Rsa2048));
         slow.parts.as_mut().expect("a usual key").worth = LANES + 1;
         assert_eq!(slow.alone(), Some("one by one is faster with a key of this length on this CPU"));
         let _runtime = reactor();
         assert!(matches!(Arc::new(slow).sign(b"message"), Signed::Now(Ok(_))));
+    }
+
+    #[test]
+    fn a_key_is_timed_until_the_machine_was_quiet_enough() {
+        let quiet = (3000, 1000);
+        let timed = |disturbed: &[(u64, u64)], usual: (u64, u64)| {
+            let mut timings = disturbed.iter().copied().chain(std::iter::repeat(usual));
+            let mut count = 0;
+            let worth = worth(|| {
+                count += 1;
+                let (call, signature) = timings.next().expect("endless");
+                (Duration::from_micros(call), Duration::from_micros(signature))
+            });
+            (worth, count)
+        };
+        assert_eq!(timed(&[], quiet), (3, TIMINGS));
+        assert_eq!(timed(&[], (3001, 1000)), (4, TIMINGS));
+        assert_eq!(timed(&[(9000, 1000), (3000, 9000), (20_000, 1000)], quiet), (3, TIMINGS));
+        // Nobody called for the whole of the first round but once.
+        assert_eq!(timed(&[(15_000, 1000); TIMINGS], quiet), (3, TIMINGS + 1));
+        assert_eq!(timed(&[], (9000, 1000)), (9, MOST_TIMINGS), "as with 3072 bits on Zen 4");
+        assert_eq!(timed(&[], (900, 1000)), (2, TIMINGS), "who is alone is signed alone");
     }
 
     #[test]
@@ -709,17 +742,29 @@ mod tests {
     fn whoever_is_alone_is_signed_at_once() {
         let key = Arc::new(key(&der(KeySize::Rsa2048)));
         assert!(matches!(key.sign(b"no reactor"), Signed::Now(Ok(_))));
-        let runtime = reactor();
-        let began = Instant::now();
-        let signed = all(&runtime, &[Arc::clone(&key)], &[b"alone".to_vec()]);
-        assert_eq!(signed, [key.scalar.sign(b"alone").expect("signed")]);
-        assert!(began.elapsed().as_millis() < 500);
+        // One without timers: who used one would panic, and the test with it.
+        gather_here();
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let mut shortest = Duration::MAX;
+        for _ in 0..20 {
+            let began = Instant::now();
+            let signed = all(&runtime, &[Arc::clone(&key)], &[b"alone".to_vec()]);
+            shortest = shortest.min(began.elapsed());
+            assert_eq!(signed, [key.scalar.sign(b"alone").expect("signed")]);
+        }
+        // A signature takes less than one.
+        assert!(shortest < Duration::from_millis(20), "{shortest:?}");
     }
 
-    /// What was given up is not signed, and holds nobody up.
+    /// What was given up is not signed, and holds nobody up. The key's numbers are wrong, which would show if it were: one by
+    /// one aws-lc signs, with its own.
     #[test]
     fn requests_that_are_gone_cost_nothing() {
-        let key = Arc::new(key(&der(KeySize::Rsa2048)));
+        let mut key = key(&der(KeySize::Rsa2048));
+        if let Ok(parts) = &mut key.parts {
+            parts.p[3] ^= 1 << 17;
+        }
+        let key = Arc::new(key);
         reactor().block_on(async {
             drop((0..4).map(|_| key.sign(b"gone")).collect::<Vec<_>>());
             let stays = key.sign(b"stays");
@@ -729,6 +774,18 @@ mod tests {
             };
             assert_eq!(signature.expect("signed"), key.scalar.sign(b"stays").expect("signed"));
         });
+        assert!(!key.faulty.load(Ordering::Relaxed), "five were signed together");
+    }
+
+    /// Whoever waits is told when nobody will sign any more.
+    #[test]
+    fn a_watch_that_ends_too_early_leaves_nobody_waiting() {
+        let key = Arc::new(key(&der(KeySize::Rsa2048)));
+        let waiting = reactor().block_on(async { key.sign(b"message") });
+        let Signed::Together(signature) = waiting else { return assert!(!can()) };
+        let next = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let told = next.block_on(async { tokio::time::timeout(Duration::from_secs(5), signature).await });
+        assert!(told.expect("told").is_err());
     }
 
     /// Eight are signed at once, and whoever watched over them may end with its runtime.
@@ -744,27 +801,39 @@ mod tests {
         assert_eq!(signed.is_some(), can(), "answered");
     }
 
-    fn compare(batches: usize) {
+    /// Three keys of the usual length and one of each other, from one message at a time to two calls full.
+    fn compare(signatures: usize) {
         let runtime = reactor();
-        let keys: Vec<_> = (0..5).map(|_| Arc::new(key(&der(KeySize::Rsa2048)))).collect();
-        for batch in 0..batches {
-            let messages: Vec<Vec<u8>> = (0..LANES).map(|index| format!("{batch}:{index}").into_bytes()).collect();
-            let signatures = all(&runtime, &keys, &messages);
+        let of = |size| Arc::new(key(&der(size)));
+        let usual: Vec<_> = (0..3).map(|_| of(KeySize::Rsa2048)).collect();
+        let (long, longest) = ([of(KeySize::Rsa3072)], [of(KeySize::Rsa4096)]);
+        let (mut made, mut batch) = (0, 0);
+        while made < signatures {
+            let keys: &[Arc<Key>] = match batch % 16 {
+                7 => &long,
+                15 => &longest,
+                _ => &usual,
+            };
+            let count = 1 + batch * 7 % 17;
+            let messages: Vec<_> =
+                (0..count).map(|index| format!("{batch}:{index}").repeat(1 + index).into_bytes()).collect();
+            let signatures = all(&runtime, keys, &messages);
             for ((message, signature), key) in messages.iter().zip(&signatures).zip(keys.iter().cycle()) {
-                assert_eq!(*signature, key.scalar.sign(message).expect("signed"));
+                assert_eq!(*signature, key.scalar.sign(message).expect("signed"), "{batch}");
             }
+            (made, batch) = (made + count, batch + 1);
         }
-        assert!(keys.iter().all(|key| !key.faulty.load(Ordering::Relaxed)));
+        assert!(usual.iter().chain(&long).chain(&longest).all(|key| !key.faulty.load(Ordering::Relaxed)));
     }
 
     #[test]
     fn a_thousand_signatures_are_those_of_aws_lc() {
-        compare(125);
+        compare(1_000);
     }
 
     #[test]
-    #[ignore = "five minutes in a release build: cargo test --release --features batch --lib -- --ignored a_million"]
+    #[ignore = "a quarter of an hour in a release build: cargo test --release --features batch --lib -- --ignored a_million"]
     fn a_million_signatures_are_those_of_aws_lc() {
-        compare(125_000);
+        compare(1_000_000);
     }
 }

@@ -253,7 +253,7 @@ struct World(Proxy);
 
 impl World {
     async fn new(test: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("sealproxy-copies-{test}-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("sealproxy-copies-{test}-{}", uuid::Uuid::new_v4()));
         let kit = Kit::open_or_make(&folder, SystemTime::now()).expect("a folder of our own");
         let bank = serve_bank(&kit).await;
         let proxy = proxy(&kit, bank).await;

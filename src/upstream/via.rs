@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn credentials_are_one_line_and_never_shown() {
-        let folder = std::env::temp_dir().join(format!("sealproxy-via-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("sealproxy-via-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let file = folder.join("credentials");
         let read = |bytes: &[u8]| {

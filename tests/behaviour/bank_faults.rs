@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use sealproxy::sandbox::authority::{Authority, KeyKind};
 
+use crate::outside::free_port;
 use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, ok, tls, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
@@ -68,7 +69,7 @@ fn now() -> SystemTime {
 
 #[test]
 fn a_bank_that_refuses_the_connection() {
-    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let port = free_port();
     fails(&Rig::start(&config(port, "", "")), 502, "upstream-refused", "not_sent");
 }
 

@@ -106,7 +106,7 @@ fn http_2_with_prior_knowledge() {
 fn a_unix_socket_reaches_the_proxy_whatever_the_host_says() {
     let bank = FakeBank::good();
     // Below the temporary folder: the path of a Unix socket has 108 bytes at most.
-    let socket = std::env::temp_dir().join(format!("sealproxy-test-{}.sock", std::process::id()));
+    let socket = std::env::temp_dir().join(format!("sealproxy-test-{}.sock", uuid::Uuid::new_v4()));
     // A socket that a dead process left behind.
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
     let yaml =
@@ -129,7 +129,7 @@ fn a_unix_socket_has_the_permissions_and_the_users_that_it_is_given() {
     let own = std::fs::metadata(&folder).expect("a folder").uid();
     for (number, peers, status) in [(0, own, 200), (1, own + 1, 403)] {
         // The path of a Unix socket has 108 bytes at most.
-        let socket = std::env::temp_dir().join(format!("sealproxy-test-{}-{number}.sock", std::process::id()));
+        let socket = std::env::temp_dir().join(format!("sealproxy-test-{}-{number}.sock", uuid::Uuid::new_v4()));
         let listen = format!("{{ address: \"unix:{}\", mode: \"0622\", peers: [{peers}] }}]", socket.display());
         let rig =
             Rig::start(&config(bank.address, "", "").replace("\"127.0.0.1:0\"]\nadmin", &format!("{listen}\nadmin")));
@@ -150,7 +150,7 @@ fn a_unix_socket_has_the_permissions_and_the_users_that_it_is_given() {
 #[test]
 fn a_unix_listener_never_removes_what_is_no_socket() {
     let bank = FakeBank::good();
-    let precious = std::env::temp_dir().join(format!("sealproxy-test-{}.key", std::process::id()));
+    let precious = std::env::temp_dir().join(format!("sealproxy-test-{}.key", uuid::Uuid::new_v4()));
     std::fs::write(&precious, "precious").expect("a file");
     let yaml = config(bank.address, "", "")
         .replace("127.0.0.1:0\"]\nadmin", &format!("unix:{}\"]\nadmin", precious.display()));

@@ -2,11 +2,12 @@
 //! its own, callers that are slow in every other way.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::framing::statuses;
+use crate::outside::free_port;
 use crate::support::{Act, FakeBank, Rig, config, ok};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
@@ -15,7 +16,7 @@ const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
 /// T-err: a caller learns what to do, and not which machine, file or library said what.
 #[test]
 fn causes_are_told_to_the_log_and_not_to_callers() {
-    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let nobody = free_port();
     let rig = Rig::start(&config(nobody, "", ""));
     let answer = rig.get(ACCOUNTS);
     assert_eq!(answer.problem(), "upstream-refused");

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -30,8 +31,13 @@ pub(crate) fn which(program: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&path).chain(sbin).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
+/// Where nobody listens, and nobody else begins to: below the ports that systems give out to whoever asks for any.
 pub(crate) fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound")
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * 64;
+    let port = || 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+    let address = || SocketAddr::from(([127, 0, 0, 1], u16::try_from(port()).expect("below 30,000")));
+    std::iter::repeat_with(address).find(|address| TcpListener::bind(address).is_ok()).expect("one of many")
 }
 
 pub(crate) fn wait_for(address: SocketAddr) {

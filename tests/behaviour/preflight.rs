@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::outside::present;
+use crate::outside::{free_port, present};
 use crate::support::{FakeBank, folder, kit};
 
 /// One certificate, good unless something is changed.
@@ -541,7 +541,7 @@ fn check_prints_one_document_for_machines() {
     };
     let folder = folder("json");
     let bank = FakeBank::good();
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let closed = free_port();
     let files = [
         ("missing.yaml", None, 78, 78),
         ("no.yaml", Some("a: [".to_owned()), 78, 78),

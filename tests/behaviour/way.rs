@@ -68,7 +68,7 @@ fn an_address_that_refuses_costs_nothing_and_all_attempts_are_told() {
     let began = Instant::now();
     assert_eq!(Rig::before(&bank).get(ACCOUNTS).status, 200);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let nobody = free_port();
     let rig = Rig::start(&config(nobody, "", ""));
     assert_eq!(rig.get(ACCOUNTS).problem(), "upstream-refused");
     let line = rig.log.wait(1).remove(0);
@@ -80,7 +80,7 @@ fn an_address_that_refuses_costs_nothing_and_all_attempts_are_told() {
 
 #[test]
 fn silent_addresses_alone_are_a_timeout() {
-    let bank = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let bank = free_port();
     let Some(_silent) = Silent::at(other_address(bank)) else {
         eprintln!("SKIPPED: this machine has no IPv6 loopback");
         return;
@@ -263,7 +263,7 @@ fn a_company_proxy_that_speaks_no_http() {
 #[test]
 fn a_company_proxy_that_is_not_there() {
     let bank = FakeBank::good();
-    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let nobody = free_port();
     for (proxy, cause) in [(nobody.to_string(), "Connection refused"), ("egress.invalid:1".to_owned(), "resolve")] {
         let rig = Rig::start(&config(bank.address, &format!("    via: http://{proxy}\n"), ""));
         let answer = rig.get(ACCOUNTS);
@@ -369,7 +369,7 @@ fn tinyproxy_is_the_company_proxy() {
     assert!(bank.received().iter().all(|request| request.header("signature").is_some()));
     let stranger = Rig::start(&config(bank.address, &egress.via(), ""));
     assert_eq!(stranger.get(ACCOUNTS).problem(), "via-authentication");
-    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let nobody = free_port();
     let dead_end = Rig::start(&config(nobody, &egress.via_with_credentials(), ""));
     assert_eq!(dead_end.get(ACCOUNTS).problem(), "via-refused");
 }

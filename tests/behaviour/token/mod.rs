@@ -12,6 +12,7 @@ use softhsm::{Slow, SoftHsm, with_key};
 
 use crate::cli::{Started, start};
 use crate::outside::openssl_verifies;
+use crate::rotation::{reload, status};
 use crate::support::{Answer, FakeBank, Rig, file_config, header, kit};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
@@ -77,6 +78,31 @@ fn what_is_wrong_with_a_token_is_said_at_start() {
     std::fs::write(token.folder.join("pin"), "not-the-pin").expect("a file");
     let (_, said) = check(&token.uri("token=seals;object=qseal"));
     assert!(said.contains("the token refused the PIN") && !said.contains("not-the-pin"), "{said}");
+}
+
+/// What makes the seals is in the log where it changes, in the metrics and on the page.
+#[test]
+fn what_makes_the_seals_is_told_when_it_changes() {
+    let Some(token) = SoftHsm::new() else { return };
+    let bank = FakeBank::good();
+    let module = Slow::before(&token, &[]).module;
+    let in_file = file_config(bank.address, "", "");
+    let on_token = with_key(&in_file, "qsealc.key", &token.uri_through(&module, "token=seals;object=qseal"));
+    let (rig, config) = Rig::start_with_file(&in_file);
+    let told = |backend: &str| {
+        let lines = rig.log.text();
+        let lines = lines.lines().filter(|line| line.contains("\"event\":\"seal-backend\""));
+        let told =
+            lines.last().is_some_and(|line| line.contains(&format!("\"upstream\":\"bank\",\"backend\":\"{backend}\"")));
+        let shown = rig.metrics().contains(&format!("backend=\"{backend}\",upstream=\"bank\"}} 1"));
+        told && shown && status(&rig)["upstreams"]["bank"]["seal"]["key"] == *backend
+    };
+    let first = status(&rig)["upstreams"]["bank"]["seal"]["key"].as_str().expect("a name").to_owned();
+    assert!(!rig.log.text().contains("seal-backend"), "a start is not a change");
+    assert_eq!(reload(&rig, &config, &on_token)["result"], "applied");
+    assert!(first != "pkcs11" && told("pkcs11"), "{}", rig.log.text());
+    assert_eq!(reload(&rig, &config, &in_file)["result"], "applied");
+    assert!(told(&first), "{}", rig.log.text());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sealproxy::app::Ended;
 
-use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send};
+use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 
@@ -211,7 +211,9 @@ fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
             format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
         send(address, head.as_bytes())
     });
-    std::thread::sleep(Duration::from_millis(200));
+    until("one is with the bank, and both under way", Duration::from_secs(10), || {
+        bank.received().len() == 1 && rig.metrics().contains("sealproxy_in_flight 2")
+    });
     let began = Instant::now();
     rig.signal();
     let log = rig.log.clone();

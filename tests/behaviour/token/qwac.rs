@@ -250,12 +250,12 @@ fn a_token_that_hangs_stops_no_request_on_a_connection_that_stands() {
     let (bank, slow) = (FakeBank::good(), Slow::before(&token, &[]));
     let uri = token.uri_through(&slow.module, "token=seals;object=qwac");
     let top = "timeouts: { handshake: 1s }\n";
-    let proxy = start(&with_key(&file_config(bank.address, "", top), "qwac.key", &uri), &[]);
+    // A request waits for its only connection to come back.
+    let yaml = file_config(bank.address, "    connections: 1\n", top);
+    let proxy = start(&with_key(&yaml, "qwac.key", &uri), &[]);
     assert_eq!(get(proxy.address).status, 200);
     slow.takes(60_000);
     for _ in 0..20 {
-        // For the connection to come back.
-        std::thread::sleep(Duration::from_millis(50));
         assert_eq!(get(proxy.address).status, 200);
     }
     assert_eq!(bank.connections(), 1);

@@ -90,10 +90,9 @@ fn what_makes_the_seals_is_told_when_it_changes() {
     let on_token = with_key(&in_file, "qsealc.key", &token.uri_through(&module, "token=seals;object=qseal"));
     let (rig, config) = Rig::start_with_file(&in_file);
     let told = |backend: &str| {
-        let lines = rig.log.text();
-        let lines = lines.lines().filter(|line| line.contains("\"event\":\"seal-backend\""));
-        let told =
-            lines.last().is_some_and(|line| line.contains(&format!("\"upstream\":\"bank\",\"backend\":\"{backend}\"")));
+        let text = rig.log.text();
+        let last = text.lines().rfind(|line| line.contains("\"event\":\"seal-backend\""));
+        let told = last.is_some_and(|line| line.contains(&format!("\"upstream\":\"bank\",\"backend\":\"{backend}\"")));
         let shown = rig.metrics().contains(&format!("backend=\"{backend}\",upstream=\"bank\"}} 1"));
         told && shown && status(&rig)["upstreams"]["bank"]["seal"]["key"] == *backend
     };

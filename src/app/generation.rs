@@ -79,6 +79,10 @@ pub(super) async fn build(
     generation
 }
 
+fn revocation_of(identity: &str) -> String {
+    format!("identities.{identity}.revocation")
+}
+
 fn is_for_tests(config: &Config, identity: &str) -> bool {
     let mut used = config.upstreams.values().filter(|upstream| upstream.identity == identity);
     used.all(|upstream| upstream.environment == Environment::Sandbox)
@@ -272,12 +276,18 @@ impl Generation {
                 let reason = format!(
                     "the certificate of {part} has been revoked, and `revocation.stops` keeps it from being used"
                 );
-                let key = format!("identities.{identity}.revocation");
+                let key = revocation_of(identity);
                 let hint = "ask the trust service provider, and install a successor";
                 found.push(Finding::warning(&self.config.file, key, reason).hint(hint).code("revoked"));
             }
         }
         self.findings.extend(found);
+    }
+
+    /// What was found of an identity's certificates that are not used because they have been revoked.
+    pub(super) fn revoked(&self, identity: &str) -> impl Iterator<Item = &Finding> {
+        let key = revocation_of(identity);
+        self.findings.iter().filter(move |finding| finding.code == Some("revoked") && finding.key == key)
     }
 
     /// By what the seals of each upstream are made.

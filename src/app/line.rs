@@ -216,10 +216,8 @@ impl Drawn {
         let line = &mut self.line;
         let Some(qwac) = &line.qwac else {
             // What else is wrong is told with what is wrong with the identity, not after it.
-            if let Err(error) = line.destination.check(now) {
-                line.findings.push(unusable(file, key, &error));
-                self.is_faulty = true;
-            }
+            let unusable = |error| unusable(file, key, &error);
+            line.findings.extend(line.destination.check(now).err().map(unusable));
             return;
         };
         let same = earlier.filter(|earlier| {

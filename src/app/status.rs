@@ -125,7 +125,8 @@ impl<'a> Status<'a> {
         now: SystemTime,
     ) -> Self {
         let identity = |(name, holding): (&'a String, &'a Holding)| {
-            (name.as_str(), Identity::new(name, holding, verdicts, generation.is_usable(name, now)))
+            let findings = holding.findings.iter().chain(generation.revoked(name));
+            (name.as_str(), Identity::new(name, holding, findings, verdicts, generation.is_usable(name, now)))
         };
         let upstream = |(name, line): (&'a String, &'a Line)| {
             Some((name.as_str(), Upstream::new(line, generation.config.upstreams.get(name)?)))
@@ -148,7 +149,13 @@ impl<'a> Status<'a> {
 }
 
 impl<'a> Identity<'a> {
-    fn new(name: &str, holding: &'a Holding, verdicts: &Records, usable: bool) -> Self {
+    fn new(
+        name: &str,
+        holding: &'a Holding,
+        findings: impl Iterator<Item = &'a Finding>,
+        verdicts: &Records,
+        usable: bool,
+    ) -> Self {
         let revocation = verdicts.of_identity(name).into_iter().map(|(part, record)| {
             let (verdict, checked) = (record.word(), record.checked.map(timestamp));
             (part.to_owned(), Verdict { verdict, checked, failure: record.failure.clone() })
@@ -158,7 +165,7 @@ impl<'a> Identity<'a> {
             revocation: revocation.collect(),
             qwac: holding.qwac.as_ref().map(|qwac| Facts::new(qwac.certificate())),
             seals: holding.seals.iter().map(|(name, seal)| (name.as_str(), Facts::new(seal.certificate()))).collect(),
-            findings: holding.findings.iter().map(Finding::to_string).collect(),
+            findings: findings.map(Finding::to_string).collect(),
         }
     }
 }

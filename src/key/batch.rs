@@ -71,19 +71,13 @@ impl Key {
         if self.alone().is_some() {
             return Signed::Now(self.sign_alone(message));
         }
-        let gathered = GATHERED.with_borrow_mut(|gathered| {
-            let gathered = gathered.as_mut()?;
-            let (answer, signature) = oneshot::channel();
-            gathered.waiting.push(Job { key: Arc::clone(self), message: message.to_vec(), answer });
-            gathered.came += 1;
-            if gathered.waiting.len() >= LANES {
-                gathered.sign();
-            } else if !std::mem::replace(&mut gathered.is_watched, true) {
-                tokio::spawn(sign_when_quiet(Watch));
-            }
-            Some(signature)
-        });
-        gathered.map_or_else(|| Signed::Now(self.sign_alone(message)), Signed::Together)
+        let gathered = GATHERED.with_borrow_mut(|gathered| Some(gathered.as_mut()?.gather(self, message)));
+        let Some((signature, is_first)) = gathered else { return Signed::Now(self.sign_alone(message)) };
+        // With nothing borrowed: a runtime that is about to end drops the task at once.
+        if is_first {
+            tokio::spawn(sign_when_quiet(Watch));
+        }
+        Signed::Together(signature)
     }
 }
 
@@ -156,6 +150,18 @@ impl Drop for Watch {
 }
 
 impl Gathered {
+    /// Takes a message in, and signs all that waits if that is enough. Says whether somebody is to watch from here on.
+    fn gather(&mut self, key: &Arc<Key>, message: &[u8]) -> (oneshot::Receiver<Result<Vec<u8>, Error>>, bool) {
+        let (answer, signature) = oneshot::channel();
+        self.waiting.push(Job { key: Arc::clone(key), message: message.to_vec(), answer });
+        self.came += 1;
+        if self.waiting.len() < LANES {
+            return (signature, !std::mem::replace(&mut self.is_watched, true));
+        }
+        self.sign();
+        (signature, false)
+    }
+
     /// Signs all that waits.
     fn sign(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
@@ -786,6 +792,22 @@ mod tests {
         let next = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let told = next.block_on(async { tokio::time::timeout(Duration::from_secs(5), signature).await });
         assert!(told.expect("told").is_err());
+    }
+
+    /// A watch that cannot begin keeps nobody waiting who comes later.
+    #[test]
+    fn where_no_task_can_be_begun_the_next_one_has_its_own_watch() {
+        let key = Arc::new(key(&der(KeySize::Rsa2048)));
+        gather_here();
+        let outside = || drop(key.sign(b"outside of a runtime"));
+        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(outside)).is_err();
+        assert_eq!(panics, can());
+        let next = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let signed = next.block_on(async {
+            let Signed::Together(signature) = key.sign(b"next") else { return None };
+            tokio::time::timeout(Duration::from_secs(5), signature).await.ok()
+        });
+        assert_eq!(signed.is_some(), can(), "answered");
     }
 
     /// Eight are signed at once, and whoever watched over them may end with its runtime.

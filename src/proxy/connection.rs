@@ -254,11 +254,11 @@ fn wind_down(clock: &Clock, phase: Option<Phase>) -> bool {
 
 /// Heads that hyper answered itself (400 or 431, without a body) had no exchange: this line is all there is of them.
 fn report(proxy: &Proxy, error: &hyper::Error) {
-    if error.is_parse_too_large() {
+    if error.is_parse() || error.is_parse_too_large() {
+        let said = error.to_string();
         // It does not say which.
-        proxy.malformed("http", "a head of more than `limits.header_bytes`, or of more fields than `limits.headers`");
-    } else if error.is_parse() {
-        proxy.malformed("http", &error.to_string());
+        let limits = "a head of more than `limits.header_bytes`, or of more fields than `limits.headers`";
+        proxy.malformed("http", if said == "message head is too large" { limits } else { &said });
     }
 }
 

@@ -1,9 +1,12 @@
 //! One request's record. Whatever becomes of the request, dropping the record emits exactly one access-log line and
 //! counts the metrics once.
 
+use std::cell::Cell;
 use std::error::Error as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::request::Parts;
@@ -142,8 +145,11 @@ impl Exchange {
         self.response_bytes += bytes;
     }
 
-    /// The answer's body ended early: the caller sees it cut.
+    /// The answer's body ended early: the caller sees it cut, unless it was cut before for another reason.
     pub(super) fn cut(&mut self, error: &AnswerError) {
+        if self.problem.is_some() {
+            return;
+        }
         self.problem = Some(error.kind());
         self.cause = Some(match error.source() {
             Some(source) => format!("{error}: {source}"),
@@ -176,10 +182,14 @@ impl Exchange {
         self.problem = Some("exchange-timeout");
     }
 
-    /// The record goes before the caller's answer is made: unless one has begun, it is told this.
+    /// The record goes before the caller's answer is made: unless one has begun, or it has left, it is told this.
     fn lost(&mut self, problem: &Problem) {
         self.problem = Some(problem.kind());
-        self.status.get_or_insert(problem.status());
+        if UNWANTED.get() {
+            self.caller_gone = true;
+        } else {
+            self.status.get_or_insert(problem.status());
+        }
     }
 
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
@@ -238,6 +248,36 @@ impl Drop for Exchange {
         let untold = self.outcome == Outcome::Unknown || (self.outcome == Outcome::Answered && self.caller_gone);
         let importance = if untold && !self.is_safe() { Importance::Keep } else { Importance::Usual };
         self.recorder.log.fields(importance, |line| self.write(took, line));
+    }
+}
+
+thread_local! {
+    /// Whether what this thread drops at the moment is what nobody waits for.
+    static UNWANTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Work whose caller has left: so say the records that are dropped with it.
+pub(super) struct Unwanted<F>(Option<Pin<Box<F>>>);
+
+impl<F> Unwanted<F> {
+    pub(super) fn new(work: Pin<Box<F>>) -> Self {
+        Self(Some(work))
+    }
+}
+
+impl<F: Future> Future for Unwanted<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.0.as_mut().expect("it is there until it is dropped").as_mut().poll(cx)
+    }
+}
+
+impl<F> Drop for Unwanted<F> {
+    fn drop(&mut self) {
+        UNWANTED.set(true);
+        self.0 = None;
+        UNWANTED.set(false);
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::{self, Charge, Collected};
 use super::clock::Busy;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Unwanted};
 use super::headers;
 use super::problem::Problem;
 use super::relay::{self, Patience, RelayBody};
@@ -157,9 +157,11 @@ impl Prepared {
         }
         let id = exchange.id().clone();
         let unwanted = if exchange.is_safe() { relay::UNWANTED } else { Duration::MAX };
-        let sending = pin!(ToTheEnd { work: Some(Box::pin(self.send(lease, exchange))), unwanted });
-        let answer = shared.unless_stopped(sending).await;
-        // The exchange went with the work, and its record was logged as cut by the stop.
+        let work = Some(Box::pin(self.send(lease, exchange)));
+        let mut sending = pin!(ToTheEnd { work, unwanted, told: false });
+        let answer = shared.unless_stopped(sending.as_mut()).await;
+        sending.told = true;
+        // The exchange goes with the work, and its record is logged as cut by the stop.
         answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
     }
 
@@ -295,6 +297,8 @@ struct ToTheEnd<F: Future<Output = Response<RelayBody>> + Send + 'static> {
     work: Option<Pin<Box<F>>>,
     /// For how long it goes on when nobody waits for it.
     unwanted: Duration,
+    /// Whether the caller is there, and has another answer.
+    told: bool,
 }
 
 impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Future for ToTheEnd<F> {
@@ -316,9 +320,12 @@ impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd
         let Some(work) = self.work.take() else { return };
         let unwanted = self.unwanted;
         // Without a runtime the process is at its end, and the record says so.
-        if let Ok(runtime) = Handle::try_current() {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.told {
+            runtime.spawn(timeout(unwanted, work));
+        } else {
             runtime.spawn(async move {
-                if let Ok(mut answer) = timeout(unwanted, work).await {
+                if let Ok(mut answer) = timeout(unwanted, Unwanted::new(work)).await {
                     answer.body_mut().caller_gone();
                 }
             });

@@ -212,7 +212,8 @@ impl Answer {
 
     /// Gives the connection up.
     fn fail(&mut self, error: AnswerError) -> AnswerError {
-        if let Some(lease) = self.lease.take() {
+        // What we cut ourselves is not the bank's failure.
+        if let Some(lease) = self.lease.take().filter(|lease| !lease.pool.is_over()) {
             lease.destination.metrics.fail(error.kind());
         }
         error

@@ -97,6 +97,11 @@ impl Pool {
         self.retired.borrow().is_some_and(|retired| retired.replaced)
     }
 
+    /// Whether its connections are being cut.
+    pub(super) fn is_over(&self) -> bool {
+        self.retired.borrow().is_some_and(|retired| retired.deadline <= Instant::now())
+    }
+
     /// Ends at the deadline of a pool that was retired, and never of another.
     pub(super) fn cut(&self) -> impl Future<Output = ()> + Send + 'static {
         let (mut retired, born) = (self.retired.subscribe(), Instant::now());

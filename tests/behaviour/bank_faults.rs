@@ -338,6 +338,29 @@ fn an_answer_that_pauses_ends_with_its_exchange_and_its_caller_is_not_blamed() {
     }
 }
 
+/// The answer to a payment is read on after its caller was cut, and what the bank does then is not what cut it.
+#[test]
+fn what_comes_after_the_end_of_an_exchange_is_not_what_ended_it() {
+    for begun in ["", "a part"] {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{begun}").into_bytes();
+        let leaves = answer.clone();
+        let bank = FakeBank::doing(move |request| match request.request_line().contains("leaves") {
+            true => Act::AnswerAndLeave(Duration::from_millis(1500), leaves.clone()),
+            false => Act::Answer(answer.clone()),
+        });
+        let top = "timeouts: { exchange: 500ms, response_frame: 1500ms }\n";
+        let rig = Rig::start(&config(bank.address, "", top));
+        for what in ["leaves", "pauses"] {
+            let target = format!("{PAYMENTS}?{what}");
+            assert_eq!(rig.request("POST", &target, "Content-Type: a/b\r\n", "{}").status, 200);
+        }
+        for line in rig.log.wait(2) {
+            let said = (&line["problem"], &line["caller_gone"]);
+            assert_eq!(said, (&"exchange-timeout".into(), &false.into()), "{line}");
+        }
+    }
+}
+
 #[test]
 fn an_idle_connection_that_the_bank_has_closed_costs_no_request() {
     let bank = FakeBank::doing(|request| match request.request_line().contains("later") {

@@ -399,3 +399,17 @@ fn a_transfer_coding_that_nobody_asked_for_is_no_answer() {
     let answer = rig.get(ACCOUNTS);
     assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (502, "upstream-malformed", "answered"));
 }
+
+/// hyper takes targets of 64 KiB at most, whatever a head may have.
+#[test]
+fn a_target_that_is_too_long_is_told_from_a_head_that_is() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "limits: { header_bytes: 256KiB }\n"));
+    for (target, field, status, said) in [(70_000, 0, 414, "URI too long"), (0, 300_000, 431, "`limits.header_bytes`")]
+    {
+        let (target, field) = ("a".repeat(target), "a".repeat(field));
+        let request = format!("GET {ACCOUNTS}?{target} HTTP/1.1\r\nHost: {}\r\nX-Long: {field}\r\n\r\n", rig.address());
+        assert_eq!(rig.send(&request).status, status);
+        until(said, SOON, || rig.log.text().lines().any(|line| line.contains("malformed") && line.contains(said)));
+    }
+}

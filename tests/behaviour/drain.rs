@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sealproxy::app::Ended;
+use serde_json::Value;
 
 use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send, until};
 
@@ -228,6 +229,25 @@ fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
     assert!(lines.iter().all(|line| line["problem"] == "stopped" && line["caller_gone"] == false), "{lines:?}");
     assert_eq!(lines.iter().filter(|line| line["outcome"] == "unknown").count(), 1, "{lines:?}");
     assert!(lines.iter().all(|line| line["status"] == 502), "what the callers were told: {lines:?}");
+}
+
+/// Nobody was told anything.
+#[test]
+fn a_payment_whose_caller_left_before_the_drain_ended_has_no_status() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(5), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 300ms }\n"));
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    let head = format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\nContent-Type: a/b\r\n", rig.address());
+    stream.write_all(format!("{head}Content-Length: 2\r\n\r\n{{}}").as_bytes()).expect("written");
+    until("it is with the bank", Duration::from_secs(10), || bank.received().len() == 1);
+    drop(stream);
+    until("it has left", Duration::from_secs(10), || rig.metrics().contains("sealproxy_client_connections 0"));
+    rig.signal();
+    let log = rig.log.clone();
+    assert_eq!(rig.ended(), Ended::TimedOut);
+    let line = log.wait(1).pop().expect("a line");
+    let said = (&line["status"], &line["problem"], &line["outcome"], &line["caller_gone"]);
+    assert_eq!(said, (&Value::Null, &"stopped".into(), &"unknown".into(), &true.into()), "{line}");
 }
 
 #[test]

@@ -628,6 +628,9 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         if stops {
             assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "identity-unusable", "not_sent"));
             assert_eq!((ready, bank.received().len()), (503, 1));
+            let status: serde_json::Value = serde_json::from_str(&page("/status").body).expect("JSON");
+            let findings = status["identities"]["main"]["findings"].to_string();
+            assert!(findings.contains("has been revoked, and `revocation.stops` keeps it"), "{findings}");
             comes_back(&rig, &authority);
         } else {
             assert_eq!((answer.status, ready), (200, 200), "only told");

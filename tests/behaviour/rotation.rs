@@ -1203,3 +1203,48 @@ fn a_bank_that_cannot_be_judged_stops_no_other_at_the_start() {
     assert_eq!(metric(&rig, "sealproxy_upstream_usable{upstream=\"bank\"}"), 1.0);
     assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"main\"}"), 1.0);
 }
+
+/// What we cut because its certificate has gone is no failure of the bank's.
+#[test]
+fn an_answer_that_a_rotation_cuts_is_not_counted_against_the_bank() {
+    let world = World::answering(|request| match request.request_line().contains("stuck") {
+        true => Act::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart".to_vec()),
+        false => Act::Answer(ok("{}")),
+    });
+    let seal = world.seal();
+    let mut secret = Secret::new(&files(&world.qwac(), &seal));
+    let rig = Rig::start(&(world.config(&identity(&secret), "") + "timeouts: { drain: 500ms }\n"));
+    std::thread::scope(|scope| {
+        let stuck = scope.spawn(|| rig.get(&format!("{ACCOUNTS}?stuck")));
+        until("it is under way", Duration::from_secs(10), || world.bank.received().len() == 1);
+        secret.swap(&files(&world.qwac(), &seal));
+        assert_eq!(stuck.join().expect("no panic").body, "part", "cut");
+    });
+    until("it is logged", Duration::from_secs(10), || rig.log.text().contains("\"problem\":\"upstream-cut\""));
+    assert!(!rig.metrics().contains("cause=\"upstream-cut\""), "{}", rig.metrics());
+}
+
+/// One identity has no QWAC, and its bank's trust cannot be read: that was so at the start, and keeps no change of another out.
+#[test]
+fn a_bank_that_has_two_faults_holds_no_configuration_up() {
+    let world = World::new();
+    let secret = Secret::new(&files(&world.qwac(), &world.seal()));
+    let text = world.config(&identity(&secret), "");
+    let (head, routes) = text.split_once("routes:").expect("routes");
+    let (head, upstream) = head.split_once("upstreams:\n").expect("upstreams");
+    let second = identity(&secret).replace("qwac.pem", "gone.pem");
+    let other = upstream
+        .replace("bank: {", "other: {")
+        .replace("trust: ", "trust: /gone")
+        .replace("identity: main", "identity: second");
+    let upstream = upstream.to_owned();
+    assert!(other.contains("identity: second"), "{other}");
+    let all = format!(
+        "{head}  second: {second}\nupstreams:\n{upstream}{other}routes:{routes}  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other }}\n"
+    );
+    let (rig, config) = Rig::start_with_file(&all);
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    let more = format!("{all}  - {{ path: /sandbox/becm/other/, upstream: bank }}\n");
+    let said = reload(&rig, &config, &more);
+    assert_eq!(said["result"], "applied", "{said}");
+}

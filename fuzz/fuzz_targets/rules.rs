@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use libfuzzer_sys::fuzz_target;
 use rustls::client::ResolvesClientCert;
@@ -22,6 +21,7 @@ use sealproxy::key::Key;
 use sealproxy::log::Log;
 use sealproxy::proxy::api::{BECM, Environment};
 use sealproxy::proxy::route::{Route, Settings};
+use sealproxy::proxy::target::origin_form;
 use sealproxy::proxy::{Metrics, headers};
 use sealproxy::seal::{Profile, Sealer, dialect};
 use sealproxy::upstream::{self, Destination, Families, Origin, Roots, Trust, Upstream};
@@ -43,7 +43,7 @@ fn go_out(came_in: &Parts, route: &Route, body: u64) {
         return;
     }
     let mut head = came_in.clone();
-    let target = came_in.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let Ok(target) = origin_form(&came_in.uri) else { return };
     if headers::outbound(&mut head, target.clone(), route, &id, body, &RULES.metrics).is_err() {
         assert!(route.sealer.is_some() && body > 0, "only a sealed body without a type is refused here");
         return;

@@ -19,6 +19,7 @@ use crate::app::{App, KnownSeal};
 use crate::config::Finding;
 use crate::identity::{pem, preflight};
 use crate::log::Log;
+use crate::proxy::target::origin_form;
 use crate::upstream::{Destination, Families, Origin, Payload, ReactorId, Settings, Trust, Upstream};
 
 /// One finding for each `x5u` of an upstream.
@@ -92,8 +93,8 @@ impl ResolvesClientCert for NoCertificate {
 }
 
 async fn fetch(host: &Upstream, url: &Uri) -> Result<Vec<u8>, String> {
-    let target = url.path_and_query().map_or("/", |target| target.as_str());
-    let request = Request::get(target)
+    let target = origin_form(url).map_err(|ambiguity| ambiguity.as_str().to_owned())?;
+    let request = Request::get(target.as_str())
         .header(HOST, host.origin().to_string())
         .header(USER_AGENT, concat!("sealproxy/", env!("CARGO_PKG_VERSION")))
         .header(ACCEPT, "*/*")

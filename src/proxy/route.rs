@@ -13,7 +13,7 @@ use super::api::{Api, Environment};
 use super::metrics::RouteMetrics;
 use super::problem::{AskedHost, Problem};
 use super::redact::Words;
-use super::target::{Ambiguity, lenient_reading};
+use super::target::{Ambiguity, lenient_reading, origin_form};
 use crate::seal::Sealer;
 use crate::upstream::{Origin, Upstream};
 
@@ -146,7 +146,7 @@ impl Routes {
         let authority = authority(head)?;
         let table = self.table(&authority, transport)?;
         refuse_other_sites(&head.headers, &authority)?;
-        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = origin_form(&head.uri).map_err(Problem::AmbiguousTarget)?;
         let route = self.lookup(table, &target)?;
         Ok(Found { route: Arc::clone(route), target })
     }

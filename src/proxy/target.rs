@@ -1,7 +1,10 @@
 //! Refuses request targets that two readers could understand differently. Nothing is normalised: what passes
-//! goes out byte for byte. Pure.
+//! goes out byte for byte, and an absolute form without a path with the path that it means. Pure.
 
 use std::borrow::Cow;
+
+use http::Uri;
+use http::uri::PathAndQuery;
 
 /// Why a target is refused. The text never repeats the target: it may hold somebody's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,8 @@ pub enum Ambiguity {
     Encoding,
     /// A lenient reading leads to another route.
     OtherRoute,
+    /// No path, and so long a query that no slash fits before it.
+    Length,
 }
 
 impl Ambiguity {
@@ -26,7 +31,20 @@ impl Ambiguity {
                 "the path holds an encoded control character, is no UTF-8 or is encoded several times over"
             }
             Self::OtherRoute => "the path leads to another route when it is read leniently",
+            Self::Length => "the request target has no path, and a query that is too long for one; begin it with `/`",
         }
+    }
+}
+
+/// What a request line has of a URI (RFC 9112 section 3.2.1), which is also what is signed: an empty path is `/` there.
+pub fn origin_form(uri: &Uri) -> Result<PathAndQuery, Ambiguity> {
+    match uri.path_and_query() {
+        None => Ok(PathAndQuery::from_static("/")),
+        // `http` keeps a query behind no path as it is, and hyper writes a slash before it.
+        Some(target) if target.as_str().starts_with('?') => {
+            PathAndQuery::try_from(format!("/{}", target.as_str())).map_err(|_| Ambiguity::Length)
+        }
+        Some(target) => Ok(target.clone()),
     }
 }
 
@@ -132,6 +150,28 @@ fn merge(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_signed_is_what_hyper_writes() {
+        for (uri, expected) in [
+            ("http://bank.example", "/"),
+            ("http://bank.example?a=b", "/?a=b"),
+            ("http://bank.example/", "/"),
+            ("http://bank.example/a?b", "/a?b"),
+            ("/a?b=/c", "/a?b=/c"),
+            ("*", "*"),
+        ] {
+            let target = origin_form(&uri.parse().expect("a URI")).expect("short");
+            assert_eq!(target.as_str(), expected, "{uri}");
+            // hyper writes the target of a request by its `Display`.
+            let sent = Uri::builder().path_and_query(target.clone()).build().expect("a URI");
+            assert_eq!(sent.to_string(), target.as_str(), "{uri}");
+        }
+        // As HTTP/2 may bring it.
+        let longest = PathAndQuery::try_from(format!("?{}", "a".repeat(65_533))).expect("65,534 bytes");
+        let uri = Uri::builder().scheme("http").authority("bank.example").path_and_query(longest);
+        assert_eq!(origin_form(&uri.build().expect("a URI")), Err(Ambiguity::Length));
+    }
 
     #[test]
     fn dot_segments_are_refused_in_every_spelling() {

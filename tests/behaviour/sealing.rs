@@ -396,3 +396,22 @@ proptest! {
         prop_assert!(verify(&received).is_ok());
     }
 }
+
+/// The absolute form may leave the path out (RFC 3986 section 3.3), and what leaves begins with one.
+#[test]
+fn the_target_of_an_absolute_form_without_a_path_is_sealed_as_it_leaves() {
+    let bank = FakeBank::good();
+    let production = config(bank.address, "", "").replace("environment: sandbox", "environment: production");
+    let production = production.replacen("path: /sandbox/becm/stet-psd2-api/", "path: /", 1);
+    let rig = Rig::start(&production.replace("path: /sandbox/", "path: /"));
+    for target in ["?a=b", "", "/?a=b"] {
+        let host = rig.address();
+        let answer =
+            rig.send(&format!("GET http://{host}{target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let request = bank.received().pop().expect("received");
+        let path = target.trim_start_matches('/');
+        assert_eq!(request.request_line(), format!("GET /{path} HTTP/1.1"));
+        verify(&request).expect("verified");
+    }
+}

@@ -19,7 +19,6 @@ use crate::app::{App, KnownSeal};
 use crate::config::Finding;
 use crate::identity::{pem, preflight};
 use crate::log::Log;
-use crate::proxy::target::origin_form;
 use crate::upstream::{Destination, Families, Origin, Payload, ReactorId, Settings, Trust, Upstream};
 
 /// One finding for each `x5u` of an upstream.
@@ -93,8 +92,9 @@ impl ResolvesClientCert for NoCertificate {
 }
 
 async fn fetch(host: &Upstream, url: &Uri) -> Result<Vec<u8>, String> {
-    let target = origin_form(url).map_err(|ambiguity| ambiguity.as_str().to_owned())?;
-    let request = Request::get(target.as_str())
+    // An empty path is `/` here, and not in `path_and_query`.
+    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let request = Request::get(format!("{}{query}", url.path()))
         .header(HOST, host.origin().to_string())
         .header(USER_AGENT, concat!("sealproxy/", env!("CARGO_PKG_VERSION")))
         .header(ACCEPT, "*/*")

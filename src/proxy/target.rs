@@ -40,6 +40,8 @@ impl Ambiguity {
 pub fn origin_form(uri: &Uri) -> Result<PathAndQuery, Ambiguity> {
     match uri.path_and_query() {
         None => Ok(PathAndQuery::from_static("/")),
+        // Of a fragment alone, which is no part of it, nothing stays: that reads as `/` and is written as nothing.
+        Some(target) if target.as_str() == "/" => Ok(PathAndQuery::from_static("/")),
         // `http` keeps a query behind no path as it is, and hyper writes a slash before it.
         Some(target) if target.as_str().starts_with('?') => {
             PathAndQuery::try_from(format!("/{}", target.as_str())).map_err(|_| Ambiguity::Length)
@@ -156,6 +158,9 @@ mod tests {
         for (uri, expected) in [
             ("http://bank.example", "/"),
             ("http://bank.example?a=b", "/?a=b"),
+            ("http://bank.example#f", "/"),
+            ("http://bank.example?a#f", "/?a"),
+            ("/a?b#f", "/a?b"),
             ("http://bank.example/", "/"),
             ("http://bank.example/a?b", "/a?b"),
             ("/a?b=/c", "/a?b=/c"),

@@ -221,6 +221,9 @@ fn threads(root: &Section<'_>, machine: &Machine) -> usize {
     )
 }
 
+/// A byte order mark, in UTF-8.
+const MARK: &[u8] = "\u{feff}".as_bytes();
+
 fn read(path: &Path) -> Result<String, Finding> {
     let mut bytes = Vec::new();
     let result = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
@@ -229,7 +232,9 @@ fn read(path: &Path) -> Result<String, Finding> {
         return Err(unusable(path, "the file is larger than 1MiB", "is it a configuration at all?"));
     }
     // Some editors begin a file with a mark of its encoding, which the parser takes for a document of its own.
-    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).map(<[u8]>::to_vec).unwrap_or(bytes);
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
         unusable(path, format!("line {line}: the file is not UTF-8"), "save it as UTF-8")

@@ -343,9 +343,8 @@ fn an_answer_that_pauses_ends_with_its_exchange_and_its_caller_is_not_blamed() {
 fn what_comes_after_the_end_of_an_exchange_is_not_what_ended_it() {
     for begun in ["", "a part"] {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{begun}").into_bytes();
-        let leaves = answer.clone();
         let bank = FakeBank::doing(move |request| match request.request_line().contains("leaves") {
-            true => Act::AnswerAndLeave(Duration::from_millis(1500), leaves.clone()),
+            true => Act::AnswerAndLeave(Duration::from_millis(1500), answer.clone()),
             false => Act::Answer(answer.clone()),
         });
         let top = "timeouts: { exchange: 500ms, response_frame: 1500ms }\n";

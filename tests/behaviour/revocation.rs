@@ -18,6 +18,7 @@ use sealproxy::upstream::Via;
 use tokio::sync::watch;
 
 use crate::outside::{free_port, output, present};
+use crate::rotation::{page, status};
 use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, file_config, folder, kit, ok, send, tls, until};
 use crate::way::{ESTABLISHED, Egress};
 
@@ -604,14 +605,10 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         let list = authority.file("list.pem");
         let settings = format!("    revocation: {{ crl: [{}], stops: {stops} }}\n    qsealc:", list.display());
         let rig = Rig::start(&text.replace("    qsealc:", &settings));
-        let page = |path: &str| {
-            send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+        let identity = || status(&rig)["identities"]["main"].clone();
+        let judged = |expected: &str| {
+            until(expected, Duration::from_secs(10), || identity()["revocation"]["qwac"]["verdict"] == expected);
         };
-        let verdict = || {
-            let status: serde_json::Value = serde_json::from_str(&page("/status").body).expect("JSON");
-            status["identities"]["main"]["revocation"]["qwac"]["verdict"].as_str().unwrap_or_default().to_owned()
-        };
-        let judged = |expected: &str| until(expected, Duration::from_secs(10), || verdict() == expected);
         let accounts = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
         judged("good");
         assert_eq!(rig.get(accounts).status, 200);
@@ -620,16 +617,15 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         judged("revoked");
         assert!(rig.metrics().contains("sealproxy_certificate_revoked{identity=\"main\",use=\"qwac\"} 1"));
         if stops {
-            until("it stops", Duration::from_secs(10), || page("/readyz").status == 503);
+            until("it stops", Duration::from_secs(10), || page(&rig, "/readyz").status == 503);
         } else {
             std::thread::sleep(Duration::from_millis(300));
         }
-        let (answer, ready) = (rig.get(accounts), page("/readyz").status);
+        let (answer, ready) = (rig.get(accounts), page(&rig, "/readyz").status);
         if stops {
             assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "identity-unusable", "not_sent"));
             assert_eq!((ready, bank.received().len()), (503, 1));
-            let status: serde_json::Value = serde_json::from_str(&page("/status").body).expect("JSON");
-            let findings = status["identities"]["main"]["findings"].to_string();
+            let findings = identity()["findings"].to_string();
             assert!(findings.contains("has been revoked, and `revocation.stops` keeps it"), "{findings}");
             comes_back(&rig, &authority);
         } else {
@@ -666,11 +662,7 @@ fn a_list_that_is_caught_half_written_is_read_when_it_is_whole() {
         .replace(&of("qwac.key"), &pair)
         .replace("    qsealc:", &settings);
     let rig = Rig::start(&text);
-    let record = || {
-        let page = send(rig.admin, b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        let status: serde_json::Value = serde_json::from_str(&page.body).expect("JSON");
-        status["identities"]["main"]["revocation"]["qwac"].clone()
-    };
+    let record = || status(&rig)["identities"]["main"]["revocation"]["qwac"].clone();
     for round in 1..=3 {
         let told = rig.log.text().matches("\"use\":\"qwac\"").count();
         std::fs::write(authority.file("chain.pem"), chain.clone() + &"\n".repeat(round)).expect("written");

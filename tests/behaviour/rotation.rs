@@ -1178,18 +1178,25 @@ fn a_broken_trust_file_keeps_no_qwac_out() {
     assert_eq!(metric(&rig, "sealproxy_reload_refused"), 1.0);
 }
 
+/// The configuration with another bank like its own, of an identity that may be one more, whose trust cannot be read.
+fn beside_an_untrusted_one(text: &str, more_identities: &str, identity: &str) -> String {
+    let (upstreams, routes) = text.split_once("routes:").expect("routes");
+    let (head, upstream) = upstreams.split_once("upstreams:\n").expect("upstreams");
+    let other = upstream.replace("bank: {", "other: {").replace("trust: ", "trust: /gone");
+    let other = other.replace("identity: main", &format!("identity: {identity}"));
+    assert!(other.contains(&format!("identity: {identity}")), "{other}");
+    format!(
+        "{head}{more_identities}upstreams:\n{upstream}{other}routes:{routes}  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other }}\n"
+    )
+}
+
 /// One bank's revocation list has ended: the others can be reached, at a start as while running.
 #[test]
 fn a_bank_that_cannot_be_judged_stops_no_other_at_the_start() {
     let world = World::new();
     let secret = Secret::new(&files(&world.qwac(), &world.seal()));
     let text = world.config(&identity(&secret), "");
-    let (upstreams, routes) = text.split_once("routes:").expect("routes");
-    let (head, upstream) = upstreams.split_once("upstreams:\n").expect("upstreams");
-    let other = upstream.replace("bank: {", "other: {").replace("trust: ", "trust: /gone");
-    let rig = Rig::start(&format!(
-        "{head}upstreams:\n{upstream}{other}routes:{routes}  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other }}\n"
-    ));
+    let rig = Rig::start(&beside_an_untrusted_one(&text, "", "main"));
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     let refused = rig.get("/sandbox/cic/stet-psd2-api/v2.1/accounts");
     assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "identity-unusable", "not_sent"));
@@ -1230,18 +1237,8 @@ fn a_bank_that_has_two_faults_holds_no_configuration_up() {
     let world = World::new();
     let secret = Secret::new(&files(&world.qwac(), &world.seal()));
     let text = world.config(&identity(&secret), "");
-    let (head, routes) = text.split_once("routes:").expect("routes");
-    let (head, upstream) = head.split_once("upstreams:\n").expect("upstreams");
-    let second = identity(&secret).replace("qwac.pem", "gone.pem");
-    let other = upstream
-        .replace("bank: {", "other: {")
-        .replace("trust: ", "trust: /gone")
-        .replace("identity: main", "identity: second");
-    let upstream = upstream.to_owned();
-    assert!(other.contains("identity: second"), "{other}");
-    let all = format!(
-        "{head}  second: {second}\nupstreams:\n{upstream}{other}routes:{routes}  - {{ path: /sandbox/cic/stet-psd2-api/, upstream: other }}\n"
-    );
+    let second = format!("  second: {}\n", identity(&secret).replace("qwac.pem", "gone.pem"));
+    let all = beside_an_untrusted_one(&text, &second, "second");
     let (rig, config) = Rig::start_with_file(&all);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     let more = format!("{all}  - {{ path: /sandbox/becm/other/, upstream: bank }}\n");

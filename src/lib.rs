@@ -8,6 +8,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`causes`] | an error with what is behind it, on one line |
 //! | [`key`] | a private key as a capability |
 //! | [`identity`] | certificates and keys, checked against each other |
 //! | [`seal`] | bytes in, headers out: digest and signature as a dialect wants them |
@@ -19,6 +20,8 @@
 //! | [`app`] | the composition root |
 //! | `sandbox` | a bank and its trust service provider on loopback (feature `sandbox`) |
 //! | [`cli`] | one file per command |
+
+pub mod causes;
 
 pub mod key;
 

@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 
 /// A module, and the modules of ours that it may name.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
+    ("causes", &[]),
     ("key", &[]),
     ("admin", &[]),
     ("log", &[]),
     ("identity", &["key"]),
     ("seal", &["key", "identity"]),
     ("upstream", &["identity", "log"]),
-    ("proxy", &["seal", "upstream", "log"]),
+    ("proxy", &["causes", "seal", "upstream", "log"]),
     ("sandbox", &["key", "identity", "seal"]),
     ("config", &["key", "admin", "identity", "proxy", "seal", "upstream"]),
-    ("app", &["admin", "config", "identity", "key", "log", "proxy", "seal", "upstream"]),
-    ("cli", &["app", "config", "identity", "log", "sandbox", "upstream"]),
+    ("app", &["admin", "causes", "config", "identity", "key", "log", "proxy", "seal", "upstream"]),
+    ("cli", &["app", "causes", "config", "identity", "log", "sandbox", "upstream"]),
 ];
 
 fn sources(path: &Path, found: &mut Vec<PathBuf>) {

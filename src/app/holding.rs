@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use futures_util::future::{join, join_all};
 
 use super::marks::Marks;
+use crate::causes::in_words;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::exposure::{self, Exposed};
@@ -177,7 +178,7 @@ impl Set {
             Err(errors) => {
                 for error in errors {
                     let key = format!("identities.{}.{}", place.identity, error.setting);
-                    let finding = Finding::error(place.file, key, error.to_string()).hint(error.reason.hint());
+                    let finding = Finding::error(place.file, key, in_words(&error)).hint(error.reason.hint());
                     self.add(place, settings, &pair.setting, finding.code(error.reason.code()));
                 }
                 None

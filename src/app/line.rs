@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use super::holding::{Holding, finding, is_usable};
 use super::marks::Marks;
 use super::{KnownSeal, Process};
+use crate::causes::in_words;
 use crate::config::{Finding, Registration, Upstream as Config};
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::preflight::EXPIRES_SOON;
@@ -373,7 +374,7 @@ impl Drawn {
                 (key("key_id"), "give the key id exactly as the bank returned it")
             }
         };
-        self.line.findings.push(Finding::error(file, key, error.to_string()).hint(hint).code("cannot-seal"));
+        self.line.findings.push(Finding::error(file, key, in_words(error)).hint(hint).code("cannot-seal"));
     }
 
     fn stage(
@@ -406,7 +407,7 @@ fn unusable(file: &Path, key: &impl Fn(&str) -> String, error: &SetupError) -> F
         SetupError::Credentials(error) => ("via.credentials", error.hint()),
         SetupError::Thread(_) => ("identity", "let this process have more threads"),
     };
-    Finding::error(file, key(setting), error.to_string()).hint(hint).code("unusable-upstream")
+    Finding::error(file, key(setting), in_words(error)).hint(hint).code("unusable-upstream")
 }
 
 impl Known {

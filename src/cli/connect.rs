@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use rustls::ProtocolVersion;
 use rustls::pki_types::CertificateDer;
 
-use super::chain;
+use crate::causes::in_words;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Validity, name_in_words};
 use crate::upstream::{
@@ -168,8 +168,8 @@ impl Told<'_> {
 
     fn failure(&mut self, failure: &Failure) {
         let (code, text, hint) = match failure {
-            Failure::Acquire(error) => (error.kind(), chain(error), error.hint()),
-            Failure::Send(error) => (error.cause.kind(), chain(&error.cause), error.cause.hint()),
+            Failure::Acquire(error) => (error.kind(), in_words(error), error.hint()),
+            Failure::Send(error) => (error.cause.kind(), in_words(&error.cause), error.cause.hint()),
         };
         if speaks_of_the_request(failure) {
             return self.warning(code, format!("HEAD / was not answered: {text}"), hint);

@@ -24,6 +24,7 @@ mod sandbox;
 mod signals;
 mod x5u;
 
+use crate::causes::in_words;
 use crate::config::Finding;
 #[cfg(feature = "sandbox")]
 use crate::sandbox::bank::faults::{Faults, Mishap};
@@ -229,7 +230,7 @@ impl Failure {
                 ExitCode::FAILURE
             }
             Self::Other(error) => {
-                tell(format_args!("error: {}", chain(&*error)));
+                tell(format_args!("error: {}", in_words(&*error)));
                 ExitCode::FAILURE
             }
         }
@@ -246,17 +247,6 @@ sealproxy seals requests to a bank's API and sends them over mutual TLS.
   sealproxy run --config FILE    serve; `sealproxy init becm` prints a configuration to start from
 
 `sealproxy --help` lists the others.";
-
-/// An error and its causes in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut levels = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(error) = source {
-        levels.push(error.to_string());
-        source = error.source();
-    }
-    levels.join(": ")
-}
 
 /// One line of data. A reader that has seen enough is nobody's fault.
 fn say(line: impl fmt::Display) {

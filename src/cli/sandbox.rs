@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use tokio::net::TcpListener;
 
 use super::signals::Signals;
-use super::{Failure, chain, control_runtime, say, tell};
+use super::{Failure, control_runtime, say, tell};
+use crate::causes::in_words;
 use crate::sandbox::bank::faults::Faults;
 use crate::sandbox::bank::{Bank, Settings};
 use crate::sandbox::kit::{self, Kit};
@@ -30,7 +31,7 @@ pub(super) fn without_kit(error: &kit::Error) -> Failure {
         kit::Error::Foreign(_) => return Failure::Advised(error.to_string(), "Name it with --dir".into()),
         kit::Error::Half(_) | kit::Error::Authority(_) | kit::Error::Pem(_) | kit::Error::Certificate(_) => ANEW,
     };
-    Failure::Advised(chain(error), advice.into())
+    Failure::Advised(in_words(error), advice.into())
 }
 
 /// What to do where the files of a sandbox are no more what they were.
@@ -46,7 +47,7 @@ pub(super) fn bank(
     let settings = kit.bank(authorities).map_err(|error| without_kit(&error))?;
     let bank = Bank::new(with(settings)).map(Arc::new);
     bank.map_err(|error| {
-        let reason = format!("the sandbox bank cannot use its certificate and key: {}", chain(&error));
+        let reason = format!("the sandbox bank cannot use its certificate and key: {}", in_words(&error));
         Failure::Advised(reason, ANEW.into())
     })
 }

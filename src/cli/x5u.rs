@@ -16,6 +16,7 @@ use rustls::sign::CertifiedKey;
 use tokio::time::timeout;
 
 use crate::app::{App, KnownSeal};
+use crate::causes::in_words;
 use crate::config::Finding;
 use crate::identity::{pem, preflight};
 use crate::log::Log;
@@ -74,7 +75,7 @@ fn host(app: &App, upstream: &str, url: &Uri) -> Result<Upstream, String> {
     // Of this host's clock nobody wants to hear.
     let (log, _) = Log::start(std::io::sink(), 1).map_err(|error| error.to_string())?;
     let destination = Destination::new("x5u", settings, &families, log);
-    Upstream::new(destination, Arc::new(NoCertificate), None, SystemTime::now()).map_err(|error| super::chain(&error))
+    Upstream::new(destination, Arc::new(NoCertificate), None, SystemTime::now()).map_err(|error| in_words(&error))
 }
 
 /// Who fetches a chain need not say who it is.
@@ -101,8 +102,8 @@ async fn fetch(host: &Upstream, url: &Uri) -> Result<Vec<u8>, String> {
         .header(CONNECTION, "close")
         .body(Payload::default())
         .map_err(|error| error.to_string())?;
-    let lease = host.acquire(ReactorId(0)).await.map_err(|error| super::chain(&error))?;
-    let response = lease.send(request).await.map_err(|error| super::chain(&error.cause))?;
+    let lease = host.acquire(ReactorId(0)).await.map_err(|error| in_words(&error))?;
+    let response = lease.send(request).await.map_err(|error| in_words(&error.cause))?;
     if !response.status().is_success() {
         return Err(format!("the answer is {}", response.status()));
     }

@@ -1,6 +1,8 @@
 //! Who we are: certificates and their keys, checked against each other. A key that does not match its
 //! certificate is never built. Must not know routes, HTTP, clocks or threads.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -337,8 +339,7 @@ fn both<A, B>(a: Result<A, Error>, b: Result<B, Error>) -> Result<(A, B), Vec<Er
 }
 
 /// What is wrong with one file of an identity.
-#[derive(Debug, Error)]
-#[error("{}: {reason}", place.display())]
+#[derive(Debug)]
 pub struct Error {
     /// Where it stands in the identity's settings: `qwac.key`, `qsealc[1].certificate`.
     pub setting: String,
@@ -346,6 +347,19 @@ pub struct Error {
     pub place: PathBuf,
     /// What is wrong.
     pub reason: Reason,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place.display(), self.reason)
+    }
+}
+
+/// The reason stands in the text already: the chain goes on with what is behind it.
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.reason.source()
+    }
 }
 
 /// What can be wrong with a file of an identity.

@@ -32,7 +32,7 @@ impl PassphraseSource {
     /// passphrase.
     pub(super) fn place(&self, error: &PassphraseError) -> String {
         match (self, error) {
-            (Self::File(path), PassphraseError::Missing(_)) => {
+            (Self::File(path), PassphraseError::Missing) => {
                 let there = path.ancestors().find(|folder| folder.exists());
                 format!("below {}", there.unwrap_or(Path::new("/")).display())
             }
@@ -94,7 +94,7 @@ impl fmt::Debug for Passphrase {
 pub enum PassphraseError {
     /// There is no such file: what stands in the configuration may be the passphrase itself.
     #[error("there is no such passphrase file")]
-    Missing(#[source] io::Error),
+    Missing,
     /// Its file.
     #[error("the passphrase cannot be read")]
     Unreadable(#[source] io::Error),
@@ -115,9 +115,7 @@ pub enum PassphraseError {
 impl PassphraseError {
     fn of_file(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename | io::ErrorKind::NotADirectory => {
-                Self::Missing(error)
-            }
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename | io::ErrorKind::NotADirectory => Self::Missing,
             _ => Self::Unreadable(error),
         }
     }
@@ -126,7 +124,7 @@ impl PassphraseError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Unreadable(_) => "name a file with the passphrase alone, readable to the user that runs sealproxy",
-            Self::Missing(_) => {
+            Self::Missing => {
                 "name a file that holds the passphrase; the passphrase itself never stands in the configuration, so a name \
                  that leads nowhere is not shown"
             }
@@ -144,7 +142,7 @@ mod tests {
     fn a_passphrase_is_the_file_without_its_line_end_and_never_shown() {
         let file = std::env::temp_dir().join(format!("sealproxy-passphrase-{}", uuid::Uuid::new_v4()));
         let source = PassphraseSource::File(file.clone());
-        assert!(matches!(source.read(), Err(PassphraseError::Missing(_))));
+        assert!(matches!(source.read(), Err(PassphraseError::Missing)));
         assert!(matches!(PassphraseSource::File("/".into()).read(), Err(PassphraseError::Unreadable(_))));
         assert!(matches!(PassphraseSource::File("/dev/zero".into()).read(), Err(PassphraseError::Unreadable(_))));
         std::fs::write(&file, [b'a'; LIMIT + 1]).unwrap();

@@ -143,10 +143,10 @@ impl StdError for Error {
 pub enum Reason {
     /// No such file.
     #[error("the file does not exist")]
-    Missing(#[source] io::Error),
+    Missing,
     /// The operating system refuses us the file.
     #[error("the file may not be read by this user")]
-    Forbidden(#[source] io::Error),
+    Forbidden,
     /// Another failure of reading.
     #[error("the file cannot be read")]
     Unreadable(#[source] io::Error),
@@ -256,8 +256,8 @@ impl Reason {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Missing(_) => "check the path; a relative one starts at the configuration's folder",
-            Self::Forbidden(_) => "make the file and its directories readable to the user that runs sealproxy",
+            Self::Missing => "check the path; a relative one starts at the configuration's folder",
+            Self::Forbidden => "make the file and its directories readable to the user that runs sealproxy",
             Self::Folder => "name the file in it",
             Self::Unreadable(_) | Self::NoFile => "name a regular file: a pipe or a device cannot be read again",
             Self::TooLarge(_) => "name the file of this certificate or key alone, not an archive",
@@ -312,8 +312,8 @@ impl Reason {
 impl From<io::Error> for Reason {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::NotFound => Self::Missing(error),
-            io::ErrorKind::PermissionDenied => Self::Forbidden(error),
+            io::ErrorKind::NotFound => Self::Missing,
+            io::ErrorKind::PermissionDenied => Self::Forbidden,
             _ => Self::Unreadable(error),
         }
     }
@@ -704,6 +704,8 @@ mod tests {
     fn an_error_shows_the_path_and_the_cause_and_no_content() {
         let error = read_key(Path::new("/no/such/file")).unwrap_err();
         assert_eq!(error.to_string(), "/no/such/file: the file does not exist");
+        assert!(matches!(error.reason, Reason::Missing));
+        let error = Error { path: "/f".into(), reason: io::Error::other("worn out").into() };
         assert!(error.source().is_some_and(<dyn StdError>::is::<io::Error>));
         assert!(matches!(read_chain(Path::new("/")).unwrap_err().reason, Reason::Folder));
         assert!(matches!(read_chain(Path::new("/dev/null")).unwrap_err().reason, Reason::NoFile));

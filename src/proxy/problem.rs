@@ -15,6 +15,7 @@ use super::api::Environment;
 use super::headers::{PROXY_STATUS, SEALPROXY_OUTCOME, SEALPROXY_REQUEST_ID};
 use super::show_size;
 use super::target::Ambiguity;
+use crate::causes::in_words;
 use crate::seal;
 use crate::upstream::{AcquireError, AnswerError, Cause, KeyFault, Outcome, SendError};
 
@@ -261,18 +262,12 @@ impl Problem {
 
     /// What went wrong with the bank or in here, level by level, for the log; nothing of a caller's own faults.
     pub(super) fn cause(&self) -> Option<String> {
-        let mut level: &dyn std::error::Error = match self {
+        let error: &dyn std::error::Error = match self {
             Self::Acquire(error) => error,
             Self::Send(error) => &error.cause,
             other => other.source()?,
         };
-        let mut chain = vec![level.to_string()];
-        while let Some(source) = level.source() {
-            chain.push(source.to_string());
-            level = source;
-        }
-        chain.dedup();
-        Some(chain.join(": "))
+        Some(in_words(error))
     }
 
     /// The answer to the request of this id.

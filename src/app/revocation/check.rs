@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::Watched;
 use super::ask::ask;
+use crate::causes::in_words;
 use crate::config::{Ocsp, Revocation};
 use crate::identity::revocation::{CrlError, Issued, ResponderUrl, Verdict, crls};
 
@@ -139,9 +140,3 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
 
 /// Lists of qualified providers have some hundred kilobytes; reading one takes twice its size.
 const MAX_FILE: u64 = 16 << 20;
-
-/// An error with what is behind it, on one line.
-pub(super) fn in_words(error: &dyn StdError) -> String {
-    let causes = std::iter::successors(error.source(), |cause: &&dyn StdError| (*cause).source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}

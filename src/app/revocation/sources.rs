@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::Watched;
-use super::check::{FileError, NOBODY, about, in_words, read_lists};
+use super::check::{FileError, NOBODY, about, read_lists};
+use crate::causes::in_words;
 use crate::config::{Finding, Ocsp, Revocation};
 use crate::identity::revocation::{ChainError, Issued, Verdict};
 

@@ -93,7 +93,7 @@ impl Turn {
 fn start(mut station: Station, queue: Arc<Mutex<Receiver<Job>>>, first: Option<First>) -> Result<(), Error> {
     let work = move || {
         if let Some(First { ready, opening }) = first {
-            let opened = station.open().map(Place::schemes).map_err(Error::Token);
+            let opened = station.open_at_first().map_err(Error::Token);
             drop(opening);
             let failed = opened.is_err();
             // Who waited for it may have lost patience: then nobody will ever ask for a signature either.
@@ -216,6 +216,18 @@ impl Station {
         self.open()?.sign(scheme, message).inspect_err(|_| self.close())
     }
 
+    /// Learns what the key is. Nobody waits with a request, so that a token that only just cannot be read, because another
+    /// process writes to it or it starts, is no reason to go without it.
+    fn open_at_first(&mut self) -> Result<Vec<Scheme>, Fault> {
+        for _ in 0..FURTHER_TRIES {
+            match self.open() {
+                Err(fault) if fault.may_pass() => std::thread::sleep(LOOK_ANEW),
+                opened => return opened.map(Place::schemes),
+            }
+        }
+        self.open().map(Place::schemes)
+    }
+
     fn open(&mut self) -> Result<&Place, Fault> {
         if self.place.as_ref().is_some_and(|place| place.epoch != place.module.epoch()) {
             self.close();
@@ -247,8 +259,9 @@ impl Door {
     /// Opens a session; where the module knows of no such token, once more after it has looked anew.
     fn enter(&self) -> Result<Place, Fault> {
         let module = Module::load(&self.uri.module)?;
+        let epoch = module.epoch();
         match self.try_enter(&module) {
-            Err(Fault::NoToken | Fault::Pkcs11(_)) if module.look_anew() => self.try_enter(&module),
+            Err(fault) if fault.may_pass() && module.looks_anew(epoch) => self.try_enter(&module),
             result => result,
         }
     }
@@ -471,10 +484,13 @@ impl Module {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Starts the library anew: some look for tokens only then. Not while another thread is in it, and not more often than
-    /// once a second. Returns whether it is worth another try.
-    fn look_anew(&self) -> bool {
+    /// Starts the library anew, unless somebody has since `epoch`: some look for tokens only then. Not while another thread is
+    /// in it, and not more often than once a second. Returns whether it is worth another try.
+    fn looks_anew(&self, epoch: u64) -> bool {
         let mut started = lock(&self.started);
+        if self.epoch() != epoch {
+            return true;
+        }
         if started.elapsed() < LOOK_ANEW {
             return false;
         }
@@ -488,6 +504,9 @@ impl Module {
 }
 
 const LOOK_ANEW: Duration = Duration::from_secs(1);
+
+/// How often more a key is looked for while it is opened.
+const FURTHER_TRIES: usize = 2;
 
 /// Waits until no thread is in a module, for a moment at most, and lets none in again. A module's own memory is gone while the
 /// process ends, and a thread that closes its session then would crash it.
@@ -563,6 +582,26 @@ fn is_absence(error: &Pkcs11Error) -> bool {
     )
 }
 
+/// What the token's vendor and its log call it, as `C_Login: CKR_DEVICE_ERROR` (PKCS#11 3.1 section 5.1).
+fn in_its_words(error: &Pkcs11Error) -> String {
+    let Pkcs11Error::Pkcs11(refusal, function) = error else { return error.to_string() };
+    match refusal {
+        RvError::VendorDefined(code) | RvError::UnknownErrorCode(code) => format!("C_{function:?}: {code:#x}"),
+        known => format!("C_{function:?}: CKR{}", in_capitals(&format!("{known:?}"))),
+    }
+}
+
+fn in_capitals(camel: &str) -> String {
+    let mut snake = String::new();
+    for letter in camel.chars() {
+        if letter.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_uppercase());
+    }
+    snake
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these hold is whole after any panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -618,11 +657,16 @@ pub enum Fault {
     #[error("no thread for the token")]
     Thread(#[source] std::io::Error),
     /// What the module says.
-    #[error("the token's module refused")]
-    Pkcs11(#[source] Pkcs11Error),
+    #[error("the token's module refused: {}", in_its_words(.0))]
+    Pkcs11(Pkcs11Error),
 }
 
 impl Fault {
+    /// Whether the same token may do better in a moment: half of what it keeps was read, or it was not there.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::NoToken | Self::Pkcs11(_))
+    }
+
     /// Whether the token is not there now, or does not answer.
     pub fn is_absence(&self) -> bool {
         match self {

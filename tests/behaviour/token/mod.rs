@@ -80,6 +80,24 @@ fn what_is_wrong_with_a_token_is_said_at_start() {
     assert!(said.contains("the token refused the PIN") && !said.contains("not-the-pin"), "{said}");
 }
 
+#[test]
+fn a_token_that_cannot_be_read_for_a_moment_is_asked_again() {
+    let Some(token) = SoftHsm::new() else { return };
+    let yaml = token.config("127.0.0.1:1".parse().expect("an address"), &token.uri("token=seals;object=qseal"), "");
+    token.withdraw();
+    let (code, said) = token.check(&yaml);
+    let reason = "identities.main.qsealc.key: pkcs11:token=seals;object=qseal: the token's module refused: C_Initialize: \
+                  CKR_GENERAL_ERROR. ";
+    assert!(code == Some(78) && said.contains(reason), "{said}");
+    let (code, said) = std::thread::scope(|scope| {
+        let check = scope.spawn(|| token.check(&yaml));
+        std::thread::sleep(Duration::from_millis(500));
+        token.restore();
+        check.join().expect("a check")
+    });
+    assert_eq!(code, Some(0), "{said}");
+}
+
 /// What makes the seals is in the log where it changes, in the metrics and on the page.
 #[test]
 fn what_makes_the_seals_is_told_when_it_changes() {

@@ -20,10 +20,6 @@ use thiserror::Error;
 mod aws_lc;
 #[cfg(feature = "batch")]
 mod batch;
-#[cfg(feature = "pkcs11")]
-mod desk;
-#[cfg(feature = "pkcs11")]
-mod mechanism;
 mod patience;
 mod ring;
 #[cfg(feature = "pkcs11")]
@@ -32,7 +28,7 @@ pub mod uri;
 
 pub use patience::Patience;
 #[cfg(feature = "pkcs11")]
-pub use token::Fault;
+pub use token::{Fault, Refusal};
 use uri::TokenUri;
 
 /// A private key, ready to sign. Cheap to clone; never shows key material.

@@ -6,7 +6,7 @@ use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsPssParams};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
-use super::Scheme;
+use super::super::Scheme;
 
 /// A scheme, and the mechanism of one token that signs with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

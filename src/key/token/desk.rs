@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Error, Patience};
+use super::super::{Error, Patience};
 
 pub(super) struct Desk {
     limit: usize,

@@ -1,4 +1,4 @@
-//! How a connection gets back to its pool when its answer has ended: it is left for the task that drives it. Must not know
+//! How a connection gets back to its pool when its answer has ended, or nothing was sent on it: it is left for the task that drives it. Must not know
 //! what a pool does with it.
 
 use std::future::poll_fn;
@@ -31,7 +31,7 @@ enum Left {
 }
 
 impl Handback {
-    /// Leaves a connection whose answer has ended, on the reactor of `reactor`.
+    /// Leaves a connection that is not in use any more, on the reactor of `reactor`.
     pub(super) fn leave(connection: Connection, pool: Arc<Pool>, reactor: ReactorId) {
         if connection.home != reactor {
             // Its driver may be at the end of a long turn of another thread's.

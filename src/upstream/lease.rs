@@ -24,8 +24,14 @@ use super::handback::Handback;
 use super::pool::{Connection, Pool};
 use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, ReactorId, SendError, Upstream};
 
-/// The use of one connection for one exchange.
+/// The use of one connection for one exchange. Dropped before anything was sent, it gives the connection back.
 pub struct Lease {
+    /// `None` once it is sent on.
+    held: Option<Held>,
+}
+
+/// What a lease holds, and its answer after it.
+struct Held {
     connection: Connection,
     /// Of whoever has it.
     reactor: ReactorId,
@@ -60,7 +66,7 @@ impl Drop for UnderWay {
 
 impl Lease {
     pub(super) fn new(connection: Connection, upstream: &Upstream, under_way: UnderWay, reactor: ReactorId) -> Self {
-        Self {
+        let held = Held {
             reactor,
             written: connection.count.written(),
             read: connection.count.read(),
@@ -68,17 +74,22 @@ impl Lease {
             pool: Arc::clone(&upstream.pool),
             _under_way: under_way,
             destination: Arc::clone(&upstream.destination),
-        }
+        };
+        Self { held: Some(held) }
     }
 
-    /// Whether the connection has carried a request before: the bank may be closing it at this moment.
+    /// Whether the connection has waited for a request before: the bank may be closing it at this moment.
     pub fn is_reused(&self) -> bool {
-        self.connection.served > 0
+        self.held().connection.has_waited
+    }
+
+    fn held(&self) -> &Held {
+        self.held.as_ref().expect("it is not sent on yet")
     }
 
     /// Sends a request, origin-form and with `Host`, and waits for the response's head.
     pub async fn send(self, request: Request<Payload>) -> Result<Response<Answer>, SendError> {
-        let limit = self.destination.settings.timeouts.response;
+        let limit = self.held().destination.settings.timeouts.response;
         self.send_until(request, tokio::time::Instant::now() + limit).await
     }
 
@@ -89,12 +100,30 @@ impl Lease {
         deadline: tokio::time::Instant,
     ) -> impl Future<Output = Result<Response<Answer>, SendError>> + Send {
         let began = Instant::now();
-        let limit = self.destination.settings.timeouts.response;
+        let mut held = self.held.take().expect("it is sent on once");
+        let limit = held.destination.settings.timeouts.response;
         let deadline = deadline.min(tokio::time::Instant::from_std(began) + limit);
-        self.connection.served += 1;
+        held.connection.served += 1;
         // Mapped rather than awaited: a future that awaits what it was given holds it twice, and every request moves it.
-        timeout_at(deadline, self.connection.sender.try_send_request(request))
-            .map(move |sent| self.conclude(sent, began, limit))
+        timeout_at(deadline, held.connection.sender.try_send_request(request))
+            .map(move |sent| held.conclude(sent, began, limit))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            held.give_back();
+        }
+    }
+}
+
+impl Held {
+    fn give_back(self) {
+        let Self { connection, pool, reactor, .. } = self;
+        if !connection.sender.is_closed() {
+            Handback::leave(connection, pool, reactor);
+        }
     }
 
     fn conclude(
@@ -178,16 +207,16 @@ fn is_refusal(alert: AlertDescription, unjudged: bool, served: u64, read: u64) -
 /// A response's body, frame by frame. Its end gives the connection back; dropped before, it closes it.
 pub struct Answer {
     incoming: Incoming,
-    lease: Option<Lease>,
+    held: Option<Held>,
     took: Duration,
     limit: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Answer {
-    fn new(incoming: Incoming, lease: Lease, took: Duration) -> Self {
-        let limit = lease.destination.settings.timeouts.response_frame;
-        let mut answer = Self { incoming, lease: Some(lease), took, limit, deadline: None };
+    fn new(incoming: Incoming, held: Held, took: Duration) -> Self {
+        let limit = held.destination.settings.timeouts.response_frame;
+        let mut answer = Self { incoming, held: Some(held), took, limit, deadline: None };
         answer.give_back_at_end();
         answer
     }
@@ -204,17 +233,16 @@ impl Answer {
     }
 
     fn give_back(&mut self) {
-        let Some(Lease { connection, pool, reactor, .. }) = self.lease.take() else { return };
-        if !connection.sender.is_closed() {
-            Handback::leave(connection, pool, reactor);
+        if let Some(held) = self.held.take() {
+            held.give_back();
         }
     }
 
     /// Gives the connection up.
     fn fail(&mut self, error: AnswerError) -> AnswerError {
         // What we cut ourselves is not the bank's failure.
-        if let Some(lease) = self.lease.take().filter(|lease| !lease.pool.is_over()) {
-            lease.destination.metrics.fail(error.kind());
+        if let Some(held) = self.held.take().filter(|held| !held.pool.is_over()) {
+            held.destination.metrics.fail(error.kind());
         }
         error
     }

@@ -18,6 +18,7 @@ mod aside;
 mod attempts;
 mod connector;
 mod counted;
+mod dialling;
 mod error;
 mod handback;
 mod hosts;
@@ -45,6 +46,7 @@ use aside::Aside;
 pub use aside::KeyFault;
 pub use attempts::Attempts;
 use connector::Connector;
+use dialling::Dialling;
 pub use error::{AcquireError, AnswerError, Cause, Outcome, SendError, SetupError};
 use judge::Judge;
 use lease::UnderWay;
@@ -159,6 +161,13 @@ impl Destination {
         &self.settings
     }
 
+    /// Counts that a connection came to nothing, unless it is the successor's to make one.
+    fn failed(&self, error: &AcquireError) {
+        if !matches!(error, AcquireError::Replaced) {
+            self.metrics.fail(error.kind());
+        }
+    }
+
     /// Whether its own files could be used as of `now`, whoever is presented there.
     pub fn check(&self, now: SystemTime) -> Result<(), SetupError> {
         self.means(now).map(drop)
@@ -197,7 +206,7 @@ struct Means {
 /// A bank as one identity reaches it. One per generation.
 pub struct Upstream {
     destination: Arc<Destination>,
-    connector: Connector,
+    connector: Arc<Connector>,
     pool: Arc<Pool>,
 }
 
@@ -215,8 +224,14 @@ impl Upstream {
         let tls = Tls::new(judge, resolver);
         let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
         let pool = Pool::new(destination.settings.idle, destination.settings.max_age);
-        let connector =
-            Connector::new(Arc::clone(&destination), name, tls, tunnel.map(Arc::new), aside, Arc::clone(&pool));
+        let connector = Arc::new(Connector::new(
+            Arc::clone(&destination),
+            name,
+            tls,
+            tunnel.map(Arc::new),
+            aside,
+            Arc::clone(&pool),
+        ));
         Ok(Self { pool, connector, destination })
     }
 
@@ -225,7 +240,7 @@ impl Upstream {
         let aside = at_token.map(Aside::start).transpose().map_err(SetupError::Thread)?;
         let Settings { idle, max_age, .. } = self.destination.settings;
         let pool = Pool::new(idle, max_age);
-        let connector = self.connector.renewed(resolver, aside, Arc::clone(&pool));
+        let connector = Arc::new(self.connector.renewed(resolver, aside, Arc::clone(&pool)));
         Ok(Self { pool, connector, destination: Arc::clone(&self.destination) })
     }
 
@@ -265,11 +280,7 @@ impl Upstream {
             Ok(under_way) => connection.await.map(|connection| Lease::new(connection, self, under_way, reactor)),
             Err(busy) => Err(busy),
         };
-        lease.inspect_err(|error| {
-            if !matches!(error, AcquireError::Replaced) {
-                self.destination.metrics.fail(error.kind());
-            }
-        })
+        lease.inspect_err(|error| self.destination.failed(error))
     }
 
     async fn any(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
@@ -290,7 +301,7 @@ impl Upstream {
                 permit = &mut permit => {
                     // What comes back during a handshake is for whoever comes.
                     drop(place);
-                    return Box::pin(self.dial(reactor, permit?)).await;
+                    return self.dial(reactor, permit?).await;
                 }
                 () = self.pool.returned() => {
                     if let Some(connection) = self.pool.take(reactor) {
@@ -303,7 +314,7 @@ impl Upstream {
 
     async fn new_connection(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
         let permit = self.permit().await?;
-        Box::pin(self.dial(reactor, permit)).await
+        self.dial(reactor, permit).await
     }
 
     /// The right to one more connection, within the time that a connect may take.
@@ -315,16 +326,20 @@ impl Upstream {
         permit.ok().and_then(Result::ok).ok_or(AcquireError::Full(most, patience))
     }
 
-    /// Its callers keep it in a box: most of them only wait for a place, and its state is ten times as large as that of a wait.
+    /// Whoever asked may go before the handshake has ended: the connection is then somebody else's. A caller who is less
+    /// patient than a bank is quick would otherwise never have one.
     async fn dial(&self, reactor: ReactorId, permit: OwnedSemaphorePermit) -> Result<Connection, AcquireError> {
         if self.pool.is_replaced() {
             return Err(AcquireError::Replaced);
         }
-        let established = self.connector.connect(permit).await?;
+        let connector = Arc::clone(&self.connector);
+        let establishing = Box::pin(async move { connector.connect(permit).await });
+        let (destination, pool) = (Arc::clone(&self.destination), Arc::clone(&self.pool));
+        let dialled = Dialling::new(establishing, destination, pool, reactor).await?;
         // Nothing has been sent on it: whoever asked asks the successor.
         if self.pool.is_replaced() {
             return Err(AcquireError::Replaced);
         }
-        Ok(Connection::new(established, reactor))
+        Ok(dialled)
     }
 }

@@ -46,12 +46,14 @@ pub(super) struct Connection {
     /// Whether the bank judged our certificate only after the handshake.
     pub(super) unjudged: bool,
     pub(super) served: u64,
+    /// Whether it was in a pool.
+    pub(super) has_waited: bool,
 }
 
 impl Connection {
     /// One that has just been made.
     pub(super) fn new(Established { sender, count, handback, unjudged }: Established, home: ReactorId) -> Self {
-        Self { sender, count, handback, unjudged, born: Instant::now(), home, served: 0 }
+        Self { sender, count, handback, unjudged, born: Instant::now(), home, served: 0, has_waited: false }
     }
 }
 
@@ -138,8 +140,9 @@ impl Pool {
         }
     }
 
-    /// Takes a connection back, whose last answer has ended and which is ready for the next request.
-    pub(super) fn put(self: &Arc<Self>, connection: Connection) {
+    /// Takes a connection in that is ready for the next request: its last answer has ended, or it has had none.
+    pub(super) fn put(self: &Arc<Self>, mut connection: Connection) {
+        connection.has_waited = true;
         let idle = Idle { connection, since: Instant::now() };
         if idle.since - idle.connection.born < self.max_age {
             let mut waiting = self.lock();

@@ -215,6 +215,41 @@ fn a_caller_that_hangs_up_ends_a_safe_request() {
     assert_eq!((&line["caller_gone"], &line["outcome"]), (&true.into(), &"unknown".into()), "{line}");
 }
 
+/// Whatever moment they choose: the connections are those of the callers who stay.
+#[test]
+fn callers_who_hang_up_cost_the_others_no_connection() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    let (request, address) = (get(&rig), rig.address());
+    let ends = Instant::now() + Duration::from_secs(3);
+    let hang_up = |number: u64| {
+        let mut moment = number;
+        while Instant::now() < ends {
+            moment = (moment * 7919 + 1) % 3000;
+            let mut stream = TcpStream::connect(address).expect("connected");
+            stream.write_all(request.as_bytes()).expect("written");
+            std::thread::sleep(Duration::from_micros(moment));
+        }
+    };
+    let stay = || {
+        let mut slowest = Duration::ZERO;
+        while Instant::now() < ends {
+            let began = Instant::now();
+            assert_eq!(rig.get(ACCOUNTS).status, 200);
+            slowest = slowest.max(began.elapsed());
+        }
+        slowest
+    };
+    let slowest = std::thread::scope(|scope| {
+        (0..5).for_each(|number| drop(scope.spawn(move || hang_up(number))));
+        let stay: Vec<_> = (0..4).map(|_| scope.spawn(stay)).collect();
+        stay.into_iter().map(|stays| stays.join().expect("no panic")).max().expect("four")
+    });
+    let (requests, connections) = (bank.received().len(), bank.connections());
+    eprintln!("{requests} requests over {connections} connections, the slowest took {slowest:?}");
+    assert!(connections <= 40, "{requests} requests over {connections} connections");
+}
+
 #[test]
 fn a_safe_request_that_is_all_but_answered_keeps_its_connection_when_the_caller_hangs_up() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(100), ok("{}")));

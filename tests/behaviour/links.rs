@@ -1,13 +1,16 @@
 //! Connections to the bank: forgotten by what stands between, and tried again.
 
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::relay::{self, Forgets};
 use crate::sealing::verify;
-use crate::support::{Act, FakeBank, Rig, config, ok};
+use crate::support::{Act, FakeBank, Manner, Rig, config, ok, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
+const SOON: Duration = Duration::from_secs(10);
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
 
 fn pay(rig: &Rig) -> crate::support::Answer {
@@ -27,6 +30,40 @@ fn a_connection_that_was_closed_or_reset_while_idle_costs_no_payment() {
         }
         assert_eq!((bank.received().len(), bank.connections()), (3, 3), "{forgets:?}");
     }
+}
+
+/// A caller who is less patient than the bank is quick would leave none to anybody, himself included.
+#[test]
+fn a_connection_outlives_whoever_left_before_it_was_there() {
+    let slow = Manner { pause: Duration::from_millis(400), ..Manner::good() };
+    let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", ""));
+    let mut hasty = TcpStream::connect(rig.address()).expect("connected");
+    write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+    until("it is dialled", SOON, || bank.connections() == 1);
+    drop(hasty);
+    let line = rig.log.wait(1).pop().expect("a line");
+    assert_eq!((&line["caller_gone"], &line["outcome"]), (&true.into(), &"not_sent".into()), "{line}");
+    let open = "sealproxy_upstream_connections{upstream=\"bank\"} 1";
+    until("it is there", SOON, || rig.metrics().contains(open));
+    assert_eq!(pay(&rig).status, 200);
+    assert_eq!(rig.log.wait(2)[1]["reused"], true, "the bank may close it at any moment, as one that was used");
+    assert_eq!((bank.received().len(), bank.connections()), (1, 1));
+}
+
+/// Where nobody waits for it, its failure is counted all the same.
+#[test]
+fn a_connection_that_comes_to_nothing_is_counted_after_whoever_left() {
+    let slow = Manner { pause: Duration::from_secs(5), ..Manner::good() };
+    let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { handshake: 400ms }\n"));
+    let mut hasty = TcpStream::connect(rig.address()).expect("connected");
+    write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+    until("it is dialled", SOON, || bank.connections() == 1);
+    drop(hasty);
+    rig.log.wait(1);
+    let counted = "sealproxy_upstream_failures_total{cause=\"upstream-handshake-timeout\",upstream=\"bank\"} 1";
+    until("it is counted", SOON, || rig.metrics().contains(counted));
 }
 
 /// T-idle: what is dropped silently cannot be seen. Below the firewall's time nothing is lost; above it the caller learns

@@ -336,6 +336,29 @@ fn a_token_that_makes_two_seals_a_second_one_after_the_other_makes_fresh_ones() 
 }
 
 #[test]
+fn whoever_leaves_before_the_seal_is_made_leaves_the_connection_to_the_next() {
+    let Some(token) = SoftHsm::new() else { return };
+    let bank = FakeBank::good();
+    let slow = Slow::before(&token, &[]);
+    let uri = token.uri_through(&slow.module, "token=seals;object=qseal");
+    let rig = Rig::start(&token.config(bank.address, &uri, ""));
+    assert_eq!(get(rig.address()).status, 200);
+    slow.takes(400);
+    let under_way = |count: usize| {
+        let line = format!("sealproxy_upstream_in_flight{{upstream=\"bank\"}} {count}");
+        until("it is under way, or no more", Duration::from_secs(10), || rig.metrics().contains(&line));
+    };
+    let mut hasty = TcpStream::connect(rig.address()).expect("connected");
+    write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+    under_way(1);
+    drop(hasty);
+    under_way(0);
+    slow.takes(0);
+    assert_eq!(get(rig.address()).status, 200);
+    assert_eq!((bank.received().len(), bank.connections()), (2, 1));
+}
+
+#[test]
 fn a_wrong_signature_of_a_token_stays_here() {
     let Some(token) = SoftHsm::new() else { return };
     let bank = FakeBank::good();

@@ -1,0 +1,58 @@
+//! A connection on its way, which outlives whoever asked for it. Must not know how it is made.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use super::connector::Established;
+use super::handback::Handback;
+use super::pool::{Connection, Pool};
+use super::{AcquireError, Destination, ReactorId};
+
+type Establishing = Pin<Box<dyn Future<Output = Result<Established, AcquireError>> + Send>>;
+
+/// A connection on its way. Dropped before it is there, it goes on by itself, within the deadlines that it has, and ends in
+/// the pool.
+pub(super) struct Dialling {
+    /// `None` once it has ended.
+    establishing: Option<Establishing>,
+    destination: Arc<Destination>,
+    pool: Arc<Pool>,
+    reactor: ReactorId,
+}
+
+impl Dialling {
+    pub(super) fn new(
+        establishing: Establishing,
+        destination: Arc<Destination>,
+        pool: Arc<Pool>,
+        reactor: ReactorId,
+    ) -> Self {
+        Self { establishing: Some(establishing), destination, pool, reactor }
+    }
+}
+
+impl Future for Dialling {
+    type Output = Result<Connection, AcquireError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let establishing = self.establishing.as_mut().expect("polled until it has ended");
+        let established = ready!(establishing.as_mut().poll(cx));
+        self.establishing = None;
+        Poll::Ready(established.map(|established| Connection::new(established, self.reactor)))
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        let Some(establishing) = self.establishing.take() else { return };
+        let (destination, pool, reactor) = (Arc::clone(&self.destination), Arc::clone(&self.pool), self.reactor);
+        tokio::spawn(async move {
+            match establishing.await {
+                Ok(established) => Handback::leave(Connection::new(established, reactor), pool, reactor),
+                // Nobody is left to be told.
+                Err(error) => destination.failed(&error),
+            }
+        });
+    }
+}

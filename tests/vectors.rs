@@ -113,6 +113,16 @@ fn the_golden_vectors_byte_for_byte_from_two_to_seventeen_at_a_time() {
             case.compare(sealed);
         }
     }
+    assert_eq!(made_together() > 0, alone.is_none(), "what was compared was made together");
+}
+
+/// How many calls made several seals.
+fn made_together() -> u64 {
+    let families = sealproxy::key::collectors().into_iter().flat_map(|collector| collector.collect());
+    let calls = families.filter(|family| family.name() == "sealproxy_seal_batches_total");
+    let counts: Vec<_> = calls.flat_map(|family| family.get_metric().to_vec()).collect();
+    let several = counts.iter().filter(|count| count.get_label()[0].value() != "1");
+    several.map(|count| count.get_counter().get_value() as u64).sum()
 }
 
 /// The published examples.

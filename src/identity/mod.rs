@@ -235,7 +235,7 @@ impl Credential {
         let (chain, key) = match &pair.key {
             KeySource::File(_) | KeySource::Bundle => {
                 let Bundle { chain, key } = read_both(pair).await?;
-                (Ok(chain), Key::from_der(&key).map_err(|error| pair.key_fault(error.into())))
+                (Ok(chain), opened(key).await.map_err(|error| pair.key_fault(error.into())))
             }
             KeySource::Token(settings) => (pair.read_chain(), open_token(pair, settings).await),
         };
@@ -310,6 +310,12 @@ async fn read_both(pair: &Pair) -> Result<Bundle, Vec<Error>> {
         _ => pair.read_bundle().map_err(|error| vec![error]),
     });
     reading.await.expect("reading files does not panic")
+}
+
+/// The key in memory, on such a thread too: a build that seals in batches times it.
+async fn opened(der: Zeroizing<PrivateKeyDer<'static>>) -> Result<Key, key::Error> {
+    let opening = tokio::task::spawn_blocking(move || Key::from_der(&der)).await;
+    opening.expect("a key is taken or refused")
 }
 
 async fn open_token(pair: &Pair, settings: &TokenSettings) -> Result<Key, Error> {

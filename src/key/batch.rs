@@ -24,17 +24,27 @@ use super::{Error, aws_lc};
 
 /// How many signatures the library makes at a time, whatever it is given.
 const LANES: usize = 8;
-/// How often each of the two ways is timed when a key is loaded: what disturbs one disturbs hardly all.
+/// How often each of the two ways is timed when a key is loaded, or for how long: what disturbs one disturbs hardly all.
 const TIMINGS: usize = 5;
-/// How often before it is believed that the library is never worth it.
+const TIMED: Duration = Duration::from_millis(10);
+/// How often, or for how long, before it is believed that the library is never worth it.
 const MOST_TIMINGS: usize = 15;
+const MOST_TIMED: Duration = Duration::from_millis(60);
 
 /// A key that aws-lc signs with, and what the library needs of it.
 pub(super) struct Key {
     scalar: aws_lc::Key,
     parts: Result<Parts, &'static str>,
-    /// Whether a signature was wrong that was made with others: of the process, because the CPU is suspected.
-    faulty: &'static AtomicBool,
+    /// The process's, because a fault makes the CPU suspect.
+    record: &'static Record,
+}
+
+/// What was signed with others and what by itself, and whether that went well.
+struct Record {
+    is_faulty: AtomicBool,
+    family: IntCounterVec,
+    by_size: [IntCounter; LANES],
+    faults: IntCounter,
 }
 
 /// A signature: made at once, or on its way with others.
@@ -47,8 +57,8 @@ impl Key {
     /// `None` for a key that is not RSA: another backend's turn.
     pub(super) fn from_der(der: &PrivateKeyDer<'_>) -> Result<Option<Self>, Error> {
         let Some(scalar) = aws_lc::Key::from_der(der)? else { return Ok(None) };
-        let parts = Parts::of(der).and_then(|parts| parts.tried(&scalar));
-        Ok(Some(Self { scalar, parts, faulty: &FAULTY }))
+        let parts = Parts::of(der).and_then(|parts| parts.tried(&scalar, &RECORD));
+        Ok(Some(Self { scalar, parts, record: &RECORD }))
     }
 
     /// Why it signs one message at a time; `None`: it does not.
@@ -56,13 +66,13 @@ impl Key {
         match &self.parts {
             Err(reason) => Some(reason),
             Ok(parts) if parts.worth > LANES => Some("one by one is faster with a key of this length on this CPU"),
-            Ok(_) if self.faulty.load(Ordering::Relaxed) => Some("a signature made with others was wrong"),
+            Ok(_) if self.record.is_faulty.load(Ordering::Relaxed) => Some(WRONG),
             Ok(_) => None,
         }
     }
 
     fn sign_alone(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
-        METRICS.of_size(1).inc();
+        self.record.of_size(1).inc();
         self.scalar.sign(message)
     }
 
@@ -88,14 +98,16 @@ pub(super) fn gather_here() {
 
 /// What was signed together, and what went wrong with it.
 pub(super) fn collectors() -> Vec<Box<dyn Collector>> {
-    vec![Box::new(METRICS.family.clone()), Box::new(METRICS.faults.clone())]
+    vec![Box::new(RECORD.family.clone()), Box::new(RECORD.faults.clone())]
 }
 
 thread_local! {
     static GATHERED: RefCell<Option<Gathered>> = const { RefCell::new(None) };
 }
 
-static FAULTY: AtomicBool = AtomicBool::new(false);
+static RECORD: LazyLock<Record> = LazyLock::new(Record::new);
+
+const WRONG: &str = "a signature that the library made was wrong";
 
 /// What waits to be signed on one thread.
 #[derive(Default)]
@@ -239,18 +251,24 @@ impl Parts {
         Ok(Self { bits, worth: LANES, modulus, p, q, dp: half(&dp)?, dq: half(&dq)?, iq: half(&iq)? })
     }
 
-    /// The same, if they are seen to sign as aws-lc does, with the time that it takes.
-    fn tried(mut self, scalar: &aws_lc::Key) -> Result<Self, &'static str> {
-        const MESSAGE: &[u8] = b"sealproxy: do these numbers belong together?";
-        const NO: &str = "the key's numbers do not belong together";
+    /// The same, if they are seen to sign as aws-lc does, with the time that it takes. aws-lc has checked that the numbers
+    /// belong together: what is wrong then is a fault.
+    fn tried(mut self, scalar: &aws_lc::Key, record: &Record) -> Result<Self, &'static str> {
+        const MESSAGE: &[u8] = b"sealproxy: is this signature that of aws-lc?";
         let encoded = encoded(MESSAGE, self.len());
+        let expected = scalar.sign(MESSAGE).map_err(|_| "aws-lc does not sign with this key")?;
         let mut work = Zeroizing::default();
-        let mut made = || run(&[Lane { parts: &self, encoded: &encoded }], &mut work);
-        let first = made().ok_or(NO)?;
-        if scalar.sign(MESSAGE).ok().as_ref() != first.first() {
-            return Err(NO);
+        let mut is_right = || {
+            let made = run(&[Lane { parts: &self, encoded: &encoded }], &mut work);
+            made.is_some_and(|made| made[0] == expected)
+        };
+        let mut all = is_right();
+        let worth = worth(|| (time(|| all &= is_right()), time(|| scalar.sign(MESSAGE))));
+        if !all {
+            record.fault();
+            return Err(WRONG);
         }
-        self.worth = worth(|| (time(&mut made), time(|| scalar.sign(MESSAGE))));
+        self.worth = worth;
         Ok(self)
     }
 
@@ -265,12 +283,14 @@ impl Parts {
 /// pays: a key that was mistimed is so until it is loaded anew. A lone signature is never worth a call.
 fn worth(mut timed: impl FnMut() -> (Duration, Duration)) -> usize {
     let (mut together, mut alone) = (Duration::MAX, Duration::MAX);
-    let mut worth = usize::MAX;
+    let (mut worth, mut took) = (usize::MAX, Duration::ZERO);
     for timing in 1..=MOST_TIMINGS {
         let (call, signature) = timed();
+        took += call + signature;
         (together, alone) = (together.min(call), alone.min(signature));
         worth = usize::try_from(together.as_nanos().div_ceil(alone.as_nanos().max(1))).unwrap_or(usize::MAX);
-        if timing >= TIMINGS && worth <= LANES {
+        let is_enough = if worth <= LANES { timing >= TIMINGS || took >= TIMED } else { took >= MOST_TIMED };
+        if timing > 1 && is_enough {
             break;
         }
     }
@@ -360,12 +380,10 @@ fn together(jobs: &[Job], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>>
     let messages: Vec<_> = jobs.iter().zip(&parts).map(|(job, parts)| encoded(&job.message, parts.len())).collect();
     let lanes: Vec<_> = parts.iter().zip(&messages).map(|(parts, encoded)| Lane { parts, encoded }).collect();
     let made = run(&lanes, work);
+    let record = jobs.first()?.key.record;
     match made {
-        Some(_) => METRICS.of_size(jobs.len()).inc(),
-        None => {
-            jobs.iter().for_each(|job| job.key.faulty.store(true, Ordering::Relaxed));
-            METRICS.faults.inc();
-        }
+        Some(_) => record.of_size(jobs.len()).inc(),
+        None => record.fault(),
     }
     made
 }
@@ -494,26 +512,26 @@ mod openssl {
     }
 }
 
-struct Metrics {
-    family: IntCounterVec,
-    by_size: [IntCounter; LANES],
-    faults: IntCounter,
-}
+impl Record {
+    fn new() -> Self {
+        let opts = Opts::new("sealproxy_seal_batches_total", "Calls of the seal key, by how many seals each made.");
+        let family = IntCounterVec::new(opts, &["seals"]).expect("a legal name");
+        let by_size = std::array::from_fn(|index| family.with_label_values(&[&(index + 1).to_string()]));
+        let help = "Calls that made a seal which did not verify: from the first on seals are made one by one.";
+        let faults = IntCounter::new("sealproxy_seal_batch_faults_total", help).expect("a legal name");
+        Self { is_faulty: AtomicBool::new(false), family, by_size, faults }
+    }
 
-impl Metrics {
     fn of_size(&self, size: usize) -> &IntCounter {
         &self.by_size[size.clamp(1, LANES) - 1]
     }
-}
 
-static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
-    let opts = Opts::new("sealproxy_seal_batches_total", "Calls of the seal key, by how many seals each made.");
-    let family = IntCounterVec::new(opts, &["seals"]).expect("a legal name");
-    let by_size = std::array::from_fn(|index| family.with_label_values(&[&(index + 1).to_string()]));
-    let help = "Seals made together that did not verify: from the first on they are made one by one.";
-    let faults = IntCounter::new("sealproxy_seal_batch_faults_total", help).expect("a legal name");
-    Metrics { family, by_size, faults }
-});
+    /// From now on aws-lc signs, with every key.
+    fn fault(&self) {
+        self.is_faulty.store(true, Ordering::Relaxed);
+        self.faults.inc();
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -533,13 +551,18 @@ mod tests {
         PrivatePkcs8KeyDer::from(pkcs8.as_ref().to_vec()).into()
     }
 
+    /// With a record of its own.
     fn key(der: &PrivateKeyDer<'_>) -> Key {
+        key_with(Box::leak(Box::new(Record::new())), der)
+    }
+
+    fn key_with(record: &'static Record, der: &PrivateKeyDer<'_>) -> Key {
         let mut key = Key::from_der(der).expect("taken").expect("RSA");
         // Whatever pays on the machine at hand.
         if let Ok(parts) = &mut key.parts {
             parts.worth = 4;
         }
-        Key { faulty: Box::leak(Box::default()), ..key }
+        Key { record, ..key }
     }
 
     fn edge(name: &str) -> PrivateKeyDer<'static> {
@@ -602,7 +625,7 @@ mod tests {
                 let signatures = all(&runtime, &keys, &messages);
                 for ((message, signature), key) in messages.iter().zip(&signatures).zip(keys.iter().cycle()) {
                     assert_eq!(*signature, key.scalar.sign(message).expect("signed"), "{count}");
-                    assert!(!key.faulty.load(Ordering::Relaxed));
+                    assert!(!key.record.is_faulty.load(Ordering::Relaxed));
                 }
             }
         }
@@ -653,28 +676,32 @@ mod tests {
             let parts = broken.parts.as_mut().expect("a usual key");
             let number = [&mut parts.p, &mut parts.q, &mut parts.dp, &mut parts.dq, &mut parts.iq];
             number.into_iter().nth(part).expect("five")[3] ^= 1 << 17;
-            let (broken, sound) = (Arc::new(broken), Arc::new(key(&der)));
-            let before = METRICS.faults.get();
+            let sound = Arc::new(key_with(broken.record, &der));
+            let broken = Arc::new(broken);
             let messages = messages(8, part);
             let signatures = all(&runtime, &[Arc::clone(&sound), Arc::clone(&broken)], &messages);
             for (message, signature) in messages.iter().zip(&signatures) {
                 assert_eq!(*signature, sound.scalar.sign(message).expect("signed"), "{part}");
             }
-            assert!(METRICS.faults.get() > before, "counted");
-            assert!(broken.alone().is_some() && sound.alone().is_some(), "from now on one by one");
+            assert_eq!(broken.record.faults.get(), 1, "counted, and the last");
+            assert_eq!((broken.alone(), sound.alone()), (Some(WRONG), Some(WRONG)), "from now on one by one");
             assert!(matches!(broken.sign(b"next"), Signed::Now(Ok(_))));
         }
     }
 
+    /// As a fault would that strikes when a key is loaded: the library signs with other numbers than aws-lc.
     #[test]
-    fn numbers_that_do_not_belong_together_are_noticed_before_anything_is_signed() {
+    fn a_wrong_signature_of_a_key_that_is_loaded_ends_the_signing_together() {
         if !can() {
             return;
         }
         let (one, other) = (der(KeySize::Rsa2048), der(KeySize::Rsa2048));
         let scalar = aws_lc::Key::from_der(&one).expect("taken").expect("RSA");
-        assert!(Parts::of(&one).expect("usual").tried(&scalar).is_ok());
-        assert!(Parts::of(&other).expect("usual").tried(&scalar).is_err());
+        let record = Record::new();
+        assert!(Parts::of(&one).expect("usual").tried(&scalar, &record).is_ok());
+        assert_eq!((record.faults.get(), record.is_faulty.load(Ordering::Relaxed)), (0, false));
+        assert_eq!(Parts::of(&other).expect("usual").tried(&scalar, &record).err(), Some(WRONG));
+        assert_eq!((record.faults.get(), record.is_faulty.load(Ordering::Relaxed)), (1, true));
     }
 
     #[test]
@@ -691,7 +718,7 @@ mod tests {
 
     #[test]
     fn a_key_is_timed_until_the_machine_was_quiet_enough() {
-        let quiet = (3000, 1000);
+        let quiet = (900, 300);
         let timed = |disturbed: &[(u64, u64)], usual: (u64, u64)| {
             let mut timings = disturbed.iter().copied().chain(std::iter::repeat(usual));
             let mut count = 0;
@@ -703,12 +730,16 @@ mod tests {
             (worth, count)
         };
         assert_eq!(timed(&[], quiet), (3, TIMINGS));
-        assert_eq!(timed(&[], (3001, 1000)), (4, TIMINGS));
-        assert_eq!(timed(&[(9000, 1000), (3000, 9000), (20_000, 1000)], quiet), (3, TIMINGS));
+        assert_eq!(timed(&[], (901, 300)), (4, TIMINGS));
+        assert_eq!(timed(&[(2700, 300), (1500, 2700), (1500, 300)], quiet), (3, 4), "long enough");
         // Nobody called for the whole of the first round but once.
-        assert_eq!(timed(&[(15_000, 1000); TIMINGS], quiet), (3, TIMINGS + 1));
-        assert_eq!(timed(&[], (9000, 1000)), (9, MOST_TIMINGS), "as with 3072 bits on Zen 4");
-        assert_eq!(timed(&[], (900, 1000)), (2, TIMINGS), "who is alone is signed alone");
+        assert_eq!(timed(&[(4500, 300); TIMINGS], quiet), (3, TIMINGS + 1));
+        assert_eq!(timed(&[], (9000, 1000)), (9, 6), "as with 3072 bits on Zen 4");
+        assert_eq!(timed(&[], (2700, 300)), (9, MOST_TIMINGS));
+        assert_eq!(timed(&[], (250, 300)), (2, TIMINGS), "who is alone is signed alone");
+        // Longer keys are not timed for longer.
+        assert_eq!(timed(&[], (8000, 2500)), (4, 2));
+        assert_eq!(timed(&[], (22_000, 2500)), (9, 3));
     }
 
     #[test]
@@ -718,16 +749,12 @@ mod tests {
         }
         let runtime = reactor();
         let key = Arc::new(key(&der(KeySize::Rsa2048)));
-        // Other tests of this process count at the same time: what is looked at is what comes at least.
-        let counted = || [1, 2, 3, 5, 7].map(|size| METRICS.of_size(size).get());
-        let before = counted();
-        for count in [1, 2, 3, 5, 7] {
+        for count in [1, 2, 3, 5, 7, 8, 17] {
             all(&runtime, &[Arc::clone(&key)], &messages(count, count));
         }
-        let after = counted();
-        assert!(after[0] - before[0] >= 6, "one, two and three are made one by one");
-        assert_eq!((after[1], after[2]), (0, 0), "never two or three together");
-        assert!(after[3] > before[3] && after[4] > before[4]);
+        let counted: Vec<_> = (1..=LANES).map(|size| key.record.of_size(size).get()).collect();
+        // One, two and three are made one by one, and so is the last of seventeen.
+        assert_eq!(counted, [7, 0, 0, 0, 1, 0, 1, 3]);
     }
 
     #[test]
@@ -739,8 +766,10 @@ mod tests {
         let encoded = encoded(b"message", parts.len());
         let mut work = Zeroizing::default();
         run(&[Lane { parts: &parts, encoded: &encoded }], &mut work).expect("signed");
-        // What `zeroize` wiped, it cleared.
         assert!(work.is_empty() && work.capacity() > 0);
+        // SAFETY: all of it was written: with zeroes when the library was given it, and by the library since.
+        let left = unsafe { std::slice::from_raw_parts(work.as_ptr(), work.capacity()) };
+        assert!(left.iter().all(|word| *word == 0));
     }
 
     /// Nobody waits for company that does not come, and nobody gathers where there is no reactor.
@@ -780,7 +809,7 @@ mod tests {
             };
             assert_eq!(signature.expect("signed"), key.scalar.sign(b"stays").expect("signed"));
         });
-        assert!(!key.faulty.load(Ordering::Relaxed), "five were signed together");
+        assert!(!key.record.is_faulty.load(Ordering::Relaxed), "five were signed together");
     }
 
     /// Whoever waits is told when nobody will sign any more.
@@ -826,7 +855,8 @@ mod tests {
     /// Three keys of the usual length and one of each other, from one message at a time to two calls full.
     fn compare(signatures: usize) {
         let runtime = reactor();
-        let of = |size| Arc::new(key(&der(size)));
+        let record: &'static Record = Box::leak(Box::new(Record::new()));
+        let of = |size| Arc::new(key_with(record, &der(size)));
         let usual: Vec<_> = (0..3).map(|_| of(KeySize::Rsa2048)).collect();
         let (long, longest) = ([of(KeySize::Rsa3072)], [of(KeySize::Rsa4096)]);
         let (mut made, mut batch) = (0, 0);
@@ -845,7 +875,10 @@ mod tests {
             }
             (made, batch) = (made + count, batch + 1);
         }
-        assert!(usual.iter().chain(&long).chain(&longest).all(|key| !key.faulty.load(Ordering::Relaxed)));
+        assert!(!record.is_faulty.load(Ordering::Relaxed));
+        let together: u64 = (2..=LANES).map(|size| record.of_size(size).get() * size as u64).sum();
+        eprintln!("{together} of {made} were made together");
+        assert!(!can() || together * 10 > made as u64 * 8, "{together} of {made} were made together");
     }
 
     #[test]

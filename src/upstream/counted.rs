@@ -20,6 +20,8 @@ use super::places::{self, Gate};
 pub(super) struct Counted {
     stream: TlsStream<TcpStream>,
     count: Arc<Count>,
+    /// Why nothing can be written any more, until whoever reads to the end is told.
+    broken: Option<io::Error>,
 }
 
 /// What one connection has carried. Shared by the connection and whoever leases it.
@@ -31,6 +33,8 @@ pub(super) struct Count {
     /// Whether the bank had sent session tickets before it.
     accepted: AtomicBool,
     late: OnceLock<(Late, u64)>,
+    /// Whether a write has failed.
+    broken: AtomicBool,
 }
 
 /// What a bank asks for after the handshake and rustls does not do: mostly our certificate.
@@ -67,6 +71,11 @@ impl Count {
     /// What the bank asked for too late, if it has not said a word since.
     pub(super) fn late(&self) -> Option<Late> {
         self.late.get().filter(|(_, read)| *read == self.read()).map(|(late, _)| *late)
+    }
+
+    /// Whether a write has failed: what is read is the last that comes.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
     }
 
     fn note(&self, error: &io::Error) {
@@ -112,7 +121,7 @@ const RECORD: usize = 16 * 1024;
 
 impl Counted {
     pub(super) fn new(stream: TlsStream<TcpStream>, count: Arc<Count>) -> Self {
-        Self { stream, count }
+        Self { stream, count, broken: None }
     }
 
     /// Whether rustls has something to say that nobody gave it to write, under TLS 1.2. After the handshake that is one
@@ -142,22 +151,31 @@ impl Counted {
         }
     }
 
-    /// A write that fails because the bank hung up often leaves the reason unread: an alert, sent before.
-    fn look_for_alert(&mut self, cx: &mut Context<'_>, error: &io::Error) {
-        self.count.note(error);
-        let mut byte = [0];
-        if let Poll::Ready(Err(reason)) = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut byte)) {
-            self.count.note(&reason);
-        }
+    /// A write that fails because the bank hung up leaves unread what it said before: an answer that did not wait for the
+    /// whole request, an alert. So it is taken for written, as far as hyper goes, which reads on (RFC 9112 section 9.5).
+    fn written(&mut self, cx: &Context<'_>, result: io::Result<usize>, offered: usize) -> Poll<io::Result<usize>> {
+        self.count_write(&result, offered);
+        let Err(error) = result else { return Poll::Ready(result) };
+        self.note_tickets();
+        self.count.note(&error);
+        self.count.broken.store(true, Ordering::Release);
+        self.broken = Some(error);
+        // What has come in meanwhile has woken nobody yet.
+        cx.waker().wake_by_ref();
+        Poll::Ready(Ok(offered))
     }
 
-    fn written(&mut self, cx: &mut Context<'_>, result: io::Result<usize>, offered: usize) -> Poll<io::Result<usize>> {
-        self.count_write(&result, offered);
-        if let Err(error) = &result {
-            self.look_for_alert(cx, error);
-            self.note_tickets();
+    /// What ended the writing is also what ended the reading, if that says nothing better.
+    fn end(&mut self, result: Poll<io::Result<()>>, is_empty: bool) -> Poll<io::Result<()>> {
+        let is_end = match &result {
+            Poll::Ready(Ok(())) => is_empty,
+            Poll::Ready(Err(error)) => error.kind() == io::ErrorKind::UnexpectedEof,
+            Poll::Pending => false,
+        };
+        match self.broken.take_if(|_| is_end) {
+            Some(error) => Poll::Ready(Err(error)),
+            None => result,
         }
-        Poll::Ready(result)
     }
 }
 
@@ -174,12 +192,16 @@ impl AsyncRead for Counted {
             _ if !unsent && self.declines() => self.count.note_late(Late::Renegotiation),
             _ => {}
         }
-        result
+        let is_empty = buf.filled().len() == before;
+        self.end(result, is_empty)
     }
 }
 
 impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.count.is_broken() {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
         #[cfg(test)]
         places::note_written(Gate::ToBank, &[io::IoSlice::new(buf)], &result);
@@ -192,6 +214,9 @@ impl AsyncWrite for Counted {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let offered = bufs.iter().map(|buf| buf.len()).sum();
+        if self.count.is_broken() {
+            return Poll::Ready(Ok(offered));
+        }
         let result = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs));
         #[cfg(test)]
         places::note_written(Gate::ToBank, bufs, &result);
@@ -203,7 +228,14 @@ impl AsyncWrite for Counted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if self.count.is_broken() {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
+            // Counted when it was written.
+            Err(error) => self.written(cx, Err(error), 0).map_ok(drop),
+            Ok(()) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

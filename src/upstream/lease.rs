@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::header::{HeaderMap, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, Response};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -40,6 +40,8 @@ struct Held {
     _under_way: UnderWay,
     written: u64,
     read: u64,
+    /// Whether the bank cannot be relied upon to end this answer where it ends.
+    is_last: bool,
 }
 
 /// Counts an exchange as under way for as long as it lives.
@@ -74,6 +76,7 @@ impl Lease {
             pool: Arc::clone(&upstream.pool),
             _under_way: under_way,
             destination: Arc::clone(&upstream.destination),
+            is_last: false,
         };
         Self { held: Some(held) }
     }
@@ -120,14 +123,14 @@ impl Drop for Lease {
 
 impl Held {
     fn give_back(self) {
-        let Self { connection, pool, reactor, .. } = self;
-        if !connection.sender.is_closed() {
+        let Self { connection, pool, reactor, is_last, .. } = self;
+        if !is_last && !connection.sender.is_closed() && !connection.count.is_broken() {
             Handback::leave(connection, pool, reactor);
         }
     }
 
     fn conclude(
-        self,
+        mut self,
         sent: Result<Result<Response<Incoming>, TrySendError<Request<Payload>>>, Elapsed>,
         began: Instant,
         limit: Duration,
@@ -150,6 +153,7 @@ impl Held {
         };
         match result {
             Ok(response) => {
+                self.is_last = announces_what_never_comes(&response);
                 let took = began.elapsed();
                 self.destination.metrics.response.observe(took.as_secs_f64());
                 self.destination.skew.observe(response.headers(), began, took);
@@ -195,6 +199,13 @@ fn is_plainly_framed(headers: &HeaderMap) -> bool {
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     // Twice chunked is undone once.
     codings.next().is_none_or(is_chunked) && codings.next().is_none()
+}
+
+/// Whether a body was announced where there is none (RFC 9110 section 8.6): a bank that sends it all the same would have it
+/// read as the next one's answer.
+fn announces_what_never_comes(response: &Response<Incoming>) -> bool {
+    let lengths = response.headers().get_all(CONTENT_LENGTH);
+    response.status() == StatusCode::NO_CONTENT && lengths.iter().any(|length| length.as_bytes() != b"0")
 }
 
 /// Whether an alert can still be about our certificate. A bank that did not ask for it has none to judge; in TLS 1.2 it

@@ -74,7 +74,9 @@ pub fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Problem> {
         }
     }
     let is = |value: &HeaderValue, only: &[u8]| value.as_bytes().trim_ascii().eq_ignore_ascii_case(only);
-    if !head.headers.get_all(TRANSFER_ENCODING).iter().all(|coding| is(coding, b"chunked")) {
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    // Named once more, it is applied twice (RFC 9112 section 6.1).
+    if !codings.next().is_none_or(|coding| is(coding, b"chunked")) || codings.next().is_some() {
         return Err(Problem::TransferCoding);
     }
     if !head.headers.get_all(EXPECT).iter().all(|expectation| is(expectation, b"100-continue")) {
@@ -113,6 +115,7 @@ pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
         // A length beside chunks is not the length (RFC 9112 section 6.3), and would cut the answer.
         headers.remove(CONTENT_LENGTH);
     }
+    keep_one_length(headers);
     remove_named(headers);
     // `Trailer` announces what passes as well; hyper writes only the trailers that it names.
     let foreign =
@@ -123,6 +126,24 @@ pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
     }
     drop_our_proxy_status(headers);
     headers.insert(SEALPROXY_REQUEST_ID, id.clone());
+}
+
+/// A length that stands there several times stands there once (RFC 9110 section 8.6), and one that is none not at all: it
+/// is of an answer without a body, because hyper has taken it. Callers refuse what is neither.
+fn keep_one_length(headers: &mut HeaderMap) {
+    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let mut values = headers.get_all(CONTENT_LENGTH).iter();
+    match (values.next(), values.next()) {
+        (None, _) => return,
+        (Some(value), None) if is_number(value.as_bytes()) => return,
+        _ => {}
+    }
+    let values = headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let lengths: Vec<_> = values.map(<[u8]>::trim_ascii).collect();
+    let one = lengths.first().filter(|first| is_number(first) && lengths.iter().all(|length| length == *first));
+    let one = one.and_then(|one| HeaderValue::from_bytes(one).ok());
+    headers.remove(CONTENT_LENGTH);
+    headers.extend(one.map(|one| (CONTENT_LENGTH, one)));
 }
 
 /// Takes away `Connection` and what it names, except what says how the body is to be read.
@@ -248,7 +269,7 @@ fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
 
 /// Headers that tell of the network the caller lives in.
 fn is_internal(name: &HeaderName) -> bool {
-    const INTERNAL: [Pattern; 21] = [
+    const INTERNAL: [Pattern; 25] = [
         Pattern::Exact("b3"),
         Pattern::Exact("baggage"),
         Pattern::Exact("forwarded"),
@@ -270,9 +291,16 @@ fn is_internal(name: &HeaderName) -> bool {
         Pattern::Exact("x-http-method-override"),
         Pattern::Prefix("x-istio-"),
         Pattern::Exact("x-method-override"),
+        Pattern::Exact("x-original-method"),
+        // They would undo its path.
+        Pattern::Exact("x-original-uri"),
+        Pattern::Exact("x-original-url"),
         Pattern::Exact("x-real-ip"),
+        Pattern::Exact("x-rewrite-url"),
     ];
-    INTERNAL.iter().any(|pattern| pattern.matches(name.as_str()))
+    // Many servers take one for the other.
+    let name = name.as_str().replace('_', "-");
+    INTERNAL.iter().any(|pattern| pattern.matches(&name))
 }
 
 fn is_token(bytes: &[u8]) -> bool {

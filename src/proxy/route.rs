@@ -65,13 +65,16 @@ impl Route {
 
     /// Whether a request for this target may take this route.
     pub(super) fn admit(&self, method: &Method, target: &PathAndQuery) -> Result<(), Problem> {
-        if self.api.environment(target.path()) != self.environment {
-            return Err(Problem::OtherEnvironment(self.environment));
-        }
+        self.admit_path(target.path())?;
         if !self.settings.methods.contains(method) {
             return Err(Problem::MethodNotAllowed(self.allow()));
         }
         Ok(())
+    }
+
+    fn admit_path(&self, path: &str) -> Result<(), Problem> {
+        let is_ours = self.api.environment(path) == self.environment;
+        if is_ours { Ok(()) } else { Err(Problem::OtherEnvironment(self.environment)) }
     }
 
     fn allow(&self) -> String {
@@ -143,6 +146,9 @@ impl Routes {
         if head.method == Method::CONNECT {
             return Err(Problem::Connect);
         }
+        if head.uri.scheme().is_none() && head.uri.authority().is_some() {
+            return Err(Problem::AmbiguousTarget(Ambiguity::Authority));
+        }
         let authority = authority(head)?;
         let table = self.table(&authority, transport)?;
         refuse_other_sites(&head.headers, &authority)?;
@@ -158,6 +164,8 @@ impl Routes {
             return Err(Problem::AmbiguousTarget(Ambiguity::OtherRoute));
         }
         match entry {
+            // Where the bank reads it leniently, it is in the other environment all the same.
+            Entry::Route(route) if reading != target.path() => route.admit_path(&reading).map(|()| route),
             Entry::Route(route) => Ok(route),
             Entry::Several(hosts) => Err(Problem::NameTheBank(hosts.clone())),
         }

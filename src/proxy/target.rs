@@ -17,6 +17,8 @@ pub enum Ambiguity {
     Encoding,
     /// A lenient reading leads to another route.
     OtherRoute,
+    /// A host and a port alone, which `CONNECT` has (RFC 9112 section 3.2.3).
+    Authority,
     /// No path, and so long a query that no slash fits before it.
     Length,
 }
@@ -31,6 +33,7 @@ impl Ambiguity {
                 "the path holds an encoded control character, is no UTF-8 or is encoded several times over"
             }
             Self::OtherRoute => "the path leads to another route when it is read leniently",
+            Self::Authority => "the request target is a host and a port, as `CONNECT` alone has it; begin it with `/`",
             Self::Length => "the request target has no path, and a query that is too long for one; begin it with `/`",
         }
     }

@@ -1,5 +1,6 @@
 //! A bank that does not do its part: every fault has a problem of its own, and says what is known of the request.
 
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -306,6 +307,100 @@ fn a_body_that_pauses_for_too_long_is_cut() {
     assert!(rig.get(ACCOUNTS).body.len() < 100);
     assert_eq!(rig.log.wait(1)[0]["problem"], "upstream-cut");
     assert!(rig.metrics().contains("sealproxy_upstream_failures_total{cause=\"upstream-cut\",upstream=\"bank\"} 1"));
+}
+
+/// Reads no more of a request than its head, answers and hangs up: what is still on its way meets a closed socket.
+fn answers_and_closes(answer: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            let session = rustls::ServerConnection::new(Manner::good().tls).expect("a session");
+            let mut tls = rustls::StreamOwned::new(session, socket);
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                match tls.read(&mut byte) {
+                    Ok(1) => head.push(byte[0]),
+                    _ => break,
+                }
+            }
+            let _ = tls.write_all(answer.as_bytes()).and_then(|()| tls.flush());
+        }
+    });
+    address
+}
+
+/// RFC 9112 section 9.5: what the bank said before it hung up is there to be read, though the rest cannot be written.
+#[test]
+fn an_answer_that_comes_before_the_whole_of_a_payment_is_not_lost() {
+    let bank = answers_and_closes("HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\n\r\ntoo large");
+    let rig = Rig::start(&config(bank, "", ""));
+    let body = "x".repeat(1_000_000);
+    let mut answered = 0;
+    for _ in 0..30 {
+        let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", &body);
+        match answer.status {
+            413 => assert_eq!((&*answer.body, answer.outcome()), ("too large", String::new()), "{answer:?}"),
+            // The reset that follows may overtake it: nothing of it ever came.
+            _ => assert_eq!((answer.status, &*answer.outcome()), (502, "unknown"), "{answer:?}"),
+        }
+        answered += usize::from(answer.status == 413);
+    }
+    assert!(answered >= 22, "{answered} of 30 answers reached the caller");
+    let lines = rig.log.wait(30);
+    assert_eq!(lines.iter().filter(|line| line["outcome"] == "answered" && line["attempts"] == 1).count(), answered);
+}
+
+/// And where it said nothing, nothing is known.
+#[test]
+fn a_payment_that_cannot_be_written_to_its_end_is_unknown() {
+    let rig = Rig::start(&config(answers_and_closes(""), "", ""));
+    let body = "x".repeat(1_000_000);
+    let began = Instant::now();
+    let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", &body);
+    assert_eq!((answer.status, &*answer.outcome()), (502, "unknown"), "{answer:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "at once: {:?}", began.elapsed());
+}
+
+/// RFC 9110 section 8.6: callers refuse an answer whose length they cannot read, though the payment was executed.
+#[test]
+fn a_length_that_stands_there_twice_reaches_the_caller_once() {
+    for (fields, kept) in [
+        ("Content-Length: 2\r\nContent-Length: 2\r\n", Some("2")),
+        ("Content-Length: 2, 2\r\n", Some("2")),
+        ("Content-Length: 2,2 ,  2\r\n", Some("2")),
+        ("Content-Length: 2\r\n", Some("2")),
+    ] {
+        let bank = FakeBank::doing(move |request| {
+            let body = if request.request_line().starts_with("HEAD") { "" } else { "{}" };
+            Act::Answer(format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}").into_bytes())
+        });
+        let rig = Rig::start(&config(bank.address, "", ""));
+        for (method, body) in [("HEAD", ""), ("POST", "{}"), ("GET", ""), ("HEAD", "")] {
+            let answer = rig.request(method, PAYMENTS, "Content-Type: application/json\r\n", body);
+            assert_eq!((answer.status, answer.header("content-length")), (200, kept), "{method} {fields}: {answer:?}");
+            let lines = answer.head.lines().filter(|line| line.to_ascii_lowercase().starts_with("content-length:"));
+            assert_eq!(lines.count(), 1, "{answer:?}");
+        }
+    }
+    for fields in ["Content-Length: 2\r\nContent-Length: 3\r\n", "Content-Length: abc\r\n", "Content-Length: +2\r\n"] {
+        let bank = FakeBank::doing(move |_| Act::Answer(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").into_bytes()));
+        let rig = Rig::start(&config(bank.address, "", ""));
+        let answer = rig.request("HEAD", PAYMENTS, "", "");
+        assert_eq!((answer.status, answer.header("content-length")), (200, None), "{fields}: {answer:?}");
+    }
+}
+
+/// RFC 9110 section 8.6: it has none, and what comes all the same is nobody's answer.
+#[test]
+fn an_answer_without_a_body_that_announces_one_ends_its_connection() {
+    let bank = FakeBank::doing(|_| Act::Answer(b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n".to_vec()));
+    let rig = Rig::start(&config(bank.address, "", ""));
+    for _ in 0..2 {
+        assert_eq!(rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}").status, 204);
+    }
+    assert_eq!(bank.connections(), 2);
 }
 
 /// The whole of an exchange ends though no piece of the answer comes that could tell it, and whoever waited did not leave.

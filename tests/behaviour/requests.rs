@@ -255,6 +255,43 @@ fn paths_of_the_other_environment_never_leave() {
     assert_eq!(rig.get(ACCOUNTS).status, 200);
 }
 
+/// Neither do those that a lenient server takes for one.
+#[test]
+fn paths_that_read_as_of_the_other_environment_never_leave() {
+    let bank = FakeBank::good();
+    let yaml = config(bank.address, "", "")
+        .replace("path: /sandbox/becm/stet-psd2-api/", "path: /")
+        .replace("path: /sandbox/becm/oauth2/token", "path: /becm/oauth2/token")
+        .replace("environment: sandbox", "environment: production");
+    let rig = Rig::start(&yaml);
+    for path in [
+        "/sandbox/becm/x",
+        "/%73andbox/becm/x",
+        "//sandbox/becm/x",
+        "/;a/sandbox/becm/x",
+        "/%2fsandbox/x",
+        "/sandbox;a/becm/x",
+        "/sandbox%2fbecm/x",
+    ] {
+        let answer = rig.get(path);
+        assert_eq!((answer.status, &*answer.problem()), (403, "other-environment"), "{path}");
+    }
+    assert_eq!(bank.connections(), 0);
+    assert_eq!(rig.get("/becm/%73andbox/x").status, 200);
+}
+
+/// RFC 9112 section 3.2.3: only `CONNECT` has it.
+#[test]
+fn a_host_and_a_port_are_no_target() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "").replace("path: /sandbox/becm/stet-psd2-api/", "path: /"));
+    let host = format!("localhost:{}", rig.address().port());
+    let request = format!("POST {host} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let answer = rig.send(&request);
+    assert_eq!((answer.status, &*answer.problem()), (400, "ambiguous-target"), "{answer:?}");
+    assert_eq!(bank.connections(), 0);
+}
+
 #[test]
 fn bytes_that_are_no_http_are_logged_as_what_they_are() {
     let (bank, rig) = rig();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use http_body::Body as _;
 use http_body::Frame;
@@ -64,6 +65,15 @@ pub(super) async fn collect(
     collecting.charge.set_aside(rules.budget.of_a_wait(rules.head))?;
     collecting.take_all(incoming, rules).await?;
     Ok(collecting.finish())
+}
+
+/// Reads what is left of a body that nobody wants, `most` bytes of it.
+pub(super) async fn forget(mut incoming: Incoming, most: usize) {
+    let mut read = 0;
+    while read <= most {
+        let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await else { return };
+        read += frame.data_ref().map_or(0, Bytes::len);
+    }
 }
 
 struct Collecting {

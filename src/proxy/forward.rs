@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Either, Ready, ready};
+use http::header::{CONNECTION, EXPECT};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, Version};
 use http_body::Body as _;
@@ -58,7 +59,14 @@ pub(super) struct Arrived {
     deadline: Instant,
     /// Whether the caller could not tell a cut answer from a whole one of unknown length: HTTP/1.0 has no chunks.
     whole: bool,
+    /// Whether the body comes unasked and on a connection that ends with it. On HTTP/2 a stream ends by itself, and whoever
+    /// waits for leave to send the body does not send it.
+    comes_anyway: bool,
 }
+
+/// For how long the rest of a refused body is read, and how many bytes of it (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_OVER: usize = 16 << 20;
 
 impl Arrived {
     /// Begins the exchange, under the caller's id or one of ours. In a box: hyper moves what holds it, and each future around it
@@ -70,7 +78,9 @@ impl Arrived {
         let exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
         let deadline = Instant::from_std(exchange.began()) + proxy.shared.timeouts.exchange;
         let whole = head.version == Version::HTTP_10;
-        Box::new(Self { proxy: proxy.clone(), routes, head, incoming, transport, exchange, refused, deadline, whole })
+        let comes_anyway = head.version < Version::HTTP_2 && !head.headers.contains_key(EXPECT);
+        let proxy = proxy.clone();
+        Box::new(Self { proxy, routes, head, incoming, transport, exchange, refused, deadline, whole, comes_anyway })
     }
 
     pub(super) fn id(&self) -> &HeaderValue {
@@ -89,8 +99,18 @@ impl Arrived {
                 let (prepared, exchange) = self.prepared(route, body);
                 prepared.deliver(exchange).await
             }
-            Err(problem) => refuse(&problem, self.exchange),
+            Err(problem) => self.refuse(&problem),
         }
+    }
+
+    /// What is still to come of the body is read and forgotten meanwhile, or the connection's end could overtake the answer.
+    fn refuse(self: Box<Self>, problem: &Problem) -> Response<RelayBody> {
+        let mut answer = refuse(problem, self.exchange);
+        if self.comes_anyway && !self.incoming.is_end_stream() {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            tokio::spawn(timeout(LINGER, body::forget(self.incoming, LINGER_OVER)));
+        }
+        answer
     }
 
     async fn prepare_in_time(&mut self, busy: &Busy) -> Result<(Arc<Route>, Collected), Problem> {

@@ -4,6 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use tokio::runtime::Handle;
+
 use super::connector::Established;
 use super::handback::Handback;
 use super::pool::{Connection, Pool};
@@ -47,7 +49,9 @@ impl Drop for Dialling {
     fn drop(&mut self) {
         let Some(establishing) = self.establishing.take() else { return };
         let (destination, pool, reactor) = (Arc::clone(&self.destination), Arc::clone(&self.pool), self.reactor);
-        tokio::spawn(async move {
+        // Without a runtime the process is at its end.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
             match establishing.await {
                 Ok(established) => Handback::leave(Connection::new(established, reactor), pool, reactor),
                 // Nobody is left to be told.

@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use rustls::AlertDescription;
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::error::Elapsed;
 use tokio::time::{Sleep, timeout_at};
@@ -115,7 +116,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(held) = self.held.take() {
+        // Without a runtime the process is at its end.
+        if let Some(held) = self.held.take().filter(|_| Handle::try_current().is_ok()) {
             held.give_back();
         }
     }

@@ -1,6 +1,9 @@
 //! What the proxy refuses before anything leaves, and how it says so.
 
-use crate::support::{FakeBank, Rig, config, send};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use crate::support::{Answer, FakeBank, Rig, config, send};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 
@@ -253,6 +256,34 @@ fn paths_of_the_other_environment_never_leave() {
     assert_eq!((answer.status, &*answer.problem()), (403, "other-environment"));
     assert_eq!(bank.connections(), 0);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
+}
+
+/// RFC 9112 section 9.6: a caller that writes all before it reads has its answer, and not a reset.
+#[test]
+fn a_refused_upload_is_read_to_its_end_so_that_the_answer_arrives() {
+    let (bank, rig) = rig();
+    let body = vec![b'x'; 9_000_000];
+    for length in ["Content-Length: 9000000\r\n", "Transfer-Encoding: chunked\r\n"] {
+        for _ in 0..5 {
+            let mut stream = TcpStream::connect(rig.address()).expect("connected");
+            let host = rig.address();
+            write!(stream, "POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\n{length}\r\n")
+                .expect("written");
+            if length.starts_with("Transfer") {
+                write!(stream, "{:x}\r\n", body.len()).expect("written");
+            }
+            stream.write_all(&body).expect("all of it");
+            if length.starts_with("Transfer") {
+                stream.write_all(b"\r\n0\r\n\r\n").expect("all of it");
+            }
+            let mut raw = Vec::new();
+            stream.read_to_end(&mut raw).expect("an end, and no reset");
+            let answer = Answer::parse(&raw);
+            let said = (answer.status, &*answer.problem(), answer.header("connection"));
+            assert_eq!(said, (413, "body-too-large", Some("close")), "{answer:?}");
+        }
+    }
+    assert_eq!(bank.connections(), 0);
 }
 
 /// Neither do those that a lenient server takes for one.

@@ -1,6 +1,6 @@
 //! `sealproxy sandbox`: the sandbox bank alone, for benches and tests.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -23,8 +23,8 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, &'static str> {
 pub(super) fn without_kit(error: &kit::Error) -> Failure {
     let advice = match error {
         kit::Error::File { path, source } => {
-            let reason = format!("{} cannot be made: {source}", path.display());
-            let advice = "Name a folder with --dir in which this user may write; it is made where it is absent";
+            let reason = format!("{} cannot be made or read: {source}", path.display());
+            let advice = "Name a folder with --dir, and no file, that this user may read and write; it is made where it is absent";
             return Failure::Advised(reason, advice.into());
         }
         // Says so itself.
@@ -67,7 +67,8 @@ async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Fa
     let config = kit.path("sealproxy.yaml");
     match std::fs::read_to_string(&config) {
         Err(_) => {
-            let any = SocketAddr::new(address.ip(), 0);
+            // Wherever the bank listens: what speaks plain HTTP stays on this machine.
+            let any = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
             kit.write_config(address, any, any).map_err(|error| without_kit(&error))?;
         }
         Ok(text) if !text.contains(&address.to_string()) => {

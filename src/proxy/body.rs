@@ -119,7 +119,7 @@ impl Collecting {
     }
 
     /// Trailers are dropped: a header that comes behind the body could be neither checked nor signed.
-    fn take(&mut self, frame: Frame<bytes::Bytes>, limit: u64) -> Result<(), Problem> {
+    fn take(&mut self, frame: Frame<Bytes>, limit: u64) -> Result<(), Problem> {
         let Ok(data) = frame.into_data() else { return Ok(()) };
         if self.payload.len() + data.len() as u64 > limit {
             return Err(Problem::BodyTooLarge(limit));

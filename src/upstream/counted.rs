@@ -172,9 +172,13 @@ impl Counted {
             Poll::Ready(Err(error)) => error.kind() == io::ErrorKind::UnexpectedEof,
             Poll::Pending => false,
         };
-        match self.broken.take_if(|_| is_end) {
-            Some(error) => Poll::Ready(Err(error)),
-            None => result,
+        match (self.broken.take_if(|_| is_end), result) {
+            (Some(error), _) => Poll::Ready(Err(error)),
+            // rustls says so with a page of its manual.
+            (None, Poll::Ready(Err(error))) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Err(
+                io::Error::new(io::ErrorKind::UnexpectedEof, "the end of TCP without that of TLS (close_notify)"),
+            )),
+            (None, result) => result,
         }
     }
 }

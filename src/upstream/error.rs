@@ -280,7 +280,11 @@ fn wrong_name_hint(error: &io::Error) -> &'static str {
 /// Why a bank refuses our QWAC, and who can mend it.
 fn refused_hint(alert: AlertDescription) -> &'static str {
     match alert {
-        AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+        AlertDescription::DecryptError => {
+            "the bank knows an authority of the issuer's name with another key: check that `qwac.certificate` is of this \
+             environment, and ask the bank for the issuer's certificate that it trusts"
+        }
+        AlertDescription::UnknownCA => {
             "the bank does not know who issued it: give the whole chain in `qwac.certificate`, and check that the bank \
              trusts the issuer in this environment"
         }

@@ -112,6 +112,18 @@ fn line(rig: &Rig, id: &str) -> Value {
     }
 }
 
+/// As the bank sends it, and not merely the end of the connection.
+#[test]
+fn the_alert_after_a_request_is_an_alert() {
+    let sandbox = Sandbox::start("");
+    let rig = sandbox.rig_with("", "response: 500ms");
+    let fault = "X-Sandbox-Fault: alert-after-request\r\nAuthorization: Bearer demo\r\n";
+    let answer = rig.request("GET", "/sandbox/becm/stet-psd2-api/v2.1/accounts", fault, "");
+    assert_eq!((answer.status, &*answer.outcome()), (502, "unknown"), "{answer:?}");
+    let line = rig.log.wait(1).pop().expect("a line");
+    assert!(line["cause"].as_str().expect("a cause").contains("received fatal alert: BadRecordMac"), "{line}");
+}
+
 const CLEAN: Expected = (201, "", &["answered"], 1);
 
 #[test]

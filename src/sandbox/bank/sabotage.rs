@@ -250,11 +250,13 @@ impl Script {
                 read_on(&mut tls, LAST_WORDS).await;
             }
             Finish::Alert => {
-                let session = tls.get_mut().1;
-                // The session tells the other side what it thinks of such a record.
+                let (tcp, session) = tls.get_mut();
+                // The session says what it thinks of such a record; the stream around it would pass on nothing any more.
                 session.read_tls(&mut &UNREADABLE[..])?;
                 let _ = session.process_new_packets();
-                tls.flush().await?;
+                let mut alert = Vec::new();
+                session.write_tls(&mut alert)?;
+                tcp.write_all(&alert).await?;
                 read_on(&mut tls, LAST_WORDS).await;
             }
             Finish::Silence(time) => {

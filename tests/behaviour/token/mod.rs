@@ -341,7 +341,9 @@ fn whoever_leaves_before_the_seal_is_made_leaves_the_connection_to_the_next() {
     let bank = FakeBank::good();
     let slow = Slow::before(&token, &[]);
     let uri = token.uri_through(&slow.module, "token=seals;object=qseal");
-    let rig = Rig::start(&token.config(bank.address, &uri, ""));
+    // Whoever comes before it is back waits for it.
+    let yaml = file_config(bank.address, "    connections: 1\n", "");
+    let rig = Rig::start(&with_key(&yaml, "qsealc.key", &uri));
     assert_eq!(get(rig.address()).status, 200);
     slow.takes(400);
     let under_way = |count: usize| {

@@ -68,11 +68,11 @@ pub(super) async fn collect(
 }
 
 /// Reads what is left of a body that nobody wants, `most` bytes of it.
-pub(super) async fn forget(mut incoming: Incoming, most: usize) {
+pub(super) async fn forget(mut incoming: Incoming, most: u64) {
     let mut read = 0;
     while read <= most {
         let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await else { return };
-        read += frame.data_ref().map_or(0, Bytes::len);
+        read += frame.data_ref().map_or(0, Bytes::len) as u64;
     }
 }
 

@@ -302,6 +302,13 @@ impl Busy {
         Self { clock: Arc::clone(clock), stream, waits: AtomicBool::new(false), in_hand: AtomicU64::new(0) }
     }
 
+    /// Another one on the same connection, that waits for its caller from the start: what he still sends begins no request.
+    pub(super) fn beside(&self) -> Self {
+        let busy = Self::new(&self.clock);
+        busy.waits();
+        busy
+    }
+
     pub(super) fn is_multiplexed(&self) -> bool {
         self.clock.is_multiplexed()
     }

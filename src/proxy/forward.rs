@@ -59,14 +59,14 @@ pub(super) struct Arrived {
     deadline: Instant,
     /// Whether the caller could not tell a cut answer from a whole one of unknown length: HTTP/1.0 has no chunks.
     whole: bool,
-    /// Whether the body comes unasked and on a connection that ends with it. On HTTP/2 a stream ends by itself, and whoever
+    /// Whether the body is on its way, on a connection that would end with it. On HTTP/2 a stream ends by itself, and whoever
     /// waits for leave to send the body does not send it.
     comes_anyway: bool,
 }
 
 /// For how long the rest of a refused body is read, and how many bytes of it (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(5);
-const LINGER_OVER: usize = 16 << 20;
+const LINGER_OVER: u64 = 16 << 20;
 
 impl Arrived {
     /// Begins the exchange, under the caller's id or one of ours. In a box: hyper moves what holds it, and each future around it
@@ -78,7 +78,8 @@ impl Arrived {
         let exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
         let deadline = Instant::from_std(exchange.began()) + proxy.shared.timeouts.exchange;
         let whole = head.version == Version::HTTP_10;
-        let comes_anyway = head.version < Version::HTTP_2 && !head.headers.contains_key(EXPECT);
+        let asks_for_leave = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
+        let comes_anyway = head.version < Version::HTTP_2 && !asks_for_leave;
         let proxy = proxy.clone();
         Box::new(Self { proxy, routes, head, incoming, transport, exchange, refused, deadline, whole, comes_anyway })
     }
@@ -99,16 +100,23 @@ impl Arrived {
                 let (prepared, exchange) = self.prepared(route, body);
                 prepared.deliver(exchange).await
             }
-            Err(problem) => self.refuse(&problem),
+            Err(problem) => self.refuse(&problem, busy),
         }
     }
 
-    /// What is still to come of the body is read and forgotten meanwhile, or the connection's end could overtake the answer.
-    fn refuse(self: Box<Self>, problem: &Problem) -> Response<RelayBody> {
+    /// What is still to come of the body is read and forgotten meanwhile, or the connection's end could overtake the answer. A
+    /// rest that is read to its end leaves the connection to the next request.
+    fn refuse(self: Box<Self>, problem: &Problem, busy: &Busy) -> Response<RelayBody> {
         let mut answer = refuse(problem, self.exchange);
         if self.comes_anyway && !self.incoming.is_end_stream() {
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            tokio::spawn(timeout(LINGER, body::forget(self.incoming, LINGER_OVER)));
+            if self.incoming.size_hint().lower() > LINGER_OVER {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            let (busy, forgetting) = (busy.beside(), timeout(LINGER, body::forget(self.incoming, LINGER_OVER)));
+            tokio::spawn(async move {
+                let _ = forgetting.await;
+                drop(busy);
+            });
         }
         answer
     }
@@ -142,6 +150,9 @@ impl Arrived {
         } else {
             busy.waits();
             let rules = self.proxy.shared.body_rules(&self.head);
+            // Whoever has asked for leave has it now.
+            let is_wanted = self.incoming.size_hint().lower() <= rules.limit;
+            self.comes_anyway |= is_wanted && self.head.version == Version::HTTP_11;
             // In a box: it is large, and most requests have no body.
             let collected = Box::pin(body::collect(&mut self.incoming, &rules, digest)).await;
             busy.goes_on();
@@ -306,8 +317,10 @@ impl Prepared {
     }
 }
 
+/// Whether nothing of the request left, by our own count: an alert of the bank's is no reason to send it once more.
 fn is_proven_unsent(problem: &Problem) -> bool {
-    matches!(problem, Problem::Send(error) if error.outcome == Outcome::NotSent)
+    let refused = |cause: &Cause| matches!(cause, Cause::QwacRefused(_));
+    matches!(problem, Problem::Send(error) if error.outcome == Outcome::NotSent && !refused(&error.cause))
 }
 
 /// A request under way, and its answer. Dropped because the caller hung up, it goes on in a task of its own: one that may change

@@ -184,7 +184,8 @@ fn drop_our_proxy_status(headers: &mut HeaderMap) {
 fn keep_what_passes(headers: &mut HeaderMap, route: &Route, metrics: &Metrics) {
     let named: Vec<Vec<u8>> = connection_options(headers).map(<[u8]>::to_ascii_lowercase).collect();
     let passes = |name: &HeaderName| {
-        let taken = is_hop_by_hop(name)
+        let taken = is_written_as_one_of_ours(name)
+            || is_hop_by_hop(name)
             || is_ours(name, route)
             || named.iter().any(|option| option == name.as_str().as_bytes());
         !taken
@@ -261,6 +262,15 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     is_one_of(name, &HOP_BY_HOP)
 }
 
+/// Whether a server that takes an underscore for a hyphen would take it for a header that is the proxy's to set.
+fn is_written_as_one_of_ours(name: &HeaderName) -> bool {
+    if !name.as_str().contains('_') {
+        return false;
+    }
+    let hyphened = name.as_str().replace('_', "-");
+    HOP_BY_HOP.iter().chain(&OURS).any(|ours| *ours == hyphened)
+}
+
 /// Each name of each request is looked for in several lists: a comparison of lengths rules most of them out.
 fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
     let name = name.as_str().as_bytes();
@@ -269,7 +279,7 @@ fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
 
 /// Headers that tell of the network the caller lives in.
 fn is_internal(name: &HeaderName) -> bool {
-    const INTERNAL: [Pattern; 25] = [
+    const INTERNAL: [Pattern; 27] = [
         Pattern::Exact("b3"),
         Pattern::Exact("baggage"),
         Pattern::Exact("forwarded"),
@@ -285,14 +295,16 @@ fn is_internal(name: &HeaderName) -> bool {
         Pattern::Prefix("x-b3-"),
         Pattern::Prefix("x-cloud-trace"),
         Pattern::Prefix("x-envoy-"),
-        Pattern::Prefix("x-forwarded-"),
+        Pattern::Prefix("x-forwarded"),
+        Pattern::Exact("x-host"),
         // They would undo what `methods` allows.
         Pattern::Exact("x-http-method"),
         Pattern::Exact("x-http-method-override"),
         Pattern::Prefix("x-istio-"),
         Pattern::Exact("x-method-override"),
         Pattern::Exact("x-original-method"),
-        // They would undo its path.
+        // They would undo its path or its host.
+        Pattern::Exact("x-original-host"),
         Pattern::Exact("x-original-uri"),
         Pattern::Exact("x-original-url"),
         Pattern::Exact("x-real-ip"),

@@ -73,6 +73,11 @@ impl Connector {
         Self::new(destination, name, self.tls.renewed(resolver), self.tunnel.clone(), aside, pool)
     }
 
+    /// Whether a handshake needs a signature of a token.
+    pub(super) fn asks_token(&self) -> bool {
+        self.aside.is_some()
+    }
+
     pub(super) fn tls(&self) -> &Tls {
         &self.tls
     }

@@ -165,21 +165,17 @@ impl Counted {
         Poll::Ready(Ok(offered))
     }
 
-    /// What ended the writing is also what ended the reading, if that says nothing better.
-    fn end(&mut self, result: Poll<io::Result<()>>, is_empty: bool) -> Poll<io::Result<()>> {
-        let is_end = match &result {
-            Poll::Ready(Ok(())) => is_empty,
-            Poll::Ready(Err(error)) => error.kind() == io::ErrorKind::UnexpectedEof,
-            Poll::Pending => false,
-        };
-        match (self.broken.take_if(|_| is_end), result) {
-            (Some(error), _) => Poll::Ready(Err(error)),
-            // rustls says so with a page of its manual.
-            (None, Poll::Ready(Err(error))) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Err(
-                io::Error::new(io::ErrorKind::UnexpectedEof, "the end of TCP without that of TLS (close_notify)"),
-            )),
-            (None, result) => result,
+    /// What ended the writing is also what ended the reading, where that ends without a word: a bank that closes TLS has said
+    /// all that it has to say.
+    fn end(&mut self, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        let Poll::Ready(Err(error)) = result else { return result };
+        if error.kind() != io::ErrorKind::UnexpectedEof {
+            return Poll::Ready(Err(error));
         }
+        // rustls says so with a page of its manual.
+        let unsaid =
+            || io::Error::new(io::ErrorKind::UnexpectedEof, "the end of TCP without that of TLS (close_notify)");
+        Poll::Ready(Err(self.broken.take().unwrap_or_else(unsaid)))
     }
 }
 
@@ -196,8 +192,7 @@ impl AsyncRead for Counted {
             _ if !unsent && self.declines() => self.count.note_late(Late::Renegotiation),
             _ => {}
         }
-        let is_empty = buf.filled().len() == before;
-        self.end(result, is_empty)
+        self.end(result)
     }
 }
 

@@ -335,7 +335,12 @@ impl Upstream {
         let connector = Arc::clone(&self.connector);
         let establishing = Box::pin(async move { connector.connect(permit).await });
         let (destination, pool) = (Arc::clone(&self.destination), Arc::clone(&self.pool));
-        let dialled = Dialling::new(establishing, destination, pool, reactor).await?;
+        let dialled = if self.connector.asks_token() {
+            // What nobody waits for is nothing to ask a token for.
+            Connection::new(establishing.await?, reactor)
+        } else {
+            Dialling::new(establishing, destination, pool, reactor).await?
+        };
         // Nothing has been sent on it: whoever asked asks the successor.
         if self.pool.is_replaced() {
             return Err(AcquireError::Replaced);

@@ -143,6 +143,8 @@ impl Pool {
     /// Takes a connection in that is ready for the next request: its last answer has ended, or it has had none.
     pub(super) fn put(self: &Arc<Self>, mut connection: Connection) {
         connection.has_waited = true;
+        // Whoever distrusts our certificate says so unasked: an alert from here on may speak of a request that was read.
+        connection.unjudged = false;
         let idle = Idle { connection, since: Instant::now() };
         if idle.since - idle.connection.born < self.max_age {
             let mut waiting = self.lock();
@@ -240,6 +242,18 @@ mod tests {
             driver.await
         });
         connection
+    }
+
+    /// Its alerts prove nothing any more, or a payment would be sent once more that the bank has read.
+    #[tokio::test]
+    async fn a_connection_that_has_waited_is_judged_and_reused() {
+        let pool = Pool::new(LONG, LONG);
+        let mut fresh = connection().await;
+        fresh.unjudged = true;
+        assert!(!fresh.has_waited);
+        pool.put(fresh);
+        let waited = pool.take(HOME).expect("it is there");
+        assert_eq!((waited.unjudged, waited.has_waited, waited.served), (false, true, 0));
     }
 
     #[tokio::test]

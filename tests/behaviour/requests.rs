@@ -276,14 +276,32 @@ fn a_refused_upload_is_read_to_its_end_so_that_the_answer_arrives() {
             if length.starts_with("Transfer") {
                 stream.write_all(b"\r\n0\r\n\r\n").expect("all of it");
             }
-            let mut raw = Vec::new();
-            stream.read_to_end(&mut raw).expect("an end, and no reset");
-            let answer = Answer::parse(&raw);
-            let said = (answer.status, &*answer.problem(), answer.header("connection"));
-            assert_eq!(said, (413, "body-too-large", Some("close")), "{answer:?}");
+            write!(stream, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("written");
+            let mut raw = String::new();
+            stream.read_to_string(&mut raw).expect("an end, and no reset");
+            let statuses = raw.match_indices("HTTP/1.1 ").map(|(at, _)| &raw[at + 9..at + 12]).collect::<Vec<_>>();
+            assert_eq!(statuses, ["413", "200"], "the rest was read to its end: {raw}");
         }
     }
-    assert_eq!(bank.connections(), 0);
+    assert!(bank.received().iter().all(|request| request.request_line().starts_with("GET ")));
+    let log = rig.log.wait(20);
+    assert!(log.iter().all(|line| line["event"] == "exchange"), "{log:?}");
+}
+
+/// One that could never be read to its end is told that it is not.
+#[test]
+fn an_upload_beyond_all_limits_is_told_of_the_end() {
+    let (_, rig) = rig();
+    let request = format!(
+        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\nContent-Type: a/b\r\nContent-Length: 99000000\r\n\r\n",
+        rig.address()
+    );
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut raw = Vec::new();
+    stream.read_to_end(&mut raw).expect("an end");
+    let answer = Answer::parse(&raw);
+    assert_eq!((answer.status, answer.header("connection")), (413, Some("close")), "{answer:?}");
 }
 
 /// Neither do those that a lenient server takes for one.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error as Pkcs11Error, RvError};
@@ -21,9 +22,14 @@ use super::station::Place;
 
 /// What the stations of one key share.
 pub(super) struct Door {
+    began: Instant,
     uri: TokenUri,
     refused: Refused,
 }
+
+/// For how long a key is looked for while it is opened, and over how many starts of its module.
+const NEW: Duration = Duration::from_millis(2500);
+const STARTS: u64 = 2;
 
 /// The PIN that a token has refused. Of the process, because a key may be opened anew again and again, and a token counts.
 type Refused = Arc<Mutex<Option<AuthPin>>>;
@@ -45,7 +51,12 @@ struct Found {
 
 impl Door {
     pub(super) fn to(uri: &TokenUri) -> Arc<Self> {
-        Arc::new(Self { uri: uri.clone(), refused: refused_at(uri) })
+        Arc::new(Self { began: Instant::now(), uri: uri.clone(), refused: refused_at(uri) })
+    }
+
+    /// Whether the module has hardly been started: keys that are in use would be opened anew with each further start.
+    pub(super) fn is_new(&self) -> bool {
+        self.began.elapsed() < NEW && Module::loaded(&self.uri.module).is_none_or(|module| module.epoch() < STARTS)
     }
 
     /// Opens a session; where the module knows of no such token, once more after it has looked anew.

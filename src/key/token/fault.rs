@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cryptoki::context::Function;
 use cryptoki::error::{Error as Pkcs11Error, RvError};
 
 /// Why a token gives no key, or no signature.
@@ -59,7 +60,11 @@ pub enum Fault {
 impl Fault {
     /// Whether the same token may do better in a moment: half of what it keeps was read, or it was not there.
     pub(super) fn may_pass(&self) -> bool {
-        matches!(self, Self::NoToken | Self::Pkcs11(_))
+        match self {
+            Self::NoToken => true,
+            Self::Pkcs11(refusal) => !refusal.may_be_of_the_pin(),
+            _ => false,
+        }
     }
 
     /// Whether the token is not there now, or does not answer.
@@ -96,6 +101,15 @@ impl Fault {
 pub struct Refusal(Pkcs11Error);
 
 impl Refusal {
+    /// Whether it may have used up one of the few tries that a PIN has, in whatever words of its vendor's.
+    fn may_be_of_the_pin(&self) -> bool {
+        match &self.0 {
+            Pkcs11Error::Pkcs11(RvError::UserPinNotInitialized, _) => false,
+            Pkcs11Error::Pkcs11(_, function) => matches!(function, Function::Login),
+            _ => false,
+        }
+    }
+
     /// Whether a new session might do better: everything but what speaks of the request itself.
     pub(super) fn is_lost(&self) -> bool {
         use RvError as R;
@@ -173,9 +187,19 @@ fn in_capitals(camel: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cryptoki::context::Function;
-
     use super::*;
+
+    /// Three tries, and the token locks itself.
+    #[test]
+    fn no_refused_login_is_tried_again() {
+        let fault = |answer, function| Fault::from(Refusal(Pkcs11Error::Pkcs11(answer, function)));
+        assert!(!fault(RvError::VendorDefined(0x8000_0a01), Function::Login).may_pass());
+        assert!(!fault(RvError::FunctionFailed, Function::Login).may_pass());
+        assert!(!Fault::PinRefused.may_pass());
+        assert!(fault(RvError::UserPinNotInitialized, Function::Login).may_pass(), "no PIN was looked at");
+        assert!(fault(RvError::GeneralError, Function::Initialize).may_pass());
+        assert!(Fault::NoToken.may_pass());
+    }
 
     #[test]
     fn a_refusal_is_spelt_as_the_standard_spells_it() {

@@ -39,6 +39,10 @@ impl Module {
         Ok(module)
     }
 
+    pub(super) fn loaded(path: &PathBuf) -> Option<Arc<Self>> {
+        lock(&MODULES).get(path).cloned()
+    }
+
     /// Held while a call lasts: nobody starts the library anew under its hands.
     pub(super) fn library(&self) -> RwLockReadGuard<'_, Pkcs11> {
         self.library.read().unwrap_or_else(PoisonError::into_inner)

@@ -46,16 +46,16 @@ impl Station {
         self.open()?.sign(scheme, message).inspect_err(|_| self.close())
     }
 
-    /// Learns what the key is. Nobody waits with a request, so that a token that only just cannot be read, because another
-    /// process writes to it or it starts, is no reason to go without it.
+    /// Learns what the key is. A token that only just cannot be read, because another process writes to it or it starts, is no
+    /// reason to go without it, while nobody else works with its module.
     pub(super) fn open_at_first(&mut self) -> Result<Vec<Scheme>, Fault> {
-        for _ in 0..FURTHER_TRIES {
-            match self.open() {
-                Err(fault) if fault.may_pass() => std::thread::sleep(LOOK_ANEW),
-                opened => return opened.map(Place::schemes),
+        loop {
+            let opened = self.open().map(Place::schemes);
+            match opened {
+                Err(fault) if fault.may_pass() && self.door.is_new() => std::thread::sleep(LOOK_ANEW),
+                opened => return opened,
             }
         }
-        self.open().map(Place::schemes)
     }
 
     fn open(&mut self) -> Result<&Place, Fault> {
@@ -84,9 +84,6 @@ impl Drop for Station {
         self.close();
     }
 }
-
-/// How often more a key is looked for while it is opened.
-const FURTHER_TRIES: usize = 2;
 
 impl Place {
     fn schemes(&self) -> Vec<Scheme> {

@@ -345,7 +345,7 @@ fn whoever_leaves_before_the_seal_is_made_leaves_the_connection_to_the_next() {
     let yaml = file_config(bank.address, "    connections: 1\n", "");
     let rig = Rig::start(&with_key(&yaml, "qsealc.key", &uri));
     assert_eq!(get(rig.address()).status, 200);
-    slow.takes(400);
+    slow.takes(1500);
     let under_way = |count: usize| {
         let line = format!("sealproxy_upstream_in_flight{{upstream=\"bank\"}} {count}");
         until("it is under way, or no more", Duration::from_secs(10), || rig.metrics().contains(&line));

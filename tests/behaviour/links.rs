@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::relay::{self, Forgets};
 use crate::sealing::verify;
-use crate::support::{Act, FakeBank, Manner, Rig, config, ok, until};
+use crate::support::{Act, FakeBank, Manner, Rig, config, file_config, ok, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const SOON: Duration = Duration::from_secs(10);
@@ -37,7 +37,8 @@ fn a_connection_that_was_closed_or_reset_while_idle_costs_no_payment() {
 fn a_connection_outlives_whoever_left_before_it_was_there() {
     let slow = Manner { pause: Duration::from_millis(400), ..Manner::good() };
     let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
-    let rig = Rig::start(&config(bank.address, "", ""));
+    // Not on a token, which nothing is asked that nobody waits for.
+    let rig = Rig::start(&file_config(bank.address, "", ""));
     let mut hasty = TcpStream::connect(rig.address()).expect("connected");
     write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
     until("it is dialled", SOON, || bank.connections() == 1);
@@ -56,7 +57,7 @@ fn a_connection_outlives_whoever_left_before_it_was_there() {
 fn a_connection_that_comes_to_nothing_is_counted_after_whoever_left() {
     let slow = Manner { pause: Duration::from_secs(5), ..Manner::good() };
     let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
-    let rig = Rig::start(&config(bank.address, "", "timeouts: { handshake: 400ms }\n"));
+    let rig = Rig::start(&file_config(bank.address, "", "timeouts: { handshake: 400ms }\n"));
     let mut hasty = TcpStream::connect(rig.address()).expect("connected");
     write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
     until("it is dialled", SOON, || bank.connections() == 1);

@@ -57,7 +57,7 @@ fn justify(ambiguity: Ambiguity, target: &str, path: &str) {
         Ambiguity::DotSegment => oracle::dot_segment(path.as_bytes()).is_some(),
         Ambiguity::Encoding => path.contains('%') || path.bytes().any(|byte| byte.is_ascii_control()),
         // Not what the lenient reading is asked.
-        Ambiguity::OtherRoute | Ambiguity::Length => false,
+        Ambiguity::OtherRoute | Ambiguity::Length | Ambiguity::Authority => false,
     };
     assert!(justified, "refused without cause: {ambiguity:?}");
     assert!(!ambiguity.as_str().is_empty());

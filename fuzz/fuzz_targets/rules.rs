@@ -116,7 +116,9 @@ fn come_in(fields: &HeaderMap) {
                 let speaks = |value: &&[u8]| value.to_ascii_lowercase().windows(9).any(|word| word == b"sealproxy");
                 assert!(!all(relayed, text).iter().any(speaks), "the bank speaks as us");
             }
-            if text != "sealproxy-request-id" {
+            if text == "content-length" && std::ptr::eq(relayed, &answer) {
+                is_the_one_length(&all(relayed, text), &all(fields, text));
+            } else if text != "sealproxy-request-id" {
                 assert_eq!(all(relayed, text), all(fields, text), "{name} changed");
             }
         }
@@ -125,6 +127,14 @@ fn come_in(fields: &HeaderMap) {
         assert!(!answer.contains_key(CONTENT_LENGTH), "a length beside chunks");
     }
     assert!(fields.get(HOST).is_none() || answer.contains_key(HOST) || options(fields).contains(&"host".to_owned()));
+}
+
+/// RFC 9110 section 8.6: one number, which is what each of those that came in said.
+fn is_the_one_length(relayed: &[&[u8]], came_in: &[&[u8]]) {
+    let [length] = relayed else { panic!("{relayed:?} reaches the caller") };
+    assert!(!length.is_empty() && length.iter().all(u8::is_ascii_digit), "{length:?} is no length");
+    let mut members = came_in.iter().flat_map(|value| value.split(|byte| *byte == b','));
+    assert!(members.all(|member| member.trim_ascii() == *length), "{came_in:?} did not say {length:?}");
 }
 
 fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a [u8]> {

@@ -58,13 +58,18 @@ pub(super) async fn collect(
     rules: &Rules<'_>,
     digest: Option<BodyDigest>,
 ) -> Result<Collected, Problem> {
-    if incoming.size_hint().lower() > rules.limit {
+    if is_too_large(incoming, rules) {
         return Err(Problem::BodyTooLarge(rules.limit));
     }
     let mut collecting = Collecting::new(digest, rules.budget);
     collecting.charge.set_aside(rules.budget.of_a_wait(rules.head))?;
     collecting.take_all(incoming, rules).await?;
     Ok(collecting.finish())
+}
+
+/// Whether a body is refused by the length that it declares, unread.
+pub(super) fn is_too_large(incoming: &Incoming, rules: &Rules<'_>) -> bool {
+    incoming.size_hint().lower() > rules.limit
 }
 
 /// Reads what is left of a body that nobody wants, `most` bytes of it.

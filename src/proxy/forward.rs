@@ -151,7 +151,7 @@ impl Arrived {
             busy.waits();
             let rules = self.proxy.shared.body_rules(&self.head);
             // Whoever has asked for leave has it now.
-            let is_wanted = self.incoming.size_hint().lower() <= rules.limit;
+            let is_wanted = !body::is_too_large(&self.incoming, &rules);
             self.comes_anyway |= is_wanted && self.head.version == Version::HTTP_11;
             // In a box: it is large, and most requests have no body.
             let collected = Box::pin(body::collect(&mut self.incoming, &rules, digest)).await;

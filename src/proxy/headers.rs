@@ -1,6 +1,8 @@
 //! Which headers pass in either direction, and what the proxy fills in: hop-by-hop, `Host`, `X-Request-Id`,
 //! framing. Not signing: what the seal sets is only taken away here.
 
+use std::borrow::Cow;
+
 use http::header::{
     ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, EXPECT,
     HOST, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING, USER_AGENT,
@@ -14,6 +16,7 @@ use super::metrics::Metrics;
 use super::problem::Problem;
 use super::route::Route;
 use crate::seal::{DIGEST, SIGNATURE};
+use crate::upstream::is_plainly_framed;
 
 /// The header by which caller, proxy and bank name one request.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -73,13 +76,11 @@ pub fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Problem> {
             return Err(Problem::ConnectionNames(name));
         }
     }
-    let is = |value: &HeaderValue, only: &[u8]| value.as_bytes().trim_ascii().eq_ignore_ascii_case(only);
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    // Named once more, it is applied twice (RFC 9112 section 6.1).
-    if !codings.next().is_none_or(|coding| is(coding, b"chunked")) || codings.next().is_some() {
+    if !is_plainly_framed(&head.headers) {
         return Err(Problem::TransferCoding);
     }
-    if !head.headers.get_all(EXPECT).iter().all(|expectation| is(expectation, b"100-continue")) {
+    let is_known = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"100-continue");
+    if !head.headers.get_all(EXPECT).iter().all(is_known) {
         return Err(Problem::Expectation);
     }
     Ok(())
@@ -264,11 +265,16 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Whether a server that takes an underscore for a hyphen would take it for a header that is the proxy's to set.
 fn is_written_as_one_of_ours(name: &HeaderName) -> bool {
-    if !name.as_str().contains('_') {
-        return false;
+    match hyphened(name) {
+        Cow::Borrowed(_) => false,
+        Cow::Owned(name) => HOP_BY_HOP.iter().chain(&OURS).any(|ours| *ours == name),
     }
-    let hyphened = name.as_str().replace('_', "-");
-    HOP_BY_HOP.iter().chain(&OURS).any(|ours| *ours == hyphened)
+}
+
+/// The name as it is read where an underscore is taken for a hyphen. Owned where it is another one.
+fn hyphened(name: &HeaderName) -> Cow<'_, str> {
+    let name = name.as_str();
+    if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) }
 }
 
 /// Each name of each request is looked for in several lists: a comparison of lengths rules most of them out.
@@ -310,8 +316,7 @@ fn is_internal(name: &HeaderName) -> bool {
         Pattern::Exact("x-real-ip"),
         Pattern::Exact("x-rewrite-url"),
     ];
-    // Many servers take one for the other.
-    let name = name.as_str().replace('_', "-");
+    let name = hyphened(name);
     INTERNAL.iter().any(|pattern| pattern.matches(&name))
 }
 

@@ -48,13 +48,13 @@ impl Future for Dialling {
 impl Drop for Dialling {
     fn drop(&mut self) {
         let Some(establishing) = self.establishing.take() else { return };
-        let (destination, pool, reactor) = (Arc::clone(&self.destination), Arc::clone(&self.pool), self.reactor);
         // Whoever waits for the right to a connection comes before one that nobody waits for.
         if self.destination.connections.available_permits() == 0 {
             return;
         }
         // Without a runtime the process is at its end.
         let Ok(runtime) = Handle::try_current() else { return };
+        let (destination, pool, reactor) = (Arc::clone(&self.destination), Arc::clone(&self.pool), self.reactor);
         runtime.spawn(async move {
             match establishing.await {
                 Ok(established) => Handback::leave(Connection::new(established, reactor), pool, reactor),

@@ -195,8 +195,9 @@ impl Held {
     }
 }
 
-/// Whether the only transfer coding is the one that hyper undoes (RFC 9112 section 7).
-fn is_plainly_framed(headers: &HeaderMap) -> bool {
+/// Whether the only transfer coding is the one that hyper undoes (RFC 9112 section 7). Named once more, it is applied twice
+/// (section 6.1).
+pub fn is_plainly_framed(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     // Twice chunked is undone once.
@@ -206,8 +207,8 @@ fn is_plainly_framed(headers: &HeaderMap) -> bool {
 /// Whether a body was announced where there is none (RFC 9110 section 8.6): a bank that sends it all the same would have it
 /// read as the next one's answer.
 fn announces_what_never_comes(response: &Response<Incoming>) -> bool {
-    let lengths = response.headers().get_all(CONTENT_LENGTH);
-    response.status() == StatusCode::NO_CONTENT && lengths.iter().any(|length| length.as_bytes() != b"0")
+    let lengths = || response.headers().get_all(CONTENT_LENGTH).iter();
+    response.status() == StatusCode::NO_CONTENT && lengths().any(|length| length.as_bytes() != b"0")
 }
 
 /// Whether an alert can still be about our certificate. A bank that did not ask for it has none to judge; in TLS 1.2 it

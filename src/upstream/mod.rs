@@ -50,7 +50,7 @@ use dialling::Dialling;
 pub use error::{AcquireError, AnswerError, Cause, Outcome, SendError, SetupError};
 use judge::Judge;
 use lease::UnderWay;
-pub use lease::{Answer, Lease};
+pub use lease::{Answer, Lease, is_plainly_framed};
 pub use metrics::Families;
 pub use passage::{PassageError, passage};
 pub use payload::Payload;
@@ -334,11 +334,11 @@ impl Upstream {
         }
         let connector = Arc::clone(&self.connector);
         let establishing = Box::pin(async move { connector.connect(permit).await });
-        let (destination, pool) = (Arc::clone(&self.destination), Arc::clone(&self.pool));
         let dialled = if self.connector.asks_token() {
             // What nobody waits for is nothing to ask a token for.
             Connection::new(establishing.await?, reactor)
         } else {
+            let (destination, pool) = (Arc::clone(&self.destination), Arc::clone(&self.pool));
             Dialling::new(establishing, destination, pool, reactor).await?
         };
         // Nothing has been sent on it: whoever asked asks the successor.

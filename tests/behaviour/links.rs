@@ -32,6 +32,13 @@ fn a_connection_that_was_closed_or_reset_while_idle_costs_no_payment() {
     }
 }
 
+/// Asks, and leaves as soon as the bank is dialled.
+fn leave_while_it_is_dialled(rig: &Rig, bank: &FakeBank) {
+    let mut hasty = TcpStream::connect(rig.address()).expect("connected");
+    write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+    until("it is dialled", SOON, || bank.connections() == 1);
+}
+
 /// A caller who is less patient than the bank is quick would leave none to anybody, himself included.
 #[test]
 fn a_connection_outlives_whoever_left_before_it_was_there() {
@@ -39,10 +46,7 @@ fn a_connection_outlives_whoever_left_before_it_was_there() {
     let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
     // Not on a token, which nothing is asked that nobody waits for.
     let rig = Rig::start(&file_config(bank.address, "", ""));
-    let mut hasty = TcpStream::connect(rig.address()).expect("connected");
-    write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
-    until("it is dialled", SOON, || bank.connections() == 1);
-    drop(hasty);
+    leave_while_it_is_dialled(&rig, &bank);
     let line = rig.log.wait(1).pop().expect("a line");
     assert_eq!((&line["caller_gone"], &line["outcome"]), (&true.into(), &"not_sent".into()), "{line}");
     let open = "sealproxy_upstream_connections{upstream=\"bank\"} 1";
@@ -58,10 +62,7 @@ fn a_connection_that_comes_to_nothing_is_counted_after_whoever_left() {
     let slow = Manner { pause: Duration::from_secs(5), ..Manner::good() };
     let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
     let rig = Rig::start(&file_config(bank.address, "", "timeouts: { handshake: 400ms }\n"));
-    let mut hasty = TcpStream::connect(rig.address()).expect("connected");
-    write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
-    until("it is dialled", SOON, || bank.connections() == 1);
-    drop(hasty);
+    leave_while_it_is_dialled(&rig, &bank);
     rig.log.wait(1);
     let counted = "sealproxy_upstream_failures_total{cause=\"upstream-handshake-timeout\",upstream=\"bank\"} 1";
     until("it is counted", SOON, || rig.metrics().contains(counted));

@@ -184,7 +184,7 @@ fn speaks_of_the_request(failure: &Failure) -> bool {
         Failure::Acquire(_) => false,
         Failure::Send(SendError { cause, .. }) => match cause {
             Cause::QwacRefused(_) | Cause::Renegotiation | Cause::PostHandshakeAuthentication => false,
-            Cause::MalformedHead(_) | Cause::Switched | Cause::TransferCoding => false,
+            Cause::Unasked(_) | Cause::MalformedHead(_) | Cause::Switched | Cause::TransferCoding => false,
             Cause::ClosedBeforeHead(_) | Cause::ClosedInHead(_) | Cause::ResponseTimeout(_) => true,
         },
     }

@@ -422,6 +422,7 @@ fn of_send(error: &SendError) -> Face {
         Cause::ClosedBeforeHead(_) => {
             (StatusCode::BAD_GATEWAY, "Upstream closed without an answer", "connection_terminated")
         }
+        Cause::Unasked(_) => (StatusCode::BAD_GATEWAY, "Upstream spoke before it was asked", "http_protocol_error"),
         Cause::ClosedInHead(_) => (StatusCode::BAD_GATEWAY, "Upstream's head was cut", "http_response_incomplete"),
         Cause::MalformedHead(_) | Cause::Switched | Cause::TransferCoding => {
             (StatusCode::BAD_GATEWAY, "Upstream's head is malformed", "http_protocol_error")

@@ -29,6 +29,7 @@ use super::judge::verdict;
 use super::pool::Pool;
 use super::question::{Question, heard};
 use super::tls::Tls;
+use super::wire::Wire;
 use super::{AcquireError, Destination, Payload, Settings, Tunnel, ViaFault};
 use crate::identity::failed_key;
 
@@ -145,9 +146,9 @@ impl Connector {
         &self,
         tls: &TlsConnector,
         tcp: TcpStream,
-    ) -> (Result<TlsStream<TcpStream>, AcquireError>, Option<Question>) {
+    ) -> (Result<TlsStream<Wire>, AcquireError>, Option<Question>) {
         let limit = self.destination.settings.timeouts.handshake;
-        let handshake = tls.connect(self.name.clone(), tcp);
+        let handshake = tls.connect(self.name.clone(), Wire::new(tcp));
         let (ended, question) = match &self.aside {
             None => {
                 let (ended, question) = heard(timeout(limit, handshake)).await;
@@ -175,7 +176,7 @@ impl Connector {
 
     pub(super) async fn speak_http(
         &self,
-        tls: TlsStream<TcpStream>,
+        tls: TlsStream<Wire>,
         asked: bool,
         permit: OwnedSemaphorePermit,
     ) -> Result<Established, AcquireError> {

@@ -10,15 +10,15 @@ use std::task::{Context, Poll, ready};
 
 use rustls::{AlertDescription, HandshakeType, PeerMisbehaved, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 #[cfg(test)]
 use super::places::{self, Gate};
+use super::wire::Wire;
 
 /// A connection to a bank whose plaintext is counted.
 pub(super) struct Counted {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Wire>,
     count: Arc<Count>,
     /// Why nothing can be written any more, until whoever reads to the end is told.
     broken: Option<io::Error>,
@@ -35,6 +35,8 @@ pub(super) struct Count {
     late: OnceLock<(Late, u64)>,
     /// Whether a write has failed.
     broken: AtomicBool,
+    /// Whether a request is about to be written.
+    looks: AtomicBool,
 }
 
 /// What a bank asks for after the handshake and rustls does not do: mostly our certificate.
@@ -76,6 +78,12 @@ impl Count {
     /// Whether a write has failed: what is read is the last that comes.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
+    }
+
+    /// Before a request is written: the next read takes what the socket has, even where the event loop has not seen it. hyper
+    /// reads first, and what it finds, an end or what nobody asked for, keeps the request here.
+    pub(super) fn look(&self) {
+        self.looks.store(true, Ordering::Release);
     }
 
     fn note(&self, error: &io::Error) {
@@ -120,7 +128,7 @@ fn late_in(error: &io::Error) -> Option<Late> {
 const RECORD: usize = 16 * 1024;
 
 impl Counted {
-    pub(super) fn new(stream: TlsStream<TcpStream>, count: Arc<Count>) -> Self {
+    pub(super) fn new(stream: TlsStream<Wire>, count: Arc<Count>) -> Self {
         Self { stream, count, broken: None }
     }
 
@@ -182,6 +190,10 @@ impl Counted {
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (before, unsent) = (buf.filled().len(), self.stream.get_ref().1.wants_write());
+        if self.count.looks.load(Ordering::Acquire) {
+            self.count.looks.store(false, Ordering::Relaxed);
+            self.stream.get_mut().0.look();
+        }
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         #[cfg(test)]
         places::note(Gate::FromBank, &buf.filled()[before..]);

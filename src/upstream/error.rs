@@ -325,6 +325,9 @@ pub enum Cause {
     /// Not a byte of an answer.
     #[error("the upstream closed the connection without an answer")]
     ClosedBeforeHead(#[source] hyper::Error),
+    /// Before the request was written.
+    #[error("the upstream sent something before it was asked")]
+    Unasked(#[source] hyper::Error),
     /// A part of an answer's head.
     #[error("the upstream closed the connection in the middle of the response head")]
     ClosedInHead(#[source] hyper::Error),
@@ -351,7 +354,7 @@ impl Cause {
             Self::PostHandshakeAuthentication => "upstream-post-handshake-authentication",
             Self::ClosedBeforeHead(_) => "upstream-closed",
             Self::ClosedInHead(_) => "upstream-closed-in-head",
-            Self::MalformedHead(_) | Self::Switched | Self::TransferCoding => "upstream-malformed",
+            Self::Unasked(_) | Self::MalformedHead(_) | Self::Switched | Self::TransferCoding => "upstream-malformed",
             Self::ResponseTimeout(_) => "upstream-timeout",
         }
     }
@@ -366,7 +369,7 @@ impl Cause {
             Self::ClosedBeforeHead(_) | Self::ClosedInHead(_) => {
                 "some banks close so on a QWAC that they do not know: ask the bank whether this one is registered"
             }
-            Self::MalformedHead(_) | Self::Switched | Self::TransferCoding => {
+            Self::Unasked(_) | Self::MalformedHead(_) | Self::Switched | Self::TransferCoding => {
                 "check that `url` names a port that speaks HTTP/1.1"
             }
             Self::ResponseTimeout(_) => "check with the bank, or raise `timeouts.response`",

@@ -108,6 +108,7 @@ impl Lease {
         let limit = held.destination.settings.timeouts.response;
         let deadline = deadline.min(tokio::time::Instant::from_std(began) + limit);
         held.connection.served += 1;
+        held.connection.count.look();
         // Mapped rather than awaited: a future that awaits what it was given holds it twice, and every request moves it.
         timeout_at(deadline, held.connection.sender.try_send_request(request))
             .map(move |sent| held.conclude(sent, began, limit))
@@ -179,6 +180,7 @@ impl Held {
         let cause = match (refused, self.late()) {
             (Some(alert), _) => Cause::QwacRefused(alert),
             (None, Some(late)) => late,
+            (None, None) if answered && unstarted => Cause::Unasked(error),
             (None, None) if answered && error.is_parse() => Cause::MalformedHead(error),
             (None, None) if answered => Cause::ClosedInHead(error),
             (None, None) => Cause::ClosedBeforeHead(error),

@@ -40,6 +40,7 @@ mod tls;
 mod trust;
 mod unverifiable;
 mod via;
+mod wire;
 mod witness;
 
 use aside::Aside;

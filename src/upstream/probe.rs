@@ -10,13 +10,13 @@ use rustls::crypto::SupportedKxGroup;
 use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
 use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::connector::Established;
 use super::lease::UnderWay;
 use super::pool::Connection;
 use super::skew::date;
+use super::wire::Wire;
 use super::{AcquireError, Lease, Payload, Question, ReactorId, SendError, Upstream};
 
 /// What one connection to a bank showed, as far as it came.
@@ -65,7 +65,7 @@ pub struct Session {
 }
 
 impl Session {
-    fn of(stream: &TlsStream<TcpStream>, took: Duration) -> Self {
+    fn of(stream: &TlsStream<Wire>, took: Duration) -> Self {
         let tls = stream.get_ref().1;
         Self {
             version: tls.protocol_version(),

@@ -30,4 +30,5 @@ mod support;
 mod token;
 mod trust;
 mod way;
+mod while_sealing;
 mod wire;

@@ -1,0 +1,231 @@
+//! What a bank says or does between the taking of a connection and the request: while a seal is made nobody reads. The
+//! runtime stands still here as it does for a seal, so that the bank is always there first.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use http::{Method, Request};
+use http_body_util::BodyExt as _;
+use prometheus::Registry;
+use rustls::{ServerConnection, StreamOwned};
+use sealproxy::identity::{KeySource, Pair, Qwac};
+use sealproxy::log::Log;
+use sealproxy::upstream::{
+    Cause, Destination, Families, Lease, Origin, Outcome, Payload, ReactorId, Roots, SendError, Settings, Timeouts,
+    Trust, Upstream,
+};
+
+use crate::support::{Manner, kit, ok, reset};
+
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    /// An answer that nobody asked for.
+    Says(&'static [u8]),
+    /// The end of TLS and of TCP.
+    Closes,
+    /// The end of TCP alone.
+    Vanishes,
+    Resets,
+}
+
+const STRAY: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// A bank that serves one connection at a time, and does in between what it is told.
+struct Bank {
+    address: SocketAddr,
+    deeds: Sender<Deed>,
+    done: Receiver<()>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bank {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let ((deeds, told), (tells, done)) = (channel(), channel());
+        let requests = Arc::new(Mutex::default());
+        let seen = Arc::clone(&requests);
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let session = ServerConnection::new(Manner::good().tls).expect("a session");
+                // A connection ends as it ends; what was received is what is judged.
+                let _ = serve(StreamOwned::new(session, socket.expect("a connection")), &told, &tells, &seen);
+            }
+        });
+        Self { address, deeds, done, requests }
+    }
+
+    /// Has the bank do something, and keeps the runtime from its turn until it is done.
+    fn does(&self, deed: Deed) {
+        self.deeds.send(deed).expect("the bank lives");
+        self.done.recv_timeout(Duration::from_secs(10)).expect("it was done");
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("no panic").clone()
+    }
+
+    async fn upstream(&self) -> Upstream {
+        let limit = Duration::from_secs(10);
+        let timeouts = Timeouts {
+            resolve: limit,
+            connect: limit,
+            via: limit,
+            handshake: limit,
+            response: limit,
+            response_frame: limit,
+        };
+        let settings = Settings {
+            origin: Origin { host: "localhost".to_owned(), port: self.address.port() },
+            trust: Trust { roots: Roots::File(kit().path("ca.pem")), ..Trust::default() },
+            private: true,
+            via: None,
+            idle: limit,
+            max_age: limit,
+            connections: 2,
+            in_flight: 2,
+            timeouts,
+        };
+        let qwac = Pair {
+            setting: "qwac".to_owned(),
+            certificate: kit().path("qwac.pem"),
+            key: KeySource::File(kit().path("qwac.key")),
+            passphrase: None,
+        };
+        let qwac = Qwac::load(&qwac).await.expect("the kit's");
+        let families = Families::register(&Registry::new()).expect("a registry of our own");
+        let (log, _) = Log::start(std::io::sink(), 10).expect("a thread");
+        let destination = Destination::new("bank", settings, &families, log);
+        Upstream::new(destination, qwac.resolver(), None, SystemTime::now()).expect("its files are there")
+    }
+}
+
+/// Answers a request as soon as it has its head, and then either reads on or does what it is told.
+fn serve(
+    mut tls: StreamOwned<ServerConnection, std::net::TcpStream>,
+    told: &Receiver<Deed>,
+    done: &Sender<()>,
+    requests: &Mutex<Vec<String>>,
+) -> std::io::Result<()> {
+    while tls.conn.is_handshaking() {
+        tls.conn.complete_io(&mut tls.sock)?;
+    }
+    // What is said has left when it is said.
+    tls.sock.set_nodelay(true)?;
+    tls.sock.set_read_timeout(Some(Duration::from_millis(5)))?;
+    loop {
+        if let Ok(deed) = told.try_recv() {
+            act(&mut tls, deed)?;
+            if matches!(deed, Deed::Resets) {
+                drop(tls);
+                done.send(()).expect("the test waits");
+                return Ok(());
+            }
+            done.send(()).expect("the test waits");
+        }
+        let mut bytes = [0; 4096];
+        match tls.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(read) => {
+                let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
+                requests.lock().expect("no panic").push(text.lines().next().unwrap_or_default().to_owned());
+                tls.write_all(&ok("{}"))?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn act(tls: &mut StreamOwned<ServerConnection, std::net::TcpStream>, deed: Deed) -> std::io::Result<()> {
+    match deed {
+        Deed::Says(bytes) => tls.write_all(bytes),
+        Deed::Closes => {
+            tls.conn.send_close_notify();
+            tls.flush()?;
+            tls.sock.shutdown(Shutdown::Write)
+        }
+        Deed::Vanishes => tls.sock.shutdown(Shutdown::Write),
+        Deed::Resets => reset(&tls.sock),
+    }
+}
+
+fn request(path: &str) -> Request<Payload> {
+    let mut body = Payload::default();
+    body.push("{}".into());
+    let request = Request::builder().method(Method::POST).uri(path).header("host", "localhost");
+    request.header("content-length", "2").body(body).expect("a request")
+}
+
+/// Sends a request and reads its answer to the end.
+async fn paid(lease: Lease, path: &str) -> Result<(), SendError> {
+    let answer = lease.send(request(path)).await?;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.into_body().collect().await.expect("whole").to_bytes(), "{}");
+    Ok(())
+}
+
+/// Whatever the event loop has to say is said.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(30)).await;
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+#[test]
+fn what_a_bank_does_while_a_seal_is_made_keeps_the_request_here() {
+    for deed in [Deed::Says(STRAY), Deed::Says(b"x"), Deed::Closes, Deed::Vanishes, Deed::Resets] {
+        runtime().block_on(async {
+            let bank = Bank::start();
+            let upstream = bank.upstream().await;
+            paid(upstream.acquire(ReactorId(0)).await.expect("a connection"), "/first").await.expect("an answer");
+            settle().await;
+            let lease = upstream.acquire(ReactorId(0)).await.expect("the same connection");
+            assert!(lease.is_reused());
+            bank.does(deed);
+            let error = paid(lease, "/second").await.expect_err("nobody may be answered by it");
+            assert_eq!(error.outcome, Outcome::NotSent, "{deed:?}: {error:?}");
+            let unasked = matches!(error.cause, Cause::Unasked(_));
+            assert_eq!(unasked, matches!(deed, Deed::Says(_)), "{deed:?}: {error:?}");
+            paid(upstream.acquire_new(ReactorId(0)).await.expect("another"), "/again").await.expect("an answer");
+            let lines: Vec<_> = ["/first", "/again"].iter().map(|path| format!("POST {path} HTTP/1.1")).collect();
+            assert_eq!(bank.requests(), lines, "{deed:?}");
+        });
+    }
+}
+
+#[test]
+fn what_a_bank_says_on_a_new_connection_is_no_answer_either() {
+    runtime().block_on(async {
+        let bank = Bank::start();
+        let upstream = bank.upstream().await;
+        let lease = upstream.acquire(ReactorId(0)).await.expect("a connection");
+        assert!(!lease.is_reused());
+        bank.does(Deed::Says(STRAY));
+        let error = paid(lease, "/first").await.expect_err("nobody may be answered by it");
+        assert!(matches!((&error.cause, error.outcome), (Cause::Unasked(_), Outcome::NotSent)), "{error:?}");
+        assert_eq!(bank.requests(), Vec::<String>::new());
+    });
+}
+
+/// A new connection has session tickets to read, and a used one nothing.
+#[test]
+fn a_bank_that_does_nothing_is_asked() {
+    runtime().block_on(async {
+        let bank = Bank::start();
+        let upstream = bank.upstream().await;
+        for path in ["/new", "/used", "/again"] {
+            let lease = upstream.acquire(ReactorId(0)).await.expect("a connection");
+            assert_eq!(lease.is_reused(), path != "/new");
+            std::thread::sleep(Duration::from_millis(20));
+            paid(lease, path).await.expect("an answer");
+            settle().await;
+        }
+        assert_eq!(bank.requests().len(), 3);
+    });
+}

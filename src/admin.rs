@@ -1,7 +1,7 @@
 //! `/livez`, `/readyz`, `/metrics` and `/status` on listeners of their own, so that no path of a bank is ever shadowed.
 //! Must know nothing else of ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use prometheus::{Registry, TextEncoder};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 /// One admin listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,23 +143,20 @@ pub async fn serve(listener: TcpListener, pages: Vec<Page>, state: Arc<State>, s
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let desk = Arc::new(Desk { pages, is_local, state });
     let graceful = GracefulShutdown::new();
-    let seats = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut seats = Seats::default();
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = tokio::select! {
             () = &mut stop => break,
             accepted = listener.accept() => accepted,
         };
-        match (accepted, Arc::clone(&seats).try_acquire_owned()) {
-            (Ok((stream, _)), Ok(seat)) => {
+        match accepted {
+            Ok((stream, _)) => {
                 let work = converse(stream, Arc::clone(&desk), graceful.watcher());
-                tokio::spawn(async move {
-                    let _seat = seat;
-                    let _ = tokio::time::timeout(LIFETIME, work).await;
-                });
+                let work = tokio::spawn(tokio::time::timeout(LIFETIME, work));
+                seats.take(work.abort_handle());
             }
-            (Ok(_), Err(_)) => {}
-            (Err(_), _) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
     // A scraper in the middle of its scrape may finish it.
@@ -170,6 +167,23 @@ pub async fn serve(listener: TcpListener, pages: Vec<Page>, state: Arc<State>, s
 const CONNECTIONS: usize = 64;
 const LIFETIME: Duration = Duration::from_secs(3600);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The connections of one listener, oldest first.
+#[derive(Default)]
+struct Seats(VecDeque<AbortHandle>);
+
+impl Seats {
+    /// The oldest gives way: a page is there at once, and whoever keeps its seat for nothing must not keep a probe from its own.
+    fn take(&mut self, connection: AbortHandle) {
+        self.0.retain(|seat| !seat.is_finished());
+        if self.0.len() == CONNECTIONS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
 
 /// What one listener answers with.
 struct Desk {

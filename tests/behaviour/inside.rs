@@ -8,10 +8,26 @@ use std::time::{Duration, Instant};
 
 use crate::framing::statuses;
 use crate::outside::free_port;
-use crate::support::{Act, FakeBank, Rig, config, ok};
+use crate::support::{Act, FakeBank, Rig, config, ok, send};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
+
+/// A probe that is not answered restarts the process.
+#[test]
+fn who_says_nothing_keeps_no_probe_from_the_admin_pages() {
+    let rig = Rig::before(&FakeBank::good());
+    let silent: Vec<_> = (0..70).map(|_| TcpStream::connect(rig.admin).expect("it is taken in")).collect();
+    for _ in 0..3 {
+        let began = Instant::now();
+        let page = send(rig.admin, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        assert_eq!((page.status, &*page.body), (200, "alive\n"));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+    let mut oldest = &silent[0];
+    oldest.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
+    assert!(matches!(oldest.read(&mut [0]), Ok(0)), "there are 64 places");
+}
 
 /// T-err: a caller learns what to do, and not which machine, file or library said what.
 #[test]
@@ -66,7 +82,7 @@ fn hang_ups_during_a_drain_kill_nothing() {
     let payment = std::thread::spawn(move || {
         let head =
             format!("POST {PAYMENTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
-        crate::support::send(address, format!("{head}{{}}").as_bytes())
+        send(address, format!("{head}{{}}").as_bytes())
     });
     while bank.received().is_empty() {
         std::thread::sleep(Duration::from_millis(5));

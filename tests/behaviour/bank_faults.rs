@@ -316,6 +316,8 @@ fn answers_and_closes(answer: &'static str) -> SocketAddr {
     std::thread::spawn(move || {
         for socket in listener.incoming().map_while(Result::ok) {
             let session = rustls::ServerConnection::new(Manner::good().tls).expect("a session");
+            // Or the answer waits in Nagle's queue behind the session tickets, and the reset finds it there.
+            socket.set_nodelay(true).expect("a socket");
             let mut tls = rustls::StreamOwned::new(session, socket);
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {

@@ -190,8 +190,7 @@ impl Counted {
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (before, unsent) = (buf.filled().len(), self.stream.get_ref().1.wants_write());
-        if self.count.looks.load(Ordering::Acquire) {
-            self.count.looks.store(false, Ordering::Relaxed);
+        if self.count.looks.swap(false, Ordering::AcqRel) {
             self.stream.get_mut().0.look();
         }
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);

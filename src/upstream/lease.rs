@@ -209,8 +209,8 @@ pub fn is_plainly_framed(headers: &HeaderMap) -> bool {
 /// Whether a body was announced where there is none (RFC 9110 section 8.6): a bank that sends it all the same would have it
 /// read as the next one's answer.
 fn announces_what_never_comes(response: &Response<Incoming>) -> bool {
-    let lengths = || response.headers().get_all(CONTENT_LENGTH).iter();
-    response.status() == StatusCode::NO_CONTENT && lengths().any(|length| length.as_bytes() != b"0")
+    response.status() == StatusCode::NO_CONTENT
+        && response.headers().get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
 }
 
 /// Whether an alert can still be about our certificate. A bank that did not ask for it has none to judge; in TLS 1.2 it

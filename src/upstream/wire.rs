@@ -29,15 +29,17 @@ impl Wire {
 
     fn receive(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match rustix::net::recv(&self.tcp, buf.initialize_unfilled(), RecvFlags::DONTWAIT) {
-            Ok((read, _)) => buf.advance(read),
+            Ok((read, _)) => {
+                buf.advance(read);
+                Poll::Ready(Ok(()))
+            }
             // The event loop has been asked before, and will wake whoever waits.
             Err(Errno::AGAIN) => {
                 self.looks = false;
-                return Poll::Pending;
+                Poll::Pending
             }
-            Err(error) => return Poll::Ready(Err(error.into())),
+            Err(error) => Poll::Ready(Err(error.into())),
         }
-        Poll::Ready(Ok(()))
     }
 }
 

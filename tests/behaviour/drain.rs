@@ -14,7 +14,7 @@ use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send, until};
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 
 fn readiness(rig: &Rig) -> u16 {
-    send(rig.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").status
+    rig.page("/readyz").status
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn who_says_nothing_keeps_no_probe_from_the_admin_pages() {
     let silent: Vec<_> = (0..70).map(|_| TcpStream::connect(rig.admin).expect("it is taken in")).collect();
     for _ in 0..3 {
         let began = Instant::now();
-        let page = send(rig.admin, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let page = rig.page("/livez");
         assert_eq!((page.status, &*page.body), (200, "alive\n"));
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }

@@ -18,8 +18,8 @@ use sealproxy::upstream::Via;
 use tokio::sync::watch;
 
 use crate::outside::{free_port, output, present};
-use crate::rotation::{page, status};
-use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, file_config, folder, kit, ok, send, tls, until};
+use crate::rotation::status;
+use crate::support::{Act, FakeBank, Lines, Manner, Rig, Running, file_config, folder, kit, ok, tls, until};
 use crate::way::{ESTABLISHED, Egress};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -617,11 +617,11 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
         judged("revoked");
         assert!(rig.metrics().contains("sealproxy_certificate_revoked{identity=\"main\",use=\"qwac\"} 1"));
         if stops {
-            until("it stops", Duration::from_secs(10), || page(&rig, "/readyz").status == 503);
+            until("it stops", Duration::from_secs(10), || rig.page("/readyz").status == 503);
         } else {
             std::thread::sleep(Duration::from_millis(300));
         }
-        let (answer, ready) = (rig.get(accounts), page(&rig, "/readyz").status);
+        let (answer, ready) = (rig.get(accounts), rig.page("/readyz").status);
         if stops {
             assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "identity-unusable", "not_sent"));
             assert_eq!((ready, bank.received().len()), (503, 1));
@@ -683,7 +683,7 @@ fn comes_back(rig: &Rig, authority: &Authority) {
     let files = ["chain.pem", "ours.key"].map(|file| authority.file(file));
     let revoked = files.clone().map(|file| std::fs::read(file).expect("read"));
     let status = || -> serde_json::Value {
-        let page = send(rig.admin, b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let page = rig.page("/status");
         serde_json::from_str(&page.body).expect("JSON")
     };
     let until = |what: &str, is_so: &dyn Fn() -> bool| {

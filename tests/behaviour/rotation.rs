@@ -12,7 +12,7 @@ use sealproxy::sandbox::authority::{Authority, Issued, KeyKind, Tpp};
 use serde_json::Value;
 
 use crate::sealing::{leaf, verify_by};
-use crate::support::{Act, Answer, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls, until};
+use crate::support::{Act, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls, until};
 
 /// Whoever comes before the connection is back waits for it, instead of making another.
 const ONE: &str = ", connections: 1";
@@ -127,12 +127,8 @@ fn identity(secret: &Secret) -> String {
     )
 }
 
-pub(crate) fn page(rig: &Rig, path: &str) -> Answer {
-    send(rig.admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
-}
-
 pub(crate) fn status(rig: &Rig) -> Value {
-    serde_json::from_str(&page(rig, "/status").body).expect("JSON")
+    serde_json::from_str(&rig.page("/status").body).expect("JSON")
 }
 
 fn metric(rig: &Rig, line: &str) -> f64 {
@@ -673,10 +669,10 @@ fn an_identity_that_cannot_be_used_stops_its_own_routes_alone() {
     assert_eq!(refused.header("retry-after"), None, "waiting a second mends nothing");
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     assert_eq!(world.bank.received().len(), 1);
-    assert_eq!(page(&rig, "/readyz").status, 200);
-    assert_eq!(page(&rig, "/readyz?upstream=bank").status, 200);
-    assert_eq!(page(&rig, "/readyz?upstream=other").status, 503);
-    let nobody = page(&rig, "/readyz?upstream=nobody%0a");
+    assert_eq!(rig.page("/readyz").status, 200);
+    assert_eq!(rig.page("/readyz?upstream=bank").status, 200);
+    assert_eq!(rig.page("/readyz?upstream=other").status, 503);
+    let nobody = rig.page("/readyz?upstream=nobody%0a");
     assert_eq!((nobody.status, &*nobody.body), (404, "no upstream nobody0a; there are bank other\n"));
     assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"second\"}"), 0.0);
     assert_eq!(metric(&rig, "sealproxy_identity_usable{identity=\"main\"}"), 1.0);
@@ -684,7 +680,7 @@ fn an_identity_that_cannot_be_used_stops_its_own_routes_alone() {
     assert!(log.iter().any(|line| line["problem"] == "identity-unusable"), "{log:?}");
     // Mended, it serves without a restart.
     second.swap(&files(&world.qwac(), &seal));
-    until("it is mended", Duration::from_secs(10), || page(&rig, "/readyz?upstream=other").status == 200);
+    until("it is mended", Duration::from_secs(10), || rig.page("/readyz?upstream=other").status == 200);
     assert_eq!(rig.get(of_other).status, 200);
 }
 
@@ -697,26 +693,26 @@ fn readiness_falls_with_the_last_identity_whose_certificates_expire_and_comes_ba
     let (qwac, seal) = (qwac.expect("a QWAC"), seal.expect("a QSealC"));
     let mut secret = Secret::new(&files(&world.qwac(), &seal));
     let (rig, file) = Rig::start_with_file(&world.config(&identity(&secret), ""));
-    assert_eq!(page(&rig, "/readyz").status, 200);
+    assert_eq!(rig.page("/readyz").status, 200);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
-    until("the seal expires", Duration::from_secs(10), || page(&rig, "/readyz").status == 503);
+    until("the seal expires", Duration::from_secs(10), || rig.page("/readyz").status == 503);
     let refused = rig.get(ACCOUNTS);
     assert_eq!((refused.status, &*refused.problem()), (503, "identity-unusable"));
     assert_eq!(world.bank.received().len(), 1, "an expired seal seals nothing");
     // A set that has expired as well is no better.
     secret.swap(&files(&qwac, &seal));
     until("it is refused", Duration::from_secs(10), || metric(&rig, REFUSED) > 0.0);
-    assert_eq!(page(&rig, "/readyz").status, 503);
-    assert_eq!(page(&rig, "/livez").status, 200);
+    assert_eq!(rig.page("/readyz").status, 503);
+    assert_eq!(rig.page("/livez").status, 200);
     // Its successor is valid, and not known to the bank: it lies staged, and the configuration says so in its turn.
     let renewed = world.seal();
     secret.swap(&files(&world.qwac(), &renewed));
     until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
-    assert_eq!(page(&rig, "/readyz").status, 503);
+    assert_eq!(rig.page("/readyz").status, 503);
     let known = format!(", key_id: {}", leaf_of(&der(&renewed)).sha1_hex());
     std::fs::write(&file, world.config(&identity(&secret), &known)).expect("written");
     rig.reload();
-    until("it is ready again", Duration::from_secs(10), || page(&rig, "/readyz").status == 200);
+    until("it is ready again", Duration::from_secs(10), || rig.page("/readyz").status == 200);
     assert_eq!(rig.get(ACCOUNTS).status, 200);
 }
 
@@ -1200,7 +1196,7 @@ fn a_bank_that_cannot_be_judged_stops_no_other_at_the_start() {
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     let refused = rig.get("/sandbox/cic/stet-psd2-api/v2.1/accounts");
     assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "identity-unusable", "not_sent"));
-    assert_eq!((page(&rig, "/readyz").status, page(&rig, "/readyz?upstream=other").status), (200, 503));
+    assert_eq!((rig.page("/readyz").status, rig.page("/readyz?upstream=other").status), (200, 503));
     // Its identity is sound: the reason is its own.
     let upstreams = status(&rig)["upstreams"].clone();
     let reason = upstreams["other"]["findings"][0].as_str().expect("a finding").to_owned();

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::outside::present;
 use crate::preflight::{Office, RSA, Wanted};
-use crate::rotation::{page, reload, status};
+use crate::rotation::{reload, status};
 use crate::support::{Act, FakeBank, Manner, Rig, folder, kit, ok, tls, until};
 
 const ACCOUNTS: &str = "/becm/stet-psd2-api/v2.1/accounts";
@@ -111,7 +111,7 @@ fn certificates_of_two_organisations_stop_the_identity_in_production_alone() {
     let of_mixed = "/cic/stet-psd2-api/v2.1/accounts";
     let refused = rig.get(of_mixed);
     assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "identity-unusable", "not_sent"));
-    assert_eq!((rig.get(ACCOUNTS).status, page(&rig, "/readyz?upstream=mixed").status), (200, 503));
+    assert_eq!((rig.get(ACCOUNTS).status, rig.page("/readyz?upstream=mixed").status), (200, 503));
     let sandbox =
         production.replace("environment: production", "environment: sandbox").replace("path: /", "path: /sandbox/");
     assert_eq!(Rig::start(&sandbox).get(&format!("/sandbox{of_mixed}")).status, 200);

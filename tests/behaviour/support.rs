@@ -239,7 +239,12 @@ impl Rig {
     }
 
     pub(crate) fn metrics(&self) -> String {
-        send(self.admin, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").body
+        self.page("/metrics").body
+    }
+
+    /// A page of the admin listener.
+    pub(crate) fn page(&self, path: &str) -> Answer {
+        send(self.admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
     }
 }
 
@@ -530,17 +535,9 @@ fn converse(
     }
 }
 
-/// Closes with RST instead of FIN, once nobody else holds the socket.
+/// Closes with RST instead of FIN, once nobody holds the socket.
 pub(crate) fn reset(socket: &TcpStream) -> std::io::Result<()> {
-    let socket = socket.try_clone()?;
-    let socket = tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
-        socket.set_nonblocking(true)?;
-        let socket = tokio::net::TcpStream::from_std(socket)?;
-        socket.set_zero_linger()?;
-        socket.into_std()
-    })?;
-    drop(socket);
-    Ok(())
+    Ok(rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO))?)
 }
 
 fn read_request(tls: &mut impl Read, buffer: &mut Vec<u8>) -> std::io::Result<Option<(String, Vec<u8>)>> {

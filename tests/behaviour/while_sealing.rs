@@ -11,14 +11,12 @@ use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use prometheus::Registry;
 use rustls::{ServerConnection, StreamOwned};
-use sealproxy::identity::{KeySource, Pair, Qwac};
+use sealproxy::config::Config;
+use sealproxy::identity::Qwac;
 use sealproxy::log::Log;
-use sealproxy::upstream::{
-    Cause, Destination, Families, Lease, Origin, Outcome, Payload, ReactorId, Roots, SendError, Settings, Timeouts,
-    Trust, Upstream,
-};
+use sealproxy::upstream::{Cause, Destination, Families, Lease, Outcome, Payload, ReactorId, SendError, Upstream};
 
-use crate::support::{Manner, kit, ok, reset};
+use crate::support::{Manner, file_config, folder, ok, reset};
 
 #[derive(Clone, Copy, Debug)]
 enum Deed {
@@ -69,36 +67,12 @@ impl Bank {
     }
 
     async fn upstream(&self) -> Upstream {
-        let limit = Duration::from_secs(10);
-        let timeouts = Timeouts {
-            resolve: limit,
-            connect: limit,
-            via: limit,
-            handshake: limit,
-            response: limit,
-            response_frame: limit,
-        };
-        let settings = Settings {
-            origin: Origin { host: "localhost".to_owned(), port: self.address.port() },
-            trust: Trust { roots: Roots::File(kit().path("ca.pem")), ..Trust::default() },
-            private: true,
-            via: None,
-            idle: limit,
-            max_age: limit,
-            connections: 2,
-            in_flight: 2,
-            timeouts,
-        };
-        let qwac = Pair {
-            setting: "qwac".to_owned(),
-            certificate: kit().path("qwac.pem"),
-            key: KeySource::File(kit().path("qwac.key")),
-            passphrase: None,
-        };
-        let qwac = Qwac::load(&qwac).await.expect("the kit's");
+        let yaml = file_config(self.address, "", "");
+        let (config, _) = Config::parse(&folder("lease").join("f.yaml"), &yaml, &|_| None).expect("a legal text");
+        let qwac = Qwac::load(&config.identities["main"].qwac).await.expect("the kit's");
         let families = Families::register(&Registry::new()).expect("a registry of our own");
         let (log, _) = Log::start(std::io::sink(), 10).expect("a thread");
-        let destination = Destination::new("bank", settings, &families, log);
+        let destination = Destination::new("bank", config.upstreams["bank"].settings.clone(), &families, log);
         Upstream::new(destination, qwac.resolver(), None, SystemTime::now()).expect("its files are there")
     }
 }

@@ -154,7 +154,7 @@ pub async fn serve(listener: TcpListener, pages: Vec<Page>, state: Arc<State>, s
             Ok((stream, _)) => {
                 let work = converse(stream, Arc::clone(&desk), graceful.watcher());
                 let work = tokio::spawn(tokio::time::timeout(LIFETIME, work));
-                seats.take(work.abort_handle());
+                seats.take(work.abort_handle()).await;
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -168,20 +168,36 @@ const CONNECTIONS: usize = 64;
 const LIFETIME: Duration = Duration::from_secs(3600);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// So many may give way in one turn of the event loop: in a crowd all would, and nobody be heard.
+const IN_A_TURN: usize = CONNECTIONS / 4;
+
 /// The connections of one listener, oldest first.
 #[derive(Default)]
-struct Seats(VecDeque<AbortHandle>);
+struct Seats {
+    taken: VecDeque<AbortHandle>,
+    /// How many may still give way before the event loop has its turn.
+    in_this_turn: usize,
+}
 
 impl Seats {
     /// The oldest gives way: a page is there at once, and whoever keeps its seat for nothing must not keep a probe from its own.
-    fn take(&mut self, connection: AbortHandle) {
-        self.0.retain(|seat| !seat.is_finished());
-        if self.0.len() == CONNECTIONS
-            && let Some(oldest) = self.0.pop_front()
+    async fn take(&mut self, connection: AbortHandle) {
+        if !self.has_room() && self.in_this_turn == 0 {
+            tokio::task::yield_now().await;
+            self.in_this_turn = IN_A_TURN;
+        }
+        if !self.has_room()
+            && let Some(oldest) = self.taken.pop_front()
         {
             oldest.abort();
+            self.in_this_turn -= 1;
         }
-        self.0.push_back(connection);
+        self.taken.push_back(connection);
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.taken.retain(|seat| !seat.is_finished());
+        self.taken.len() < CONNECTIONS
     }
 }
 

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep};
 
 use super::Timeouts;
@@ -21,7 +22,8 @@ pub(super) struct Clock {
     state: AtomicU8,
     since: AtomicU64,
     under_way: AtomicUsize,
-    /// Exchanges in flight that wait for the caller: for its body, or for it to take its answer; and since when all do.
+    /// Exchanges in flight that wait for the caller: for its body, or for it to take its answer; and when the last of them
+    /// began to.
     waiting: AtomicUsize,
     waiting_since: AtomicU64,
     /// Since when the caller takes no byte that is written.
@@ -120,6 +122,11 @@ impl Clock {
         self.asked_to_go.load(Ordering::Relaxed)
     }
 
+    /// Whether it ends because its place was needed.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.is_going() && !self.given_up.load(Ordering::Acquire)
+    }
+
     /// Waits until the connection is asked to end while it is of no use, or to take no further stream.
     pub(super) async fn asked(&self) -> Ask {
         loop {
@@ -127,6 +134,8 @@ impl Clock {
                 return Ask::NoMore;
             }
             if self.is_going() {
+                // A request may be there that nobody has read: after a turn of the event loop whoever owns the socket has.
+                yield_now().await;
                 if self.usefulness() < Usefulness::Busy {
                     return Ask::Go;
                 }
@@ -323,10 +332,9 @@ impl Busy {
     /// The exchange waits for its caller from here on.
     pub(super) fn waits(&self) {
         if !self.waits.swap(true, Ordering::Relaxed) {
-            let waiting = self.clock.waiting.fetch_add(1, Ordering::AcqRel) + 1;
-            if waiting >= self.clock.under_way.load(Ordering::Acquire) {
-                self.clock.waiting_since.store(self.clock.now(), Ordering::Relaxed);
-            }
+            // Before it is counted: all wait since the last one began to.
+            self.clock.waiting_since.store(self.clock.now(), Ordering::Relaxed);
+            self.clock.waiting.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -456,6 +464,28 @@ pub(super) mod tests {
         assert_eq!(seconds_left(&clock), 62.0);
         drop(other);
         assert_eq!((clock.state(), seconds_left(&clock)), (State::Idle, 600.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_stuck_once_all_on_it_have_waited_for_long() {
+        let clock = clock();
+        clock.multiplex();
+        let (first, second) = (Busy::new(&clock), Busy::new(&clock));
+        first.waits();
+        pass(11).await;
+        assert_eq!(clock.usefulness(), Usefulness::Busy, "the second is with the bank");
+        second.waits();
+        first.goes_on();
+        drop(first);
+        pass(9).await;
+        assert_eq!(clock.usefulness(), Usefulness::Busy, "all that is left has waited for nine seconds");
+        pass(2).await;
+        assert_eq!(clock.usefulness(), Usefulness::Stuck);
+        let third = Busy::new(&clock);
+        assert_eq!(clock.usefulness(), Usefulness::Busy);
+        third.waits();
+        drop(second);
+        assert_eq!(clock.usefulness(), Usefulness::Busy, "nor is it told by those who went before");
     }
 
     #[tokio::test(start_paused = true)]

@@ -378,6 +378,10 @@ impl Drop for Seat {
         drop(seated);
         let reactor = &self.hall.reactors[self.reactor];
         reactor.connections.fetch_sub(1, Ordering::Relaxed);
-        reactor.proxy.metrics().connections.dec();
+        let metrics = reactor.proxy.metrics();
+        metrics.connections.dec();
+        if self.clock.is_evicted() {
+            metrics.evicted_connections.inc();
+        }
     }
 }

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections of local clients for which there was no place.
     pub refused_connections: IntCounter,
+    /// Connections of local clients that ended to make room for others.
+    pub evicted_connections: IntCounter,
 }
 
 impl Metrics {
@@ -31,6 +33,11 @@ impl Metrics {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(family.clone()))?;
             Ok::<_, prometheus::Error>(family)
+        };
+        let count = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
         };
         let gauge = |name: &str, help: &str| {
             let gauge = IntGauge::new(name, help)?;
@@ -62,12 +69,14 @@ impl Metrics {
             )?,
             in_flight: gauge("sealproxy_in_flight", "Requests under way.")?,
             connections: gauge("sealproxy_client_connections", "Open connections of local clients.")?,
-            refused_connections: {
-                let name = "sealproxy_client_connections_refused_total";
-                let refused = IntCounter::new(name, "Connections of local clients for which there was no place.")?;
-                registry.register(Box::new(refused.clone()))?;
-                refused
-            },
+            refused_connections: count(
+                "sealproxy_client_connections_refused_total",
+                "Connections of local clients for which there was no place.",
+            )?,
+            evicted_connections: count(
+                "sealproxy_client_connections_evicted_total",
+                "Connections of local clients that ended to make room for others.",
+            )?,
         })
     }
 

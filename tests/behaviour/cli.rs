@@ -584,7 +584,7 @@ pub(crate) fn ended(command: &str, yaml: &str, environment: &[(&str, &str)]) -> 
     (output.status.code(), text(&output.stdout) + &text(&output.stderr))
 }
 
-fn signal(child: &Running, name: &str) {
+pub(crate) fn signal(child: &Running, name: &str) {
     let killed = Command::new("kill").args([&format!("-{name}"), &child.0.id().to_string()]).status();
     assert!(killed.expect("kill").success());
 }

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::cli::{signal, start};
 use crate::framing::statuses;
 use crate::outside::free_port;
 use crate::support::{Act, FakeBank, Rig, config, ok, send};
@@ -27,6 +28,23 @@ fn who_says_nothing_keeps_no_probe_from_the_admin_pages() {
     let mut oldest = &silent[0];
     oldest.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
     assert!(matches!(oldest.read(&mut [0]), Ok(0)), "there are 64 places");
+}
+
+/// T-err: a caller learns what to do, and not which machine, file or library said what.
+/// More than have a place come in within one turn of the event loop, and the probe is the oldest.
+#[test]
+fn a_crowd_of_connections_keeps_no_probe_from_the_admin_pages() {
+    let proxy = start(&config(free_port(), "", ""), &[]);
+    signal(&proxy.child, "STOP");
+    let mut probe = TcpStream::connect(proxy.admin).expect("in the queue");
+    probe.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
+    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(proxy.admin).expect("in the queue")).collect();
+    signal(&proxy.child, "CONT");
+    let mut answer = String::new();
+    probe.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    probe.read_to_string(&mut answer).expect("it is not reset");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(crowd);
 }
 
 /// T-err: a caller learns what to do, and not which machine, file or library said what.
@@ -74,7 +92,7 @@ fn no_page_of_the_proxy_itself_shadows_a_path_of_the_bank() {
 #[test]
 fn hang_ups_during_a_drain_kill_nothing() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(700), ok("{}")));
-    let mut proxy = crate::cli::start(&config(bank.address, "", ""), &[]);
+    let mut proxy = start(&config(bank.address, "", ""), &[]);
     let signal = |name: &str, id: u32| {
         assert!(Command::new("kill").args([name, &id.to_string()]).status().is_ok_and(|status| status.success()));
     };

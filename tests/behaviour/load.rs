@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cli::{Started, start, start_with};
+use crate::cli::{Started, signal, start, start_with};
 use crate::support::{Act, Answer, FakeBank, Manner, Running, config, kit, ok};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
@@ -170,6 +170,28 @@ fn the_limit_of_connections_holds_in_a_burst() {
         assert!(open <= 64 + 64 / 8 + 16, "{open}");
     }
     assert_eq!(get(proxy.address).status, 200);
+}
+
+/// Who has sent a request has one, though nobody has read it yet.
+#[test]
+fn no_request_that_has_come_in_makes_room_for_another() {
+    let bank = FakeBank::good();
+    let proxy = start(&config(bank.address, "", "limits: { connections: 4 }\n"), &[]);
+    let silent = crowd(proxy.address, 3, b"");
+    let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n", proxy.address);
+    signal(&proxy.child, "STOP");
+    let callers = crowd(proxy.address, 16, request.as_bytes());
+    signal(&proxy.child, "CONT");
+    for mut caller in callers {
+        caller.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let mut answer = Vec::new();
+        caller.read_to_end(&mut answer).expect("nobody is reset");
+        assert_eq!(Answer::parse(&answer).status, 200);
+    }
+    drop(silent);
+    let metrics = metrics(proxy.admin);
+    assert!(metrics.contains("sealproxy_client_connections_refused_total 0\n"), "{metrics}");
+    assert!(metrics.contains("sealproxy_client_connections_evicted_total 3\n"), "{metrics}");
 }
 
 fn metrics(admin: SocketAddr) -> String {

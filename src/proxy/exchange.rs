@@ -185,7 +185,7 @@ impl Exchange {
     /// The record goes before the caller's answer is made: unless one has begun, or it has left, it is told this.
     fn lost(&mut self, problem: &Problem) {
         self.problem = Some(problem.kind());
-        if UNWANTED.get() {
+        if is_unwanted() {
             self.caller_gone = true;
         } else {
             self.status.get_or_insert(problem.status());
@@ -252,16 +252,42 @@ impl Drop for Exchange {
 }
 
 thread_local! {
-    /// Whether what this thread drops at the moment is what nobody waits for.
+    /// Whether what this thread polls or drops at the moment is what nobody waits for.
     static UNWANTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Work whose caller has left: so say the records that are dropped with it.
+/// Work whose caller has left: it can ask whether that is so, and the records that are dropped with it say so.
 pub(super) struct Unwanted<F>(Option<Pin<Box<F>>>);
 
 impl<F> Unwanted<F> {
     pub(super) fn new(work: Pin<Box<F>>) -> Self {
         Self(Some(work))
+    }
+
+    fn mark<R>(&mut self, act: impl FnOnce(&mut Option<Pin<Box<F>>>) -> R) -> R {
+        let _mark = Mark::set();
+        act(&mut self.0)
+    }
+}
+
+/// Whether the work that asks is done for nobody.
+pub(super) fn is_unwanted() -> bool {
+    UNWANTED.get()
+}
+
+/// For as long as it lives, and not beyond a panic.
+struct Mark;
+
+impl Mark {
+    fn set() -> Self {
+        UNWANTED.set(true);
+        Self
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        UNWANTED.set(false);
     }
 }
 
@@ -269,15 +295,13 @@ impl<F: Future> Future for Unwanted<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.0.as_mut().expect("it is there until it is dropped").as_mut().poll(cx)
+        self.mark(|work| work.as_mut().expect("it is there until it is dropped").as_mut().poll(cx))
     }
 }
 
 impl<F> Drop for Unwanted<F> {
     fn drop(&mut self) {
-        UNWANTED.set(true);
-        self.0 = None;
-        UNWANTED.set(false);
+        self.mark(|work| *work = None);
     }
 }
 

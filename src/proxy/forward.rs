@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::{self, Charge, Collected};
 use super::clock::Busy;
-use super::exchange::{Exchange, Unwanted};
+use super::exchange::{Exchange, Unwanted, is_unwanted};
 use super::headers;
 use super::problem::Problem;
 use super::relay::{self, Patience, RelayBody};
@@ -210,8 +210,8 @@ impl Prepared {
         exchange: Box<Exchange>,
     ) -> Either<Ready<Response<RelayBody>>, BoxFuture<'static, Response<RelayBody>>> {
         match sent {
-            Err(problem) if reused && is_proven_unsent(&problem) => {
-                Either::Right(self.send_once_more(exchange).boxed())
+            Err(problem) if reused && is_proven_unsent(&problem) && !is_unwanted() => {
+                Either::Right(self.send_once_more(problem, exchange).boxed())
             }
             Err(problem) => Either::Left(ready(refuse(&problem, exchange))),
             Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
@@ -223,9 +223,10 @@ impl Prepared {
     }
 
     /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
-    /// request left, it is sealed afresh and sent once on a new connection.
-    async fn send_once_more(mut self: Box<Self>, mut exchange: Box<Exchange>) -> Response<RelayBody> {
-        let dialled = timeout_at(self.deadline, self.dial_and_seal(&mut exchange)).await;
+    /// request left, it is sealed afresh and sent once on a new connection. For a caller who has left by then, the
+    /// first `problem` is the end of it: nobody would learn what became of a payment that is sent now.
+    async fn send_once_more(mut self: Box<Self>, problem: Problem, mut exchange: Box<Exchange>) -> Response<RelayBody> {
+        let dialled = timeout_at(self.deadline, self.dial_and_seal(problem, &mut exchange)).await;
         let sent = match dialled.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent))) {
             Ok(lease) => self.transmit(lease, &mut exchange).await,
             Err(problem) => Err(problem),
@@ -265,11 +266,14 @@ impl Prepared {
         true
     }
 
-    async fn dial_and_seal(&mut self, exchange: &mut Exchange) -> Result<Lease, Problem> {
+    async fn dial_and_seal(&mut self, problem: Problem, exchange: &mut Exchange) -> Result<Lease, Problem> {
         exchange.unsent();
         let lease = self.acquire(Upstream::acquire_new, exchange).await?;
-        self.seal(exchange).await?;
-        Ok(lease)
+        if !is_unwanted() {
+            self.seal(exchange).await?;
+        }
+        // A token may have taken its time.
+        if is_unwanted() { Err(problem) } else { Ok(lease) }
     }
 
     async fn seal(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {

@@ -176,7 +176,7 @@ impl Held {
         let (unjudged, served) = (self.connection.unjudged, self.connection.served);
         let unjudged = unjudged && !count.was_accepted();
         let refused = count.alert().filter(|alert| is_refusal(*alert, unjudged, served, count.read()));
-        let proven = unstarted || count.written() == self.written || refused.is_some();
+        let proven = unstarted || count.written() == self.written || refused.is_some_and(speaks_of_a_certificate);
         let cause = match (refused, self.late()) {
             (Some(alert), _) => Cause::QwacRefused(alert),
             (None, Some(late)) => late,
@@ -218,6 +218,12 @@ fn announces_what_never_comes(response: &Response<Incoming>) -> bool {
 /// of an answer or a session ticket: what comes later speaks of the request, which may have been acted on.
 fn is_refusal(alert: AlertDescription, unjudged: bool, served: u64, read: u64) -> bool {
     unjudged && served == 1 && read == 0 && connector::refuses_certificate(alert)
+}
+
+/// Whether it cannot be about anything else, so that no request was read before it. `access_denied` is for access control
+/// (RFC 8446 section 6.2), which may have read one.
+fn speaks_of_a_certificate(alert: AlertDescription) -> bool {
+    alert != AlertDescription::AccessDenied
 }
 
 /// A response's body, frame by frame. Its end gives the connection back; dropped before, it closes it.

@@ -169,8 +169,8 @@ fn a_bank_that_asks_after_the_handshake_is_named_and_counted() {
 
 #[test]
 fn a_refusal_by_a_bank_that_has_not_asked_for_our_certificate_speaks_of_the_request() {
-    for alert in [49, 46] {
-        // access_denied, certificate_unknown: fatal, from whoever has read the request and may have acted on it.
+    for alert in [ACCESS_DENIED, CERTIFICATE_UNKNOWN] {
+        // Fatal, from whoever has read the request and may have acted on it.
         let (_, said) = answered(Asks::Nothing, vec![2, alert, 21]);
         assert_eq!(said, (502, "upstream-closed".into(), "unknown".into()), "alert {alert}");
     }
@@ -179,11 +179,20 @@ fn a_refusal_by_a_bank_that_has_not_asked_for_our_certificate_speaks_of_the_requ
 /// Session tickets come from a bank that is content with the handshake: what it refuses after them is the request.
 #[test]
 fn a_refusal_after_session_tickets_is_not_about_our_certificate() {
-    for (tickets, said_of_it) in [(2, ("upstream-closed", "unknown")), (0, ("qwac-refused", "not_sent"))] {
-        let (_, said) = answered(Asks::Certificate { tickets }, vec![2, 49, 21]);
-        assert_eq!(said, (502, said_of_it.0.into(), said_of_it.1.into()), "{tickets} tickets");
+    for (tickets, alert, said_of_it) in [
+        (2, ACCESS_DENIED, ("upstream-closed", "unknown")),
+        (2, CERTIFICATE_UNKNOWN, ("upstream-closed", "unknown")),
+        // Access control may have read the request, and whoever judges certificates has not.
+        (0, ACCESS_DENIED, ("qwac-refused", "unknown")),
+        (0, CERTIFICATE_UNKNOWN, ("qwac-refused", "not_sent")),
+    ] {
+        let (_, said) = answered(Asks::Certificate { tickets }, vec![2, alert, 21]);
+        assert_eq!(said, (502, said_of_it.0.into(), said_of_it.1.into()), "{tickets} tickets, alert {alert}");
     }
 }
+
+const CERTIFICATE_UNKNOWN: u8 = 46;
+const ACCESS_DENIED: u8 = 49;
 
 const WITHOUT_QWAC: &str = "sealproxy_upstream_handshakes_without_qwac_total{upstream=\"bank\"} 1";
 

@@ -2,7 +2,8 @@
 //! runtime stands still here as it does for a seal, so that the bank is always there first.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -16,7 +17,8 @@ use sealproxy::identity::Qwac;
 use sealproxy::log::Log;
 use sealproxy::upstream::{Cause, Destination, Families, Lease, Outcome, Payload, ReactorId, SendError, Upstream};
 
-use crate::support::{Manner, file_config, folder, ok, reset};
+use crate::cli::{Started, signal, start_with};
+use crate::support::{Answer, Manner, Running, file_config, folder, ok, reset, until};
 
 #[derive(Clone, Copy, Debug)]
 enum Deed {
@@ -41,13 +43,19 @@ struct Bank {
 
 impl Bank {
     fn start() -> Self {
+        Self::with_pause(Duration::ZERO)
+    }
+
+    /// One that takes this long before each handshake but the first.
+    fn with_pause(pause: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
         let ((deeds, told), (tells, done)) = (channel(), channel());
         let requests = Arc::new(Mutex::default());
         let seen = Arc::clone(&requests);
         std::thread::spawn(move || {
-            for socket in listener.incoming() {
+            for (number, socket) in listener.incoming().enumerate() {
+                std::thread::sleep(if number == 0 { Duration::ZERO } else { pause });
                 let session = ServerConnection::new(Manner::good().tls).expect("a session");
                 // A connection ends as it ends; what was received is what is judged.
                 let _ = serve(StreamOwned::new(session, socket.expect("a connection")), &told, &tells, &seen);
@@ -79,7 +87,7 @@ impl Bank {
 
 /// Answers a request as soon as it has its head, and then either reads on or does what it is told.
 fn serve(
-    mut tls: StreamOwned<ServerConnection, std::net::TcpStream>,
+    mut tls: StreamOwned<ServerConnection, TcpStream>,
     told: &Receiver<Deed>,
     done: &Sender<()>,
     requests: &Mutex<Vec<String>>,
@@ -114,7 +122,7 @@ fn serve(
     }
 }
 
-fn act(tls: &mut StreamOwned<ServerConnection, std::net::TcpStream>, deed: Deed) -> std::io::Result<()> {
+fn act(tls: &mut StreamOwned<ServerConnection, TcpStream>, deed: Deed) -> std::io::Result<()> {
     match deed {
         Deed::Says(bytes) => tls.write_all(bytes),
         Deed::Closes => {
@@ -202,4 +210,98 @@ fn a_bank_that_does_nothing_is_asked() {
         }
         assert_eq!(bank.requests().len(), 3);
     });
+}
+
+/// A proxy in front of this bank, a process of its own that can be made to stand still, and a caller whose first payment was
+/// answered.
+fn paid_once(bank: &Bank) -> (Started, TcpStream) {
+    let yaml = file_config(bank.address, "", "").replace("threads: 2", "threads: 1");
+    let proxy = start_with(&yaml, &[], Stdio::piped());
+    let mut caller = TcpStream::connect(proxy.address).expect("it listens");
+    pay(&mut caller);
+    assert_eq!(answer(&mut caller).status, 200);
+    // Its loop has done all that it had to do.
+    std::thread::sleep(Duration::from_millis(50));
+    (proxy, caller)
+}
+
+fn pay(caller: &mut TcpStream) {
+    let head = "POST /sandbox/becm/stet-psd2-api/v2.1/payment-requests HTTP/1.1\r\nHost: localhost\r\n";
+    write!(caller, "{head}Content-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}").expect("written");
+}
+
+fn answer(caller: &mut TcpStream) -> Answer {
+    caller.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"}") {
+        let mut piece = [0; 4096];
+        match caller.read(&mut piece).expect("an answer") {
+            0 => break,
+            read => bytes.extend_from_slice(&piece[..read]),
+        }
+    }
+    Answer::parse(&bytes)
+}
+
+/// The next payment is there first, and then the bank does this: both before the proxy has looked at either.
+fn pay_while_it_stands_still(proxy: &Started, caller: &mut TcpStream, bank: &Bank, deed: Deed) {
+    signal(&proxy.child, "STOP");
+    let stat = format!("/proc/{}/stat", proxy.child.0.id());
+    let is_stopped = || std::fs::read_to_string(&stat).expect("a process").contains(") T ");
+    until("it stands still", Duration::from_secs(10), is_stopped);
+    pay(caller);
+    std::thread::sleep(Duration::from_millis(20));
+    bank.does(deed);
+    std::thread::sleep(Duration::from_millis(20));
+    signal(&proxy.child, "CONT");
+}
+
+/// The log's last line, after the proxy's end.
+fn last_line(child: &mut Running) -> serde_json::Value {
+    child.terminate_at_once();
+    let mut log = String::new();
+    child.0.stdout.take().expect("piped").read_to_string(&mut log).expect("text");
+    serde_json::from_str(log.lines().last().expect("a line")).expect("JSON")
+}
+
+/// Whether a payment met the deed of a bank on the connection that it had taken, in one of ten tries: the proxy may see to the
+/// bank first.
+fn meets(mut tried: impl FnMut() -> serde_json::Value, is_so: impl Fn(&serde_json::Value) -> bool) {
+    let lines: Vec<_> = (0..10).map(|_| tried()).take_while(|line| !is_so(line)).collect();
+    assert!(lines.len() < 10, "{lines:?}");
+}
+
+/// From one end of the proxy to the other: nobody notices but the log.
+#[test]
+fn what_stayed_here_goes_on_another_connection() {
+    for deed in [Deed::Says(STRAY), Deed::Closes, Deed::Vanishes, Deed::Resets] {
+        let tried = || {
+            let bank = Bank::start();
+            let (mut proxy, mut caller) = paid_once(&bank);
+            pay_while_it_stands_still(&proxy, &mut caller, &bank, deed);
+            let answer = answer(&mut caller);
+            assert_eq!((answer.status, &*answer.body), (200, "{}"), "{deed:?}");
+            assert_eq!(bank.requests().len(), 2, "{deed:?}");
+            last_line(&mut proxy.child)
+        };
+        meets(tried, |line| line["attempts"] == 2 && line["outcome"] == "answered");
+    }
+}
+
+/// Whoever has left by then would never learn what became of it.
+#[test]
+fn what_stayed_here_is_not_sent_again_for_nobody() {
+    let tried = || {
+        let bank = Bank::with_pause(Duration::from_millis(600));
+        let (mut proxy, mut caller) = paid_once(&bank);
+        pay_while_it_stands_still(&proxy, &mut caller, &bank, Deed::Says(STRAY));
+        std::thread::sleep(Duration::from_millis(200));
+        drop(caller);
+        std::thread::sleep(Duration::from_millis(1200));
+        assert_eq!(bank.requests().len(), 1);
+        let line = last_line(&mut proxy.child);
+        assert_eq!((&line["outcome"], &line["caller_gone"]), (&"not_sent".into(), &true.into()), "{line}");
+        line
+    };
+    meets(tried, |line| line["problem"] == "upstream-malformed");
 }

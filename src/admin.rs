@@ -114,14 +114,15 @@ impl State {
             return unready("not ready: no identity can be used; /status says why\n");
         }
         let Some(query) = query else { return text(StatusCode::OK, "ready\n") };
-        match query.strip_prefix("upstream=").map(|name| standing.upstreams.get(name)) {
-            Some(Some(true)) => text(StatusCode::OK, "ready\n"),
-            Some(Some(false)) => unready(
+        let asked = query.split('&').find_map(|parameter| parameter.strip_prefix("upstream="));
+        match asked.map(|name| (name, standing.upstreams.get(name))) {
+            Some((_, Some(true))) => text(StatusCode::OK, "ready\n"),
+            Some((_, Some(false))) => unready(
                 "not ready: the upstream cannot be used: its own findings in /status, or those of its identity, say why\n",
             ),
-            Some(None) => {
-                let asked = query.trim_start_matches("upstream=").chars();
-                let asked: String = asked.filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(64).collect();
+            Some((asked, None)) => {
+                let asked: String =
+                    asked.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(64).collect();
                 let known: Vec<_> = standing.upstreams.keys().map(String::as_str).collect();
                 text(StatusCode::NOT_FOUND, format!("no upstream {asked}; there are {}\n", known.join(" ")))
             }

@@ -121,7 +121,7 @@ impl App {
         generation.warn_of_mounts();
         if !generation.may_serve(now) || (config.strict && generation.errors().next().is_some()) {
             if generation.errors().next().is_none() {
-                generation.findings.push(no_identity(&config.file, "one of the warnings says why"));
+                generation.findings.push(no_identity(&config.file, "the other findings say why"));
             }
             return Err(generation.findings);
         }

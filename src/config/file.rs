@@ -44,6 +44,7 @@ impl Scalar {
     /// The scalar as it may stand in a message.
     pub(super) fn shown(&self) -> String {
         match &self.unexpanded {
+            None if self.text.is_empty() => "the text".to_owned(),
             None => format!("`{}`", self.text),
             Some(unexpanded) => format!("the value of `{unexpanded}`"),
         }

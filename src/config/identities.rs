@@ -94,7 +94,7 @@ fn roles(value: &Value<'_>) -> Vec<Role> {
     for item in value.items() {
         let Some(role) = item.choice("role", &ROLES) else { continue };
         if roles.contains(&role) {
-            item.refuse(Fault::new("the same role is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same role is listed twice").code("listed-twice").hint("take one away"));
         }
         roles.push(role);
     }
@@ -218,7 +218,11 @@ fn key(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<KeySource
         Ok(KeySource::Token(TokenSettings { uri, sessions, waiting }))
     });
     if let (Some(value), Some(KeySource::File(_))) = (section.value("sessions"), &key) {
-        value.refuse(Fault::new("concerns keys on a token alone: a key in memory signs at once").code("conflict"));
+        value.refuse(
+            Fault::new("concerns keys on a token alone: a key in memory signs at once")
+                .code("conflict")
+                .hint("take it away"),
+        );
     }
     key
 }

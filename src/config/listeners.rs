@@ -27,7 +27,7 @@ pub(super) fn listen(root: &Section<'_>) -> Vec<listener::Settings> {
     for item in items {
         let Some(listener) = listener(&item) else { continue };
         if listeners.iter().any(|other| takes_away(&other.address, &listener.address)) {
-            item.refuse(Fault::new("the same address is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same address is listed twice").code("listed-twice").hint("take one away"));
         }
         listeners.push(listener);
     }
@@ -47,7 +47,8 @@ fn listener(item: &Value<'_>) -> Option<listener::Settings> {
         for value in [&peers, &mode].into_iter().flatten() {
             value.refuse(
                 Fault::new("concerns Unix sockets alone: over TCP the kernel does not say which user calls")
-                    .code("conflict"),
+                    .code("conflict")
+                    .hint("take it away, or listen on unix:/path"),
             );
         }
     }
@@ -83,7 +84,7 @@ fn users(value: &Value<'_>) -> Vec<u32> {
     for item in &items {
         let Some(user) = item.quantity(user) else { continue };
         if users.contains(&user) {
-            item.refuse(Fault::new("the same user is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same user is listed twice").code("listed-twice").hint("take one away"));
         }
         users.push(user);
     }
@@ -125,7 +126,11 @@ pub(super) fn admin(root: &Section<'_>, taken: &[listener::Settings]) -> Vec<adm
     for item in value.items_or_one() {
         let Some((address, serve)) = admin_listener(&item) else { continue };
         if addresses.iter().any(|taken| takes_away(taken, &Address::Tcp(address))) {
-            item.refuse(Fault::new("the same address is listed twice, in `admin` or in `listen`").code("listed-twice"));
+            item.refuse(
+                Fault::new("the same address is listed twice, in `admin` or in `listen`")
+                    .code("listed-twice")
+                    .hint("take one away"),
+            );
         }
         addresses.push(Address::Tcp(address));
         listeners.push(admin::Settings { address, serve: serve.unwrap_or_else(all) });
@@ -142,7 +147,8 @@ fn admin_listener(item: &Value<'_>) -> Option<(SocketAddr, Option<Vec<Page>>)> {
         (item.clone(), None)
     };
     let Address::Tcp(address) = place.quantity(address)? else {
-        place.refuse(Fault::new("the admin pages are served on TCP addresses only"));
+        let fault = Fault::new("the admin pages are served on TCP addresses only");
+        place.refuse(fault.hint("write an IP address and a port, such as 127.0.0.1:9090"));
         return None;
     };
     if !is_loopback(&address) && serve.is_none() {
@@ -168,7 +174,7 @@ fn pages(value: &Value<'_>) -> Vec<Page> {
     for item in &items {
         let Some(page) = item.choice("page", &PAGES) else { continue };
         if pages.contains(&page) {
-            item.refuse(Fault::new("the same page is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same page is listed twice").code("listed-twice").hint("take one away"));
         }
         pages.push(page);
     }
@@ -186,7 +192,7 @@ pub(super) fn hosts(root: &Section<'_>) -> Vec<String> {
     for item in root.value("hosts").map(|value| value.items()).unwrap_or_default() {
         let Some(name) = item.text(own_name) else { continue };
         if hosts.contains(&name) {
-            item.refuse(Fault::new("the same name is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same name is listed twice").code("listed-twice").hint("take one away"));
         }
         hosts.push(name);
     }
@@ -222,7 +228,7 @@ pub(super) fn host_name(text: &str) -> Result<String, Fault> {
     let like_address = last.starts_with(|first: char| first.is_ascii_digit())
         && last.bytes().all(|b| b.is_ascii_hexdigit() || b == b'x');
     if text.len() > 253 || !text.split('.').all(label) || (like_address && text.parse::<Ipv4Addr>().is_err()) {
-        return Err(Fault::new("is not a host name"));
+        return Err(Fault::new("is not a host name").hint("write one DNS name or IP address; there are no patterns"));
     }
     Ok(text.to_ascii_lowercase())
 }
@@ -239,7 +245,8 @@ fn unix(path: &str) -> Result<Address, Fault> {
         return Err(Fault::new("is not the absolute path of a socket").hint("write unix:/run/sealproxy/http.sock"));
     }
     if path.len() > MAX_SOCKET_PATH || path.contains(char::is_control) {
-        return Err(Fault::new(format!("is no path of a socket: those have at most {MAX_SOCKET_PATH} bytes")));
+        return Err(Fault::new(format!("is no path of a socket: those have at most {MAX_SOCKET_PATH} bytes"))
+            .hint("write a shorter one, such as unix:/run/sealproxy/http.sock"));
     }
     Ok(Address::Unix(PathBuf::from(path)))
 }
@@ -254,6 +261,8 @@ fn tcp(text: &str) -> Result<SocketAddr, Fault> {
     text.parse().map_err(|_| {
         let hint = if text.starts_with("http") {
             "write address and port alone, such as 127.0.0.1:8080"
+        } else if text.rsplit_once(':').is_some_and(|(address, _)| address.parse::<Ipv6Addr>().is_ok()) {
+            "put an IPv6 address in brackets, and its port behind them: [::1]:8080"
         } else if text.starts_with([':', '*']) || text.bytes().all(|byte| byte.is_ascii_digit()) {
             "name the address too: 127.0.0.1:8080, or 0.0.0.0:8080 for all of this machine's"
         } else if text.parse::<IpAddr>().is_ok() {

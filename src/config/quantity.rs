@@ -20,7 +20,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, Fault> {
 
 /// A whole number within a range.
 pub(super) fn whole(text: &str, range: RangeInclusive<usize>) -> Result<usize, Fault> {
-    let number = digits(text).and_then(|number| usize::try_from(number).ok());
+    let number = digits(text).map(|number| usize::try_from(number).unwrap_or(usize::MAX));
     let legal = number.filter(|number| range.contains(number));
     legal.ok_or_else(|| {
         let hint = match number {
@@ -45,7 +45,7 @@ pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, Fault>
         "GiB" => Some(1 << 30),
         _ => None,
     };
-    let bytes = digits(number).zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    let bytes = digits(number).zip(factor).map(|(number, factor)| number.saturating_mul(factor));
     let Some(bytes) = bytes else {
         return Err(Fault::new("is not a size")
             .hint("write a whole number of bytes, or one with its unit: 512KiB, 8MiB, 1GiB, 8MB"));
@@ -88,15 +88,16 @@ fn sum(text: &str) -> Option<Duration> {
         let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
         let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
         let (_, factor) = units.find(|(name, _)| *name == unit)?;
-        milliseconds = milliseconds.checked_add(digits(number)?.checked_mul(factor)?)?;
+        milliseconds = milliseconds.saturating_add(digits(number)?.saturating_mul(factor));
         rest = tail;
     }
     Some(Duration::from_millis(milliseconds))
 }
 
-/// Only digits: `parse` alone would take a sign.
+/// Only digits, `parse` alone would take a sign; a number that is too large to be held is as large as can be.
 fn digits(text: &str) -> Option<u64> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -136,8 +137,8 @@ mod tests {
             ("1d", "is not a duration"),
             ("10S", "is not a duration"),
             ("1m30", "is not a duration"),
-            ("99999999999999999999s", "is not a duration"),
-            ("9999999999999999h", "is not a duration"),
+            ("99999999999999999999s", "is longer than a week"),
+            ("9999999999999999h", "is longer than a week"),
             ("169h", "is longer than a week"),
             ("\u{0661}s", "is not a duration"),
         ] {

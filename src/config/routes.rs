@@ -80,7 +80,7 @@ fn methods(value: &Value<'_>) -> Vec<Method> {
     for item in items {
         let Some(method) = method(&item) else { continue };
         if methods.contains(&method) {
-            item.refuse(Fault::new("the same method is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same method is listed twice").code("listed-twice").hint("take one away"));
         }
         methods.push(method);
     }

@@ -132,7 +132,13 @@ impl<'a> Value<'a> {
     }
 
     fn parsed<T>(&self, scalar: &Scalar, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
-        let result = if scalar.text.is_empty() { Err(Fault::new("is empty")) } else { parse(&scalar.text) };
+        let read = parse(&scalar.text);
+        let result = if scalar.text.is_empty() {
+            let hint = read.err().and_then(|fault| fault.hint);
+            Err(Fault::new("is empty").hint(hint.unwrap_or_else(|| "give it a value, or take the key away".to_owned())))
+        } else {
+            read
+        };
         match result {
             Ok(value) => Some(value),
             Err(fault) => {

@@ -249,7 +249,7 @@ fn a_variable_s_value_never_shows_and_never_becomes_yaml() {
     let config = legal(&with_upstream("key_id: '${SECRET}'"));
     assert_eq!(config.upstreams["becm"].profile.key_id.as_deref(), Some("hunter2: [#&*"));
     expect(&with("threads: '${NONE}'"), "error: threads: the environment variable NONE is not set");
-    expect(&with("threads: '${EMPTY}'"), "error: threads: the value of `${EMPTY}` is empty");
+    expect(&with("threads: '${EMPTY}'"), "error: threads: the value of `${EMPTY}` is empty. Write it in digits alone");
 }
 
 #[test]
@@ -312,6 +312,39 @@ fn wrong_types_are_named() {
         "error: upstreams.becm.private: `yes` is not a boolean. Write true or false",
     );
     expect(&format!("{IDENTITIES}{UPSTREAMS}routes: {{}}"), "error: routes: is a map where a list is expected");
+}
+
+#[test]
+fn every_error_says_what_to_do() {
+    let url = |url: &str| minimal().replace("https://oauth2-apisi.e-i.com", url);
+    for (text, hint) in [
+        (url("''"), "write https://HOST"),
+        (url("https://2130706433"), "write one DNS name or IP address; there are no patterns"),
+        (url("'https://[::1'"), "write it in brackets: https://[2a00:1450::1]"),
+        (url("https://0.0.0.0"), "if the bank is a simulation that runs there, write `private: true`"),
+        (with("listen: ''"), "name the address too: 127.0.0.1:8080, or 0.0.0.0:8080 for all of this machine's"),
+        (with("listen: '::1:8080'"), "put an IPv6 address in brackets, and its port behind them: [::1]:8080"),
+        (with("listen: {address: '127.0.0.1:1', mode: '0600'}"), "take it away, or listen on unix:/path"),
+        (
+            with(&format!("listen: 'unix:/{}'", "x".repeat(107))),
+            "write a shorter one, such as unix:/run/sealproxy/http.sock",
+        ),
+        (with("listen: ['127.0.0.1:1', '127.0.0.1:1']"), "take one away"),
+        (with("admin: 'unix:/a'"), "write an IP address and a port, such as 127.0.0.1:9090"),
+        (with("hosts: ['*']"), "write one DNS name or IP address; there are no patterns"),
+        (with("timeouts: {header: 9999999999999999h}"), "write 168h or less"),
+        (with("limits: {body: 99999999999GiB}"), "write 1024GiB or less"),
+        (with("limits: {connections: 99999999999999999999}"), "write 1000000 or less"),
+        (with_upstream("key_id: ''"), "write visible ASCII without `\"` and `\\`"),
+        (minimal().replace("w.key", "''"), "give it a value, or take the key away"),
+        (with_upstream("pass: [connection]"), "take it from the list"),
+        (with_upstream("pass: [x-a, x-a]"), "take one away"),
+        (minimal().replace("key: w.key", "key: w.key, sessions: 2"), "take it away"),
+    ] {
+        let findings = parse(&text).expect_err(&text);
+        let hints: Vec<_> = findings.iter().map(|finding| finding.hint.as_deref().unwrap_or_default()).collect();
+        assert_eq!(hints, [hint], "{text}: {findings:?}");
+    }
 }
 
 #[test]

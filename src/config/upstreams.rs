@@ -1,7 +1,7 @@
 //! `upstreams`: how each bank is reached, and how its requests are sealed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,7 @@ use crate::proxy::headers::{HOP_BY_HOP, OURS};
 use crate::seal::Profile;
 use crate::seal::cavage::SignatureFrame;
 use crate::seal::dialect::{self, Dialect};
-use crate::upstream::{NoPin, Origin, Pin, Roots, Settings, Timeouts, Trust, Via};
+use crate::upstream::{NoPin, Origin, Pin, Roots, Settings, Timeouts, Trust, Via, is_private};
 
 pub(super) const KEYS: [&str; 15] = [
     "url",
@@ -124,7 +124,8 @@ fn registrations(section: &Section<'_>, profile: &Profile, seals: &[SealSettings
             let legal: Vec<_> = items.iter().filter_map(|item| registration(item, &names, quoted)).collect();
             for (index, one) in legal.iter().enumerate() {
                 if legal[..index].iter().any(|earlier| earlier.seal == one.seal) {
-                    value.refuse(Fault::new(format!("lists the seal {} twice", one.seal)).code("listed-twice"));
+                    let fault = Fault::new(format!("lists the seal {} twice", one.seal)).code("listed-twice");
+                    value.refuse(fault.hint("take one away"));
                 }
             }
             (legal.len() == items.len()).then_some(legal)
@@ -214,14 +215,14 @@ fn pins(value: &Value<'_>) -> Vec<Pin> {
         let pin = |text: &str| text.parse().map_err(|error: NoPin| Fault::new(error.to_string()).hint(HOW));
         let Some(pin) = item.text(pin) else { continue };
         if pins.contains(&pin) {
-            item.refuse(Fault::new("the same key is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same key is listed twice").code("listed-twice").hint("take one away"));
         }
         pins.push(pin);
     }
     if value.is_list() && items.is_empty() {
         value.refuse(Fault::new("names no key").hint("name one, or take `pins` away"));
     }
-    if items.len() == 1 {
+    if items.len() == 1 && pins.len() == 1 {
         // RFC 7469 section 4.3 asks for a backup.
         let fault = Fault::new("names one key alone: no request reaches the bank from the day on which it has another")
             .code("single-pin");
@@ -356,7 +357,7 @@ fn headers(value: &Value<'_>, legal: impl Fn(&HeaderName) -> Result<(), Fault>) 
     for item in value.items() {
         let Some(name) = item.text(|text| header(text).and_then(|name| legal(&name).map(|()| name))) else { continue };
         if names.contains(&name) {
-            item.refuse(Fault::new("the same header is listed twice").code("listed-twice"));
+            item.refuse(Fault::new("the same header is listed twice").code("listed-twice").hint("take one away"));
         }
         names.push(name);
     }
@@ -372,7 +373,8 @@ fn header(text: &str) -> Result<HeaderName, Fault> {
 fn may_pass(name: &HeaderName, private: bool) -> Result<(), Fault> {
     let name = name.as_str();
     if HOP_BY_HOP.contains(&name) {
-        return Err(Fault::new("concerns one connection and never passes (RFC 9110 section 7.6.1)"));
+        return Err(Fault::new("concerns one connection and never passes (RFC 9110 section 7.6.1)")
+            .hint("take it from the list"));
     }
     if OURS.contains(&name) || name == "date" || name.starts_with("sealproxy-") {
         return Err(Fault::new("is the proxy's own: a caller's never reaches the bank").hint("take it from the list"));
@@ -413,18 +415,16 @@ const SANDBOX_FAULT: &str = "x-sandbox-fault";
 fn public_origin(text: &str, private: bool) -> Result<Origin, Fault> {
     // Whatever else is wrong with it: before an `@` there may be a password.
     let origin = origin(text).map_err(|fault| if text.contains('@') { fault.hidden() } else { fault })?;
-    if !private && (origin.host == "localhost" || origin.host.parse().is_ok_and(|address| is_local(&address))) {
+    if !private && (is_localhost(&origin.host) || origin.host.parse().is_ok_and(is_private)) {
         return Err(Fault::new("names an address within this machine or network")
             .hint("if the bank is a simulation that runs there, write `private: true`"));
     }
     Ok(origin)
 }
 
-fn is_local(address: &IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
-        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
-    }
+/// RFC 6761 section 6.3.
+fn is_localhost(host: &str) -> bool {
+    host.rsplit('.').next() == Some("localhost")
 }
 
 /// Scheme and authority of a URL (RFC 3986), and nothing more.
@@ -478,11 +478,15 @@ fn host_of_url(host: &str) -> Result<String, Fault> {
     }
     if let Some(address) = host.strip_prefix('[') {
         let address = address.strip_suffix(']').and_then(|address| address.parse::<Ipv6Addr>().ok());
-        return address.map(|address| address.to_string()).ok_or_else(|| Fault::new("has no legal IPv6 address"));
+        let fault = || Fault::new("has no legal IPv6 address").hint("write it in brackets: https://[2a00:1450::1]");
+        return address.map(|address| address.to_string()).ok_or_else(fault);
     }
     // The dot that ends an absolute name is in no certificate and in no `Host`.
     let name = host_name(host.strip_suffix('.').unwrap_or(host));
-    name.map_err(|fault| if fault.hint.is_some() { fault } else { Fault::new("has a host that is not a host name") })
+    name.map_err(|fault| match host.is_ascii() {
+        true => Fault { reason: "has a host that is not a host name".to_owned(), ..fault },
+        false => fault,
+    })
 }
 
 #[cfg(test)]
@@ -545,10 +549,16 @@ mod tests {
             "https://10.1.2.3",
             "https://[::1]",
             "https://[::ffff:192.168.0.1]",
+            "https://0.0.0.0",
+            "https://[::]",
+            "https://100.64.0.1",
+            "https://bank.localhost",
         ] {
             assert!(public_origin(text, false).is_err(), "{text}");
             assert!(public_origin(text, true).is_ok(), "{text}");
         }
-        assert!(public_origin("https://193.57.70.1", false).is_ok());
+        for text in ["https://193.57.70.1", "https://localhost.fr", "https://mylocalhost"] {
+            assert!(public_origin(text, false).is_ok(), "{text}");
+        }
     }
 }

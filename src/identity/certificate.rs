@@ -16,8 +16,8 @@ use thiserror::Error;
 use x509_parser::asn1_rs::{Any, Tag, ToDer};
 use x509_parser::error::X509Error;
 use x509_parser::prelude::{
-    ASN1Time, AttributeTypeAndValue, FromDer as _, GeneralName, RelativeDistinguishedName, SubjectPublicKeyInfo,
-    X509Certificate, X509Name,
+    ASN1Time, AttributeTypeAndValue, FromDer as _, GeneralName, ParsedExtension, RelativeDistinguishedName,
+    SubjectPublicKeyInfo, X509Certificate, X509Name,
 };
 use x509_parser::{nom, parse_x509_certificate, public_key};
 
@@ -34,6 +34,7 @@ pub struct Certificate {
     subject: String,
     issuer: String,
     self_issued: bool,
+    authority_key_id: Option<Vec<u8>>,
     organization: Option<String>,
     organization_identifier: Option<String>,
     hosts: Vec<String>,
@@ -56,6 +57,7 @@ impl Certificate {
             subject: distinguished_name(x509.subject()),
             issuer: distinguished_name(x509.issuer()),
             self_issued: x509.subject().as_raw() == x509.issuer().as_raw(),
+            authority_key_id: authority_key_id(&x509),
             organization: attribute(x509.subject(), "O"),
             organization_identifier: attribute(x509.subject(), "organizationIdentifier"),
             hosts: hosts(&x509),
@@ -84,6 +86,11 @@ impl Certificate {
     /// The issuer, in the form of [`Self::subject`].
     pub fn issuer(&self) -> &str {
         &self.issuer
+    }
+
+    /// Which of its issuer's keys signed it, as that names them (authorityKeyIdentifier, RFC 5280 section 4.2.1.1).
+    pub fn authority_key_id(&self) -> Option<&[u8]> {
+        self.authority_key_id.as_deref()
     }
 
     /// The serial number's magnitude in lower-case hex: whole bytes, without DER's sign byte or leading zero bytes;
@@ -370,6 +377,13 @@ fn host(name: &GeneralName<'_>) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn authority_key_id(x509: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    x509.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(said) => Some(said.key_identifier.as_ref()?.0.to_vec()),
+        _ => None,
+    })
 }
 
 fn qc_statements(x509: &X509Certificate<'_>) -> Result<Option<QcStatements>, qcstatements::Error> {

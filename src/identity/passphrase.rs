@@ -32,10 +32,10 @@ impl PassphraseSource {
     /// passphrase.
     pub(super) fn place(&self, error: &PassphraseError) -> String {
         match (self, error) {
-            (Self::File(path), PassphraseError::Missing) => {
-                let there = path.ancestors().find(|folder| folder.exists());
-                format!("below {}", there.unwrap_or(Path::new("/")).display())
-            }
+            (Self::File(path), PassphraseError::Missing) => match path.ancestors().find(|folder| folder.exists()) {
+                Some(there) => format!("below {}", there.display()),
+                None => "below the working directory".to_owned(),
+            },
             _ => self.to_string(),
         }
     }

@@ -173,10 +173,14 @@ fn qualification(certificate: &Certificate) -> Vec<&'static str> {
 
 /// Notes that a QWAC is of another issuer than the one that it follows: some banks trust issuers one by one.
 pub fn judge_issuer(new: &Certificate, held: &Certificate) -> Option<Issue> {
-    (new.issuer() != held.issuer()).then(|| Issue {
+    // An authority's new key has its old name; where either certificate does not say which key it was, the name decides.
+    let keys = new.authority_key_id().zip(held.authority_key_id());
+    let is_another_key = keys.is_some_and(|(new, held)| new != held);
+    let by = if is_another_key && new.issuer() == held.issuer() { "by another key of" } else { "by" };
+    (is_another_key || new.issuer() != held.issuer()).then(|| Issue {
         level: Level::Note,
         code: "issuer-changed",
-        reason: format!("the new QWAC is issued by {}, the one before it by {}", new.issuer(), held.issuer()),
+        reason: format!("the new QWAC is issued {by} {}, the one before it by {}", new.issuer(), held.issuer()),
         hint: "does the bank trust the new issuer?",
     })
 }
@@ -198,8 +202,14 @@ pub fn judge_stated_roles(expectations: &Expectations) -> Vec<Issue> {
 /// Judges a key id that stands in the configuration: the banks make theirs from the certificate.
 pub fn judge_key_id(key_id: &str, seal: &Certificate) -> Option<Issue> {
     let own = seal.sha1_hex();
-    if !is_fingerprint(key_id) || own == key_id {
+    let bare = key_id.replace(':', "");
+    if !is_fingerprint(&bare) || own == key_id {
         return None;
+    }
+    if bare != key_id && own.eq_ignore_ascii_case(&bare) {
+        let reason = format!("the key id {key_id} is the QSealC's SHA-1 with colons");
+        let hint = "banks write theirs without, and compare letter by letter: give it as the bank returned it";
+        return Some(warning("key-id-with-colons", reason, hint));
     }
     if own.eq_ignore_ascii_case(key_id) {
         let reason = format!("the key id {key_id} is the QSealC's SHA-1 in capitals");
@@ -543,15 +553,19 @@ mod tests {
             Self::of(Purpose::Sealing, QcType::ESeal, KeyUsagePurpose::ContentCommitment)
         }
 
-        /// Leaf and root.
-        fn issued(mut self) -> Issued {
+        fn issued(self) -> Issued {
+            self.issued_by("Confiance")
+        }
+
+        /// Leaf and root, which has a key of its own.
+        fn issued_by(mut self, name: &str) -> Issued {
             let content = self.statements.encode();
             if self.statements != QcStatements::default() {
                 let extension = CustomExtension::from_oid_content(qcstatements::EXTENSION, content);
                 self.params.custom_extensions.push(extension);
             }
             let mut root = CertificateParams::default();
-            root.distinguished_name.push(DnType::CommonName, "Confiance");
+            root.distinguished_name.push(DnType::CommonName, name);
             root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             let own = key();
             let above = root.self_signed(&own).unwrap().der().clone();
@@ -744,11 +758,36 @@ mod tests {
         let own = seal.sha1_hex();
         assert_eq!(code(&own), None);
         assert_eq!(code(&own.to_uppercase()), Some("key-id-in-capitals"));
+        let colons = |key_id: &str| {
+            key_id.as_bytes().chunks(2).map(|pair| str::from_utf8(pair).unwrap()).collect::<Vec<_>>().join(":")
+        };
+        assert_eq!(code(&colons(&own)), Some("key-id-with-colons"));
+        assert_eq!(code(&colons(&own.to_uppercase())), Some("key-id-with-colons"), "as OpenSSL prints it");
+        assert_eq!(code(&colons(&"0".repeat(40))), Some("key-id-of-another-certificate"));
         assert_eq!(code(&own[1..]), None);
         assert_eq!(code("https://paiements.example/qsealc.pem"), None);
         let other = judge_key_id(&"0".repeat(40), &seal).unwrap();
         assert_eq!((other.level, other.code), (Level::Warning, "key-id-of-another-certificate"));
         assert!(other.reason.contains(&own) && other.reason.contains(&"0".repeat(40)), "{other:?}");
+    }
+
+    #[test]
+    fn an_issuer_is_a_name_and_a_key() {
+        let by = |name: &str, names_the_key: bool| {
+            let mut draft = Draft::qwac();
+            draft.params.use_authority_key_identifier_extension = names_the_key;
+            draft.issued_by(name).certificate
+        };
+        let held = by("Confiance", true);
+        let said = |new: &Certificate| judge_issuer(new, &held).map(|issue| (issue.level, issue.code, issue.reason));
+        assert_eq!(said(&held), None);
+        // Each has a new key.
+        let (level, code, reason) = said(&by("Confiance", true)).unwrap();
+        assert_eq!((level, code), (Level::Note, "issuer-changed"));
+        assert!(reason.contains("by another key of CN=Confiance"), "{reason}");
+        assert_eq!(said(&by("Confiance", false)), None, "it does not say which");
+        let (.., reason) = said(&by("Autre", false)).unwrap();
+        assert!(reason.contains("by CN=Autre, the one before it by CN=Confiance"), "{reason}");
     }
 
     #[test]

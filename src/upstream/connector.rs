@@ -282,7 +282,7 @@ pub(super) fn refuses_certificate(alert: AlertDescription) -> bool {
 }
 
 /// Whether an address is loopback, private, link-local, shared (RFC 6598) or otherwise not a bank on the internet.
-fn is_private(address: IpAddr) -> bool {
+pub(crate) fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_private_v4(address),
         IpAddr::V6(address) => embedded_v4(address).map_or_else(|| is_private_v6(address), is_private_v4),

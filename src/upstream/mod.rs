@@ -47,6 +47,7 @@ use aside::Aside;
 pub use aside::KeyFault;
 pub use attempts::Attempts;
 use connector::Connector;
+pub(crate) use connector::is_private;
 use dialling::Dialling;
 pub use error::{AcquireError, AnswerError, Cause, Outcome, SendError, SetupError};
 use judge::Judge;

@@ -53,6 +53,9 @@ const REQUESTS: usize = 64;
 /// takes more.
 const ROUNDS: usize = 5;
 
+/// How much of a limit is used at least: one far above what is measured guards nothing, and so does a count that misses most.
+const CLOSE: f64 = 0.75;
+
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
@@ -108,7 +111,7 @@ fn a_sealed_request_allocates_no_more_than_is_known() {
     let api = "/sandbox/becm/stet-psd2-api/v2.1";
     let (get, payments) = (format!("GET {api}/accounts"), format!("POST {api}/payment-requests"));
     let transactions = format!("GET {api}/accounts/{DEMO_ACCOUNT}/transactions?page_size=350");
-    let mut over = Vec::new();
+    let mut off = Vec::new();
     for (limit, line, body, callers) in [
         (GET, &get, 0, 1),
         (POST_1K, &payments, 1024, 1),
@@ -125,16 +128,17 @@ fn a_sealed_request_allocates_no_more_than_is_known() {
         let batch = BATCH[usize::from(callers.len() == 8)];
         let most = (limit.allocations + RING.0 + batch.0, limit.bytes + RING.1 + batch.1);
         println!("{:<16} {allocations:>6.1} allocations, {bytes:>9.0} bytes", limit.name);
-        if allocations > most.0 || bytes > most.1 {
-            over.push(format!(
-                "{}: {allocations:.1} allocations of {bytes:.0} bytes; the limits are {} and {}",
+        let least = (CLOSE * most.0, CLOSE * most.1);
+        if !(least.0..=most.0).contains(&allocations) || !(least.1..=most.1).contains(&bytes) {
+            off.push(format!(
+                "{}: {allocations:.1} allocations of {bytes:.0} bytes; the limits are {} and {}, and not far above",
                 limit.name, most.0, most.1
             ));
         }
     }
     drop(bank);
     std::fs::remove_dir_all(&folder).expect("our own folder");
-    assert!(over.is_empty(), "{over:#?}");
+    assert!(off.is_empty(), "{off:#?}");
 }
 
 /// Allocations and bytes per request that `calls` has the thread make.

@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -149,7 +152,7 @@ pub async fn serve(listener: TcpListener, pages: Vec<Page>, state: Arc<State>, s
     loop {
         let accepted = tokio::select! {
             () = &mut stop => break,
-            accepted = listener.accept() => accepted,
+            accepted = poll_fn(|cx| seats.poll_accept(&listener, cx)) => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -181,9 +184,24 @@ struct Seats {
 }
 
 impl Seats {
+    /// Whoever waits has no turn left to spend: those who came before have not been heard since.
+    fn poll_accept(
+        &mut self,
+        listener: &TcpListener,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        let accepted = listener.poll_accept(cx);
+        if accepted.is_pending() {
+            self.in_this_turn = 0;
+        }
+        accepted
+    }
+
     /// The oldest gives way: a page is there at once, and whoever keeps its seat for nothing must not keep a probe from its own.
     async fn take(&mut self, connection: AbortHandle) {
         if !self.has_room() && self.in_this_turn == 0 {
+            // One turn to learn who has sent something, and one for them.
+            tokio::task::yield_now().await;
             tokio::task::yield_now().await;
             self.in_this_turn = IN_A_TURN;
         }

@@ -80,8 +80,10 @@ pub(super) enum State {
 /// What a connection is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
-    /// To end at once.
+    /// To end at once, because its caller has used up its patience.
     Go,
+    /// To end at once, to make room for another.
+    MakeRoom,
     /// To take no further stream.
     NoMore,
 }
@@ -122,11 +124,6 @@ impl Clock {
         self.asked_to_go.load(Ordering::Relaxed)
     }
 
-    /// Whether it ends because its place was needed.
-    pub(super) fn is_evicted(&self) -> bool {
-        self.is_going() && !self.given_up.load(Ordering::Acquire)
-    }
-
     /// Waits until the connection is asked to end while it is of no use, or to take no further stream.
     pub(super) async fn asked(&self) -> Ask {
         loop {
@@ -136,8 +133,11 @@ impl Clock {
             if self.is_going() {
                 // A request may be there that nobody has read: after a turn of the event loop whoever owns the socket has.
                 yield_now().await;
-                if self.usefulness() < Usefulness::Busy {
+                if self.given_up.load(Ordering::Acquire) {
                     return Ask::Go;
+                }
+                if self.usefulness() < Usefulness::Busy {
+                    return Ask::MakeRoom;
                 }
                 self.asked_to_go.store(false, Ordering::Relaxed);
             }

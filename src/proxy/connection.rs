@@ -79,6 +79,7 @@ pub(super) async fn serve(
         Ok((First::Tls, _)) => {
             proxy.malformed("tls", "a TLS hello on a plain-HTTP port: use http:// in the caller's URL");
         }
+        Err(NoFirstBytes::Evicted) => proxy.metrics().evicted_connections.inc(),
         Err(NoFirstBytes::Late) => proxy.malformed("silent", "no request within the header timeout"),
         Ok((First::Nothing, _)) | Err(NoFirstBytes::Gone) => {}
     }
@@ -88,7 +89,9 @@ pub(super) async fn serve(
 enum NoFirstBytes {
     /// Its time is over.
     Late,
-    /// It broke, or its place was needed.
+    /// Its place was needed.
+    Evicted,
+    /// It broke, or the process ends.
     Gone,
 }
 
@@ -106,7 +109,7 @@ async fn tell_first_bytes(
             biased;
             first = &mut first => return first.map_err(|_| NoFirstBytes::Gone),
             () = &mut expiry => return Err(if last_call { NoFirstBytes::Gone } else { NoFirstBytes::Late }),
-            _ = clock.asked() => return Err(NoFirstBytes::Gone),
+            _ = clock.asked() => return Err(NoFirstBytes::Evicted),
             () = departure.reaches(Phase::Draining), if !last_call => {
                 clock.last_call();
                 last_call = true;
@@ -217,6 +220,7 @@ where
             }
             asked = clock.asked() => match asked {
                 clock::Ask::Go => return,
+                clock::Ask::MakeRoom => return proxy.metrics().evicted_connections.inc(),
                 clock::Ask::NoMore => connection.as_mut().graceful_shutdown(),
             },
             () = reaches(&mut departure, next) => {

@@ -275,19 +275,18 @@ pub(super) fn is_unwanted() -> bool {
     UNWANTED.get()
 }
 
-/// For as long as it lives, and not beyond a panic.
-struct Mark;
+/// For as long as it lives, and not beyond a panic. Holds what was so before.
+struct Mark(bool);
 
 impl Mark {
     fn set() -> Self {
-        UNWANTED.set(true);
-        Self
+        Self(UNWANTED.replace(true))
     }
 }
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        UNWANTED.set(false);
+        UNWANTED.set(self.0);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -119,7 +119,7 @@ impl Listener {
                 },
             }
         }
-        self.seat_the_queue(&hall);
+        self.seat_the_queue(&hall).await;
     }
 
     async fn accept(&self) -> io::Result<Accepted> {
@@ -131,26 +131,28 @@ impl Listener {
 
     /// Takes in those whom the kernel has let in already: closing the socket would reset them. Asks the kernel itself,
     /// because a runtime's readiness lags behind.
-    fn seat_the_queue(self, hall: &Arc<Hall>) {
+    async fn seat_the_queue(self, hall: &Arc<Hall>) {
         // A socket that cannot leave its runtime has no queue that could be asked for.
         match self.socket {
             Socket::Tcp(listener) => {
                 let Ok(listener) = listener.into_std() else { return };
                 while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::tcp(stream)) {
                     hall.seat(accepted, None);
+                    hall.room().await;
                 }
             }
             Socket::Unix { listener, _file } => {
                 let Ok(listener) = listener.into_std() else { return };
                 while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::unix(stream)) {
                     hall.seat(accepted, self.peers.as_deref());
+                    hall.room().await;
                 }
             }
         }
     }
 }
 
-/// Connections over the limit that may be on their way out.
+/// Connections over the limit, beside an eighth of it: on their way out, or asked to go in the moment of sending.
 const FEW: usize = 16;
 /// How often it is looked whether they have gone.
 const ROOM_LOOK: Duration = Duration::from_millis(1);
@@ -213,13 +215,12 @@ impl Accepted {
         Ok(Self::Unix(stream))
     }
 
-    /// Says so to somebody for whom there is no seat. What has not been read yet may cost it the answer.
+    /// Says so to somebody for whom there is no seat.
     fn refuse(self, answer: &[u8]) {
-        // A new socket has room for this; one that is gone already needs no answer.
-        let _ = match self {
-            Self::Tcp(mut stream) => stream.write(answer),
-            Self::Unix(mut stream) => stream.write(answer),
-        };
+        match self {
+            Self::Tcp(stream) => dismiss(stream, answer),
+            Self::Unix(stream) => dismiss(stream, answer),
+        }
     }
 
     /// How the requests of this connection come in. The user is the one who connected, as the kernel tells (unix(7),
@@ -235,6 +236,16 @@ impl Accepted {
         }
     }
 }
+
+/// Does not wait. A new socket has room for the answer; one that is gone already needs none.
+fn dismiss(mut stream: impl Read + Write, answer: &[u8]) {
+    // A socket that is closed with bytes unread resets the connection, which may cost the caller the answer. What comes later, or
+    // is larger, still may.
+    let _ = stream.write(answer).and_then(|_| stream.read(&mut [0; UNREAD]));
+}
+
+/// Bytes of a request that is refused unread: most are smaller.
+const UNREAD: usize = 16 * 1024;
 
 /// One reactor: a current-thread runtime, by its handle.
 pub struct Reactor {
@@ -295,25 +306,31 @@ impl Hall {
         self.reactors[reactor].handle.spawn(seat.serve(accepted, transport));
     }
 
-    /// At the limit the least useful connection goes, the oldest of its kind: without a request yet, then idle, then one
-    /// whose caller has kept it waiting for long. `false` where all are of use.
+    /// At the limit the least useful connections are asked to go, the oldest of their kind: without a request yet, then
+    /// idle, then those whose caller has kept them waiting for long. As many as are too many for one more: of those who
+    /// were asked before some may have stayed. `false` where all are of use.
     fn make_room(&self, seated: &BTreeMap<u64, Arc<Clock>>) -> bool {
         let staying = seated.iter().filter(|(_, clock)| !clock.is_going());
-        let mut count = 0;
-        let ranked = staying.inspect(|_| count += 1).map(|(id, clock)| (clock.usefulness(), *id, clock));
-        let least = ranked.min_by_key(|(usefulness, id, _)| (*usefulness, *id));
-        if count < self.limit {
-            return true;
-        }
-        let goes = least.filter(|(usefulness, ..)| *usefulness < Usefulness::Busy);
-        goes.inspect(|(.., clock)| clock.evict()).is_some()
+        let mut ranked: Vec<_> = staying.map(|(id, clock)| (clock.usefulness(), *id, clock)).collect();
+        let Some(excess) = ranked.len().checked_sub(self.limit) else { return true };
+        ranked.select_nth_unstable_by_key(excess, |(usefulness, id, _)| (*usefulness, *id));
+        let going = ranked[..=excess].iter().filter(|(usefulness, ..)| *usefulness < Usefulness::Busy);
+        going.inspect(|(.., clock)| clock.evict()).count() > 0
     }
 
-    /// Waits until those who were asked to go have gone, all but a few: the others wait in the kernel's queue.
+    /// Waits until those who were asked to go have gone or stay, where they are more than a few: the others wait in the
+    /// kernel's queue.
     async fn room(&self) {
-        while self.open() >= self.limit + self.limit / 8 + FEW {
+        while self.is_waiting_for_room() {
             tokio::time::sleep(ROOM_LOOK).await;
         }
+    }
+
+    /// Where nobody can go there is nothing to wait for: whoever comes is refused.
+    fn is_waiting_for_room(&self) -> bool {
+        let seated = self.lock();
+        let is_full = seated.len() >= self.limit + self.limit / 8 + FEW;
+        is_full && (seated.values().any(|clock| clock.is_going()) || self.make_room(&seated))
     }
 
     fn count(&self, seated: &BTreeMap<u64, Arc<Clock>>) {
@@ -378,10 +395,6 @@ impl Drop for Seat {
         drop(seated);
         let reactor = &self.hall.reactors[self.reactor];
         reactor.connections.fetch_sub(1, Ordering::Relaxed);
-        let metrics = reactor.proxy.metrics();
-        metrics.connections.dec();
-        if self.clock.is_evicted() {
-            metrics.evicted_connections.inc();
-        }
+        reactor.proxy.metrics().connections.dec();
     }
 }

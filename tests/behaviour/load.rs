@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cli::{Started, signal, start, start_with};
-use crate::support::{Act, Answer, FakeBank, Manner, Running, config, kit, ok};
+use crate::support::{Act, Answer, FakeBank, Manner, Running, config, kit, ok, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const MIB: usize = 1 << 20;
@@ -164,9 +164,7 @@ fn the_limit_of_connections_holds_in_a_burst() {
     let mut crowds = Vec::new();
     for _ in 0..4 {
         crowds.push(crowd(proxy.address, 300, b""));
-        let metrics = metrics(proxy.admin);
-        let open = metrics.lines().find_map(|line| line.strip_prefix("sealproxy_client_connections "));
-        let open: usize = open.expect("a figure").parse().expect("a number");
+        let open = figure(proxy.admin, "sealproxy_client_connections");
         assert!(open <= 64 + 64 / 8 + 16, "{open}");
     }
     assert_eq!(get(proxy.address).status, 200);
@@ -182,16 +180,111 @@ fn no_request_that_has_come_in_makes_room_for_another() {
     signal(&proxy.child, "STOP");
     let callers = crowd(proxy.address, 16, request.as_bytes());
     signal(&proxy.child, "CONT");
-    for mut caller in callers {
+    let status = |mut caller: TcpStream| {
         caller.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
         let mut answer = Vec::new();
         caller.read_to_end(&mut answer).expect("nobody is reset");
-        assert_eq!(Answer::parse(&answer).status, 200);
-    }
+        Answer::parse(&answer).status
+    };
+    let (answered, refused): (Vec<_>, Vec<_>) = callers.into_iter().map(status).partition(|status| *status == 200);
+    // Where those who read are quicker than the one who accepts, all four are busy when the next one comes.
+    assert!(answered.len() >= 4 && refused.iter().all(|status| *status == 503), "{answered:?} {refused:?}");
+    assert_eq!(figure(proxy.admin, "sealproxy_client_connections_refused_total"), refused.len());
+    assert_eq!(figure(proxy.admin, "sealproxy_client_connections_evicted_total"), 3, "the silent ones alone");
     drop(silent);
-    let metrics = metrics(proxy.admin);
-    assert!(metrics.contains("sealproxy_client_connections_refused_total 0\n"), "{metrics}");
-    assert!(metrics.contains("sealproxy_client_connections_evicted_total 3\n"), "{metrics}");
+}
+
+/// The limit and what it leaves to those who go: `limit + limit / 8 + 16`.
+const ALL_OF_FOUR: usize = 20;
+
+/// Nobody waits for a place that does not come free.
+#[test]
+fn beyond_the_limit_whoever_has_no_place_is_told_at_once() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(3), ok("{}")));
+    let proxy = start(&config(bank.address, "", "limits: { connections: 4 }\n"), &[]);
+    let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n", proxy.address);
+    signal(&proxy.child, "STOP");
+    let callers = crowd(proxy.address, 60, request.as_bytes());
+    signal(&proxy.child, "CONT");
+    let began = Instant::now();
+    let status = |mut caller: &TcpStream| {
+        caller.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let mut answer = [0; 12];
+        caller.read_exact(&mut answer).expect("an answer");
+        (String::from_utf8_lossy(&answer[9..]).into_owned(), began.elapsed() < Duration::from_secs(2))
+    };
+    // Those who came last.
+    let told: Vec<_> = callers.iter().rev().map(status).collect();
+    let is_refused = |told: &&(String, bool)| told.0 == "503";
+    assert!(told.iter().filter(is_refused).all(|(_, soon)| *soon), "{told:?}");
+    assert!(told.iter().all(|(status, _)| matches!(&**status, "503" | "200")), "{told:?}");
+    let refused = told.iter().filter(is_refused).count();
+    // It depends on who is quicker, the one who accepts or those who read.
+    assert!((60 - ALL_OF_FOUR..=60 - 4).contains(&refused), "{told:?}");
+    assert_eq!(figure(proxy.admin, "sealproxy_client_connections_refused_total"), refused);
+    assert_eq!(bank.received().len(), 60 - refused);
+}
+
+/// A request of HTTP/2 (RFC 9113, RFC 7541 section 6.2.2) from somebody who answers no PING, so that a connection which is to
+/// take no more streams does not end by itself.
+fn http_2_request(address: SocketAddr) -> Vec<u8> {
+    let authority = address.to_string();
+    let fields = [(":method", "GET"), (":scheme", "http"), (":authority", &*authority), (":path", ACCOUNTS)];
+    let literal = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    let block: Vec<u8> =
+        fields.iter().flat_map(|(name, value)| [vec![0], literal(name), literal(value)].concat()).collect();
+    let length = u8::try_from(block.len()).expect("short");
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let headers = [0, 0, length, 1, 5, 0, 0, 0, 1];
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &headers, &block].concat()
+}
+
+/// Those who stayed over the limit, because they sent in the moment in which they were asked to go, go when they are idle.
+#[test]
+fn whoever_stayed_over_the_limit_keeps_nobody_out() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(500), ok("{}")));
+    let proxy = start(&config(bank.address, "", "limits: { connections: 4 }\n"), &[]);
+    signal(&proxy.child, "STOP");
+    let callers = crowd(proxy.address, ALL_OF_FOUR, &http_2_request(proxy.address));
+    signal(&proxy.child, "CONT");
+    until("all are seated or refused", Duration::from_secs(10), || came(proxy.admin) == ALL_OF_FOUR);
+    until("all are idle", Duration::from_secs(10), || figure(proxy.admin, "sealproxy_in_flight") == 0);
+    assert_eq!(get(proxy.address).status, 200);
+    drop(callers);
+}
+
+/// Neither does anybody whose body does not come.
+#[test]
+fn bodies_that_do_not_come_are_no_reason_to_wait() {
+    let bank = FakeBank::good();
+    let top = "limits: { connections: 4 }\ntimeouts: { header: 2s }\n";
+    let proxy = start(&config(bank.address, "", top), &[]);
+    let head = format!(
+        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\nContent-Type: a/b\r\nContent-Length: 9\r\n\r\n",
+        proxy.address
+    );
+    signal(&proxy.child, "STOP");
+    let callers = crowd(proxy.address, ALL_OF_FOUR, head.as_bytes());
+    signal(&proxy.child, "CONT");
+    until("all are seated or refused", Duration::from_secs(10), || came(proxy.admin) == ALL_OF_FOUR);
+    let began = Instant::now();
+    assert_eq!(get(proxy.address).status, 503);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    std::thread::sleep(Duration::from_millis(2200));
+    assert_eq!(get(proxy.address).status, 200, "by now they have kept us waiting for long");
+    drop(callers);
+}
+
+/// Callers who have a place or were told that there is none.
+fn came(admin: SocketAddr) -> usize {
+    figure(admin, "sealproxy_client_connections") + figure(admin, "sealproxy_client_connections_refused_total")
+}
+
+/// A metric without labels.
+fn figure(admin: SocketAddr, name: &str) -> usize {
+    let metrics = metrics(admin);
+    let figure = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    figure.expect("a figure").parse().expect("a number")
 }
 
 fn metrics(admin: SocketAddr) -> String {

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -277,15 +278,14 @@ fn a_company_proxy_that_is_not_there() {
 #[test]
 fn a_private_address_is_legal_for_the_company_proxy_and_not_for_the_bank() {
     let egress = Egress::saying("HTTP/1.1 502 Bad Gateway\r\n\r\n");
-    let before = |url: &str| {
+    let with = |url: &str| {
         let yaml = config(SocketAddr::from(([127, 0, 0, 1], 443)), &egress.via(), "");
-        let yaml = yaml.replace("private: true", "private: false").replace("https://localhost:443", url);
-        Rig::start(&yaml).get(ACCOUNTS).problem()
+        yaml.replace("private: true", "private: false").replace("https://localhost:443", url)
     };
     // RFC 6598: shared within a provider's network.
-    assert_eq!(before("https://100.64.0.1"), "upstream-private-address");
-    assert_eq!(egress.asked().len(), 0);
-    assert_eq!(before("https://bank.invalid"), "via-refused");
+    let findings = Config::parse(Path::new("f.yaml"), &with("https://100.64.0.1"), &|_| None).expect_err("refused");
+    assert!(findings[0].to_string().contains("names an address within this machine or network"), "{findings:?}");
+    assert_eq!(Rig::start(&with("https://bank.invalid")).get(ACCOUNTS).problem(), "via-refused");
     assert!(egress.asked()[0].starts_with("CONNECT bank.invalid:443 HTTP/1.1\r\n"));
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::runtime::Handle;
@@ -113,8 +113,8 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = departure.reaches(Phase::Draining) => break,
-                accepted = async { hall.room().await; self.accept().await } => match accepted {
-                    Ok(accepted) => hall.seat(accepted, self.peers.as_deref()),
+                accepted = self.accept() => match accepted {
+                    Ok(accepted) => hall.let_in(accepted, self.peers.as_deref()).await,
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
             }
@@ -136,17 +136,12 @@ impl Listener {
         match self.socket {
             Socket::Tcp(listener) => {
                 let Ok(listener) = listener.into_std() else { return };
-                while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::tcp(stream)) {
-                    hall.seat(accepted, None);
-                    hall.room().await;
-                }
+                hall.let_all_in(None, || listener.accept().and_then(|(stream, _)| Accepted::tcp(stream))).await;
             }
             Socket::Unix { listener, _file } => {
                 let Ok(listener) = listener.into_std() else { return };
-                while let Ok(accepted) = listener.accept().and_then(|(stream, _)| Accepted::unix(stream)) {
-                    hall.seat(accepted, self.peers.as_deref());
-                    hall.room().await;
-                }
+                let accept = || listener.accept().and_then(|(stream, _)| Accepted::unix(stream));
+                hall.let_all_in(self.peers.as_deref(), accept).await;
             }
         }
     }
@@ -154,11 +149,15 @@ impl Listener {
 
 /// Connections over the limit, beside an eighth of it: on their way out, or asked to go in the moment of sending.
 const FEW: usize = 16;
-/// How often it is looked whether they have gone.
+/// How often it is looked whether they have gone, and how many times for one newcomer.
 const ROOM_LOOK: Duration = Duration::from_millis(1);
+const ROOM_LOOKS: usize = 100;
 
 /// After an accept that failed: long enough for a descriptor to come free, short enough for nobody to notice.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// For how long those are taken in who were in the queue when the drain began.
+const LAST_ADMISSION: Duration = Duration::from_millis(500);
 
 /// Removes a socket that nobody listens on, and never anything else: a wrong path may name a key.
 async fn remove_stale_socket(path: &Path) -> io::Result<()> {
@@ -294,6 +293,23 @@ impl Hall {
         self.lock().len()
     }
 
+    async fn let_in(self: &Arc<Self>, accepted: Accepted, peers: Option<&[u32]>) {
+        self.room().await;
+        self.seat(accepted, peers);
+    }
+
+    /// Until nobody waits; but others come meanwhile, who might never end.
+    async fn let_all_in(self: &Arc<Self>, peers: Option<&[u32]>, accept: impl Fn() -> io::Result<Accepted>) {
+        let ends = Instant::now() + LAST_ADMISSION;
+        while Instant::now() < ends {
+            match accept() {
+                Ok(accepted) => self.let_in(accepted, peers).await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
     fn seat(self: &Arc<Self>, accepted: Accepted, peers: Option<&[u32]>) {
         let transport = accepted.transport(peers);
         let reactor = (0..self.reactors.len())
@@ -321,7 +337,10 @@ impl Hall {
     /// Waits until those who were asked to go have gone or stay, where they are more than a few: the others wait in the
     /// kernel's queue.
     async fn room(&self) {
-        while self.is_waiting_for_room() {
+        for _ in 0..ROOM_LOOKS {
+            if !self.is_waiting_for_room() {
+                break;
+            }
             tokio::time::sleep(ROOM_LOOK).await;
         }
     }
@@ -329,8 +348,12 @@ impl Hall {
     /// Where nobody can go there is nothing to wait for: whoever comes is refused.
     fn is_waiting_for_room(&self) -> bool {
         let seated = self.lock();
-        let is_full = seated.len() >= self.limit + self.limit / 8 + FEW;
-        is_full && (seated.values().any(|clock| clock.is_going()) || self.make_room(&seated))
+        self.is_full(&seated) && (seated.values().any(|clock| clock.is_going()) || self.make_room(&seated))
+    }
+
+    /// Whether those over the limit are as many as may be.
+    fn is_full(&self, seated: &BTreeMap<u64, Arc<Clock>>) -> bool {
+        seated.len() >= self.limit + self.limit / 8 + FEW
     }
 
     fn count(&self, seated: &BTreeMap<u64, Arc<Clock>>) {
@@ -358,7 +381,7 @@ impl Seat {
         let clock = Clock::new(proxy.timeouts(), Arc::clone(&hall.crowded));
         let id = hall.next.fetch_add(1, Ordering::Relaxed);
         let mut seated = hall.lock();
-        if !hall.make_room(&seated) {
+        if hall.is_full(&seated) || !hall.make_room(&seated) {
             return None;
         }
         seated.insert(id, Arc::clone(&clock));

@@ -275,6 +275,41 @@ fn bodies_that_do_not_come_are_no_reason_to_wait() {
     drop(callers);
 }
 
+/// Callers who come again as soon as they are sent away keep no process from its end.
+#[test]
+fn a_queue_that_never_ends_is_left_behind() {
+    let top = "limits: { connections: 4 }\ntimeouts: { linger: 200ms, drain: 1s }\n";
+    let mut proxy = start(&config(FakeBank::good().address, "", top), &[]);
+    let (address, over) = (proxy.address, AtomicBool::new(false));
+    let connect = || {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_nonblocking(true).expect("a socket");
+        Some(stream)
+    };
+    let is_sent_away = |stream: &Option<TcpStream>| {
+        let read = stream.as_ref().map(|mut stream| stream.read(&mut [0; 512]));
+        !read.is_some_and(|read| read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock))
+    };
+    let come_again = || {
+        let mut silent: Vec<_> = (0..100).map(|_| connect()).collect();
+        while !over.load(Ordering::Relaxed) {
+            silent.iter_mut().filter(|stream| is_sent_away(stream)).for_each(|stream| *stream = connect());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(come_again)));
+        std::thread::sleep(Duration::from_millis(500));
+        signal(&proxy.child, "TERM");
+        let began = Instant::now();
+        while proxy.child.0.try_wait().expect("a child").is_none() && began.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    });
+}
+
 /// Callers who have a place or were told that there is none.
 fn came(admin: SocketAddr) -> usize {
     figure(admin, "sealproxy_client_connections") + figure(admin, "sealproxy_client_connections_refused_total")

@@ -140,6 +140,8 @@ fn every_fault_has_a_reason_of_its_own() {
     assert!(matches!(of(get().with("signature", "keyId=\"open")), Rejected::Malformed(_)));
     assert!(matches!(of(get().with("signature", "keyId=\"a\" b=c")), Rejected::Malformed(_)));
     assert_eq!(of(get().signature("keyId=", "keyId=\"a\",keyId=")), Rejected::RepeatedParameter("keyId".into()));
+    let told = parameters("a\nb=1,a\nb=2").expect_err("twice").to_string();
+    assert_eq!(told, r#"the Signature header has the parameter "a\nb" twice"#, "in one line");
     assert_eq!(of(get().signature("keyId=", "key=")), Rejected::NoParameter("keyId"));
     assert_eq!(of(get().signature("headers=", "header=")), Rejected::NoParameter("headers"));
     assert_eq!(

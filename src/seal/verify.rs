@@ -228,7 +228,7 @@ pub enum Rejected {
     #[error("the Signature header cannot be read at {0:?}")]
     Malformed(String),
     /// A parameter that is there twice.
-    #[error("the Signature header has the parameter {0} twice")]
+    #[error("the Signature header has the parameter {0:?} twice")]
     RepeatedParameter(String),
     /// A parameter that must be there.
     #[error("the Signature header has no parameter {0}")]

@@ -116,6 +116,11 @@ impl Fault {
         Self { reason: reason.into(), code: "bad-value", hint: None, hidden: false }
     }
 
+    /// Of what stands somewhere twice.
+    pub(super) fn listed_twice(reason: impl Into<String>) -> Self {
+        Self::new(reason).code("listed-twice").hint("take one away")
+    }
+
     /// Of another kind.
     pub(super) fn code(self, code: &'static str) -> Self {
         Self { code, ..self }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::finding::Fault;
 use super::quantity::{boolean, whole};
-use super::section::{Section, Value};
+use super::section::{Section, Value, distinct};
 use crate::identity::preflight::Expectations;
 use crate::identity::qcstatements::Role;
 use crate::identity::{KeySource, Pair, PassphraseSource, SealSettings, Settings};
@@ -90,15 +90,7 @@ fn authorisation(text: &str) -> Result<String, Fault> {
 }
 
 fn roles(value: &Value<'_>) -> Vec<Role> {
-    let mut roles = Vec::new();
-    for item in value.items() {
-        let Some(role) = item.choice("role", &ROLES) else { continue };
-        if roles.contains(&role) {
-            item.refuse(Fault::new("the same role is listed twice").code("listed-twice").hint("take one away"));
-        }
-        roles.push(role);
-    }
-    roles
+    distinct(&value.items(), "role", |item| item.choice("role", &ROLES))
 }
 
 fn qwac(section: &Section<'_>, folder: &Path, waiting: usize) -> Option<Pair> {

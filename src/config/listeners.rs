@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::finding::Fault;
 use super::quantity::boolean;
-use super::section::{Section, Value};
+use super::section::{Section, Value, distinct};
 use crate::admin::{self, Page};
 use crate::proxy::listener::{self, Address};
 
@@ -27,7 +27,7 @@ pub(super) fn listen(root: &Section<'_>) -> Vec<listener::Settings> {
     for item in items {
         let Some(listener) = listener(&item) else { continue };
         if listeners.iter().any(|other| takes_away(&other.address, &listener.address)) {
-            item.refuse(Fault::new("the same address is listed twice").code("listed-twice").hint("take one away"));
+            item.refuse(Fault::listed_twice("the same address is listed twice"));
         }
         listeners.push(listener);
     }
@@ -80,14 +80,7 @@ fn place(place: &Value<'_>, open: bool) -> Option<Address> {
 /// The users who may call: at least one, none twice.
 fn users(value: &Value<'_>) -> Vec<u32> {
     let items = value.items_or_one();
-    let mut users = Vec::new();
-    for item in &items {
-        let Some(user) = item.quantity(user) else { continue };
-        if users.contains(&user) {
-            item.refuse(Fault::new("the same user is listed twice").code("listed-twice").hint("take one away"));
-        }
-        users.push(user);
-    }
+    let users = distinct(&items, "user", |item| item.quantity(user));
     if items.is_empty() && value.is_list() {
         value.refuse(
             Fault::new("names no user, so that nobody could call").hint("list the numbers of the users who may"),
@@ -126,11 +119,7 @@ pub(super) fn admin(root: &Section<'_>, taken: &[listener::Settings]) -> Vec<adm
     for item in value.items_or_one() {
         let Some((address, serve)) = admin_listener(&item) else { continue };
         if addresses.iter().any(|taken| takes_away(taken, &Address::Tcp(address))) {
-            item.refuse(
-                Fault::new("the same address is listed twice, in `admin` or in `listen`")
-                    .code("listed-twice")
-                    .hint("take one away"),
-            );
+            item.refuse(Fault::listed_twice("the same address is listed twice, in `admin` or in `listen`"));
         }
         addresses.push(Address::Tcp(address));
         listeners.push(admin::Settings { address, serve: serve.unwrap_or_else(all) });
@@ -170,14 +159,7 @@ fn admin_listener(item: &Value<'_>) -> Option<(SocketAddr, Option<Vec<Page>>)> {
 
 fn pages(value: &Value<'_>) -> Vec<Page> {
     let items = value.items();
-    let mut pages = Vec::new();
-    for item in &items {
-        let Some(page) = item.choice("page", &PAGES) else { continue };
-        if pages.contains(&page) {
-            item.refuse(Fault::new("the same page is listed twice").code("listed-twice").hint("take one away"));
-        }
-        pages.push(page);
-    }
+    let pages = distinct(&items, "page", |item| item.choice("page", &PAGES));
     if items.is_empty() && value.is_list() {
         value.refuse(
             Fault::new("names no page").hint("name one of livez, readyz, metrics, status, or take the listener away"),
@@ -188,15 +170,8 @@ fn pages(value: &Value<'_>) -> Vec<Page> {
 
 /// Further names of the proxy, in lower case.
 pub(super) fn hosts(root: &Section<'_>) -> Vec<String> {
-    let mut hosts = Vec::new();
-    for item in root.value("hosts").map(|value| value.items()).unwrap_or_default() {
-        let Some(name) = item.text(own_name) else { continue };
-        if hosts.contains(&name) {
-            item.refuse(Fault::new("the same name is listed twice").code("listed-twice").hint("take one away"));
-        }
-        hosts.push(name);
-    }
-    hosts
+    let items = root.value("hosts").map(|value| value.items()).unwrap_or_default();
+    distinct(&items, "name", |item| item.text(own_name))
 }
 
 fn own_name(text: &str) -> Result<String, Fault> {

@@ -7,7 +7,7 @@ use http::Method;
 use super::Upstream;
 use super::finding::Fault;
 use super::quantity::boolean;
-use super::section::{Section, Value};
+use super::section::{Section, Value, distinct};
 use crate::proxy::api::{Api, Environment};
 use crate::proxy::route::Settings;
 
@@ -76,15 +76,7 @@ fn methods(value: &Value<'_>) -> Vec<Method> {
     if items.is_empty() && value.is_list() {
         value.refuse(Fault::new("names no method").hint("name one, or take the route away"));
     }
-    let mut methods = Vec::new();
-    for item in items {
-        let Some(method) = method(&item) else { continue };
-        if methods.contains(&method) {
-            item.refuse(Fault::new("the same method is listed twice").code("listed-twice").hint("take one away"));
-        }
-        methods.push(method);
-    }
-    methods
+    distinct(&items, "method", method)
 }
 
 fn method(item: &Value<'_>) -> Option<Method> {

@@ -207,6 +207,23 @@ impl<'a> Section<'a> {
     }
 }
 
+/// What items are read as, each of which may stand there once.
+pub(super) fn distinct<'a, T: PartialEq>(
+    items: &[Value<'a>],
+    what: &str,
+    read: impl Fn(&Value<'a>) -> Option<T>,
+) -> Vec<T> {
+    let mut all = Vec::new();
+    for item in items {
+        let Some(one) = read(item) else { continue };
+        if all.contains(&one) {
+            item.refuse(Fault::listed_twice(format!("the same {what} is listed twice")));
+        }
+        all.push(one);
+    }
+    all
+}
+
 /// Something that is none of the names that are known here.
 pub(super) fn unknown(what: &str, shown: &str, name: &str, known: &[&str]) -> Fault {
     match closest(name, known) {

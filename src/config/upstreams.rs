@@ -14,7 +14,7 @@ use super::identities::{named, path};
 use super::limits::{UPSTREAM_TIMEOUT_KEYS, upstream_timeouts};
 use super::listeners::host_name;
 use super::quantity::{boolean, duration, whole};
-use super::section::{Section, Value};
+use super::section::{Section, Value, distinct};
 use super::{Registration, Upstream};
 use crate::identity::{self, SealSettings};
 use crate::proxy::api::{self, Api, Environment};
@@ -124,8 +124,7 @@ fn registrations(section: &Section<'_>, profile: &Profile, seals: &[SealSettings
             let legal: Vec<_> = items.iter().filter_map(|item| registration(item, &names, quoted)).collect();
             for (index, one) in legal.iter().enumerate() {
                 if legal[..index].iter().any(|earlier| earlier.seal == one.seal) {
-                    let fault = Fault::new(format!("lists the seal {} twice", one.seal)).code("listed-twice");
-                    value.refuse(fault.hint("take one away"));
+                    value.refuse(Fault::listed_twice(format!("lists the seal {} twice", one.seal)));
                 }
             }
             (legal.len() == items.len()).then_some(legal)
@@ -210,15 +209,8 @@ fn roots(text: &str, folder: &Path) -> Result<Roots, Fault> {
 fn pins(value: &Value<'_>) -> Vec<Pin> {
     const HOW: &str = "write sha256: and 64 hex digits, or the Base64 of the hash; `check --connect` shows the bank's";
     let items = value.items();
-    let mut pins = Vec::new();
-    for item in &items {
-        let pin = |text: &str| text.parse().map_err(|error: NoPin| Fault::new(error.to_string()).hint(HOW));
-        let Some(pin) = item.text(pin) else { continue };
-        if pins.contains(&pin) {
-            item.refuse(Fault::new("the same key is listed twice").code("listed-twice").hint("take one away"));
-        }
-        pins.push(pin);
-    }
+    let pin = |text: &str| text.parse().map_err(|error: NoPin| Fault::new(error.to_string()).hint(HOW));
+    let pins = distinct(&items, "key", |item| item.text(pin));
     if value.is_list() && items.is_empty() {
         value.refuse(Fault::new("names no key").hint("name one, or take `pins` away"));
     }
@@ -353,15 +345,8 @@ fn pass(section: &Section<'_>, private: bool) -> Vec<HeaderName> {
 
 /// Header names, each of which must be legal, and none of which may stand twice.
 fn headers(value: &Value<'_>, legal: impl Fn(&HeaderName) -> Result<(), Fault>) -> Vec<HeaderName> {
-    let mut names = Vec::new();
-    for item in value.items() {
-        let Some(name) = item.text(|text| header(text).and_then(|name| legal(&name).map(|()| name))) else { continue };
-        if names.contains(&name) {
-            item.refuse(Fault::new("the same header is listed twice").code("listed-twice").hint("take one away"));
-        }
-        names.push(name);
-    }
-    names
+    let name = |text: &str| header(text).and_then(|name| legal(&name).map(|()| name));
+    distinct(&value.items(), "header", |item| item.text(name))
 }
 
 fn header(text: &str) -> Result<HeaderName, Fault> {

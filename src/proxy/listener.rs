@@ -326,6 +326,9 @@ impl Hall {
     /// idle, then those whose caller has kept them waiting for long. As many as are too many for one more: of those who
     /// were asked before some may have stayed. `false` where all are of use.
     fn make_room(&self, seated: &BTreeMap<u64, Arc<Clock>>) -> bool {
+        if seated.len() < self.limit {
+            return true;
+        }
         let staying = seated.iter().filter(|(_, clock)| !clock.is_going());
         let mut ranked: Vec<_> = staying.map(|(id, clock)| (clock.usefulness(), *id, clock)).collect();
         let Some(excess) = ranked.len().checked_sub(self.limit) else { return true };
@@ -338,15 +341,16 @@ impl Hall {
     /// kernel's queue.
     async fn room(&self) {
         for _ in 0..ROOM_LOOKS {
-            if !self.is_waiting_for_room() {
+            if !self.asks_for_room() {
                 break;
             }
             tokio::time::sleep(ROOM_LOOK).await;
         }
     }
 
-    /// Where nobody can go there is nothing to wait for: whoever comes is refused.
-    fn is_waiting_for_room(&self) -> bool {
+    /// Whether there is something to wait for: those who were asked to go, or are now. Where nobody can go, whoever comes is
+    /// refused.
+    fn asks_for_room(&self) -> bool {
         let seated = self.lock();
         self.is_full(&seated) && (seated.values().any(|clock| clock.is_going()) || self.make_room(&seated))
     }

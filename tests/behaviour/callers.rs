@@ -20,9 +20,14 @@ const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
 /// On a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
-/// One request on a kept-alive connection; reads exactly one answer with a Content-Length.
+/// One request on a kept-alive connection.
 fn ask(stream: &mut (impl std::io::Read + std::io::Write), request: &str) -> Answer {
     stream.write_all(request.as_bytes()).expect("written");
+    one_answer(stream)
+}
+
+/// Reads exactly one answer with a Content-Length.
+pub(crate) fn one_answer(stream: &mut impl std::io::Read) -> Answer {
     let mut reader = BufReader::with_capacity(1, stream);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {

@@ -629,6 +629,15 @@ fn sigint_and_a_second_sigterm_end_the_linger() {
     }
 }
 
+/// Does something while the process stands still.
+pub(crate) fn standing_still<R>(child: &Running, act: impl FnOnce() -> R) -> R {
+    signal(child, "STOP");
+    until_stopped(child);
+    let done = act();
+    signal(child, "CONT");
+    done
+}
+
 /// The signal is sent before each thread has heard of it, and one that has not takes callers in.
 fn until_stopped(child: &Running) {
     let tasks = PathBuf::from(format!("/proc/{}/task", child.0.id()));
@@ -646,16 +655,16 @@ fn until_stopped(child: &Running) {
 #[test]
 fn whoever_waits_in_the_accept_queue_at_the_end_is_answered() {
     let Started { mut child, stderr: _reader, address, .. } = start(&legal(), &[]);
-    signal(&child, "STOP");
-    until_stopped(&child);
-    let mut waiting: Vec<TcpStream> = Vec::new();
-    for _ in 0..20 {
-        let mut stream = TcpStream::connect(address).expect("the kernel lets it in");
-        write!(stream, "GET /nowhere HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("written");
-        waiting.push(stream);
-    }
-    signal(&child, "INT");
-    signal(&child, "CONT");
+    let waiting = standing_still(&child, || {
+        let connect = |_| {
+            let mut stream = TcpStream::connect(address).expect("the kernel lets it in");
+            write!(stream, "GET /nowhere HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("written");
+            stream
+        };
+        let waiting: Vec<TcpStream> = (0..20).map(connect).collect();
+        signal(&child, "INT");
+        waiting
+    });
     for mut stream in waiting {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer, and then the end");

@@ -3,13 +3,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::cli::{Started, signal, start};
+use crate::cli::{Started, signal, standing_still, start};
 use crate::framing::statuses;
 use crate::outside::free_port;
-use crate::support::{Act, FakeBank, Rig, config, ok, send};
+use crate::support::{Act, FakeBank, Rig, config, ok, page, send};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
@@ -40,21 +39,20 @@ fn a_crowd_of_connections_keeps_no_probe_from_the_admin_pages() {
 }
 
 fn meet_a_crowd(proxy: &Started) {
-    signal(&proxy.child, "STOP");
-    let mut probe = TcpStream::connect(proxy.admin).expect("in the queue");
-    probe.write_all(PROBE).expect("written");
-    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(proxy.admin).expect("in the queue")).collect();
-    signal(&proxy.child, "CONT");
+    let connect = || TcpStream::connect(proxy.admin).expect("in the queue");
+    let (mut probe, crowd) = standing_still(&proxy.child, || {
+        let mut probe = connect();
+        probe.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
+        (probe, (0..100).map(|_| connect()).collect::<Vec<_>>())
+    });
     let mut answer = String::new();
     probe.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
     probe.read_to_string(&mut answer).expect("it is not reset");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     drop(crowd);
     // Whoever is heard now came last: nobody is left in the queue.
-    assert_eq!(send(proxy.admin, PROBE).status, 200);
+    assert_eq!(page(proxy.admin, "/livez").status, 200);
 }
-
-const PROBE: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 /// T-err: a caller learns what to do, and not which machine, file or library said what.
 #[test]
@@ -102,10 +100,7 @@ fn no_page_of_the_proxy_itself_shadows_a_path_of_the_bank() {
 fn hang_ups_during_a_drain_kill_nothing() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(700), ok("{}")));
     let mut proxy = start(&config(bank.address, "", ""), &[]);
-    let signal = |name: &str, id: u32| {
-        assert!(Command::new("kill").args([name, &id.to_string()]).status().is_ok_and(|status| status.success()));
-    };
-    let (address, id) = (proxy.address, proxy.child.0.id());
+    let address = proxy.address;
     let payment = std::thread::spawn(move || {
         let head =
             format!("POST {PAYMENTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
@@ -114,9 +109,9 @@ fn hang_ups_during_a_drain_kill_nothing() {
     while bank.received().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    signal("-HUP", id);
-    signal("-TERM", id);
-    (0..10).for_each(|_| signal("-HUP", id));
+    signal(&proxy.child, "HUP");
+    signal(&proxy.child, "TERM");
+    (0..10).for_each(|_| signal(&proxy.child, "HUP"));
     assert_eq!(payment.join().expect("no panic").status, 200);
     assert_eq!(proxy.child.0.wait().expect("it ends").code(), Some(0));
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cli::{Started, signal, start, start_with};
-use crate::support::{Act, Answer, FakeBank, Manner, Running, config, kit, ok, until};
+use crate::cli::{Started, signal, standing_still, start, start_with};
+use crate::support::{Act, Answer, FakeBank, Manner, Running, config, kit, ok, page, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const MIB: usize = 1 << 20;
@@ -177,9 +177,7 @@ fn no_request_that_has_come_in_makes_room_for_another() {
     let proxy = start(&config(bank.address, "", "limits: { connections: 4 }\n"), &[]);
     let silent = crowd(proxy.address, 3, b"");
     let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n", proxy.address);
-    signal(&proxy.child, "STOP");
-    let callers = crowd(proxy.address, 16, request.as_bytes());
-    signal(&proxy.child, "CONT");
+    let callers = standing_still(&proxy.child, || crowd(proxy.address, 16, request.as_bytes()));
     let status = |mut caller: TcpStream| {
         caller.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
         let mut answer = Vec::new();
@@ -203,9 +201,7 @@ fn beyond_the_limit_whoever_has_no_place_is_told_at_once() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(3), ok("{}")));
     let proxy = start(&config(bank.address, "", "limits: { connections: 4 }\n"), &[]);
     let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {0}\r\nConnection: close\r\n\r\n", proxy.address);
-    signal(&proxy.child, "STOP");
-    let callers = crowd(proxy.address, 60, request.as_bytes());
-    signal(&proxy.child, "CONT");
+    let callers = standing_still(&proxy.child, || crowd(proxy.address, 60, request.as_bytes()));
     let began = Instant::now();
     let status = |mut caller: &TcpStream| {
         caller.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
@@ -244,9 +240,7 @@ fn http_2_request(address: SocketAddr) -> Vec<u8> {
 fn whoever_stayed_over_the_limit_keeps_nobody_out() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(500), ok("{}")));
     let proxy = start(&config(bank.address, "", "limits: { connections: 4 }\n"), &[]);
-    signal(&proxy.child, "STOP");
-    let callers = crowd(proxy.address, ALL_OF_FOUR, &http_2_request(proxy.address));
-    signal(&proxy.child, "CONT");
+    let callers = standing_still(&proxy.child, || crowd(proxy.address, ALL_OF_FOUR, &http_2_request(proxy.address)));
     until("all are seated or refused", Duration::from_secs(10), || came(proxy.admin) == ALL_OF_FOUR);
     until("all are idle", Duration::from_secs(10), || figure(proxy.admin, "sealproxy_in_flight") == 0);
     assert_eq!(get(proxy.address).status, 200);
@@ -263,9 +257,7 @@ fn bodies_that_do_not_come_are_no_reason_to_wait() {
         "POST {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\nContent-Type: a/b\r\nContent-Length: 9\r\n\r\n",
         proxy.address
     );
-    signal(&proxy.child, "STOP");
-    let callers = crowd(proxy.address, ALL_OF_FOUR, head.as_bytes());
-    signal(&proxy.child, "CONT");
+    let callers = standing_still(&proxy.child, || crowd(proxy.address, ALL_OF_FOUR, head.as_bytes()));
     until("all are seated or refused", Duration::from_secs(10), || came(proxy.admin) == ALL_OF_FOUR);
     let began = Instant::now();
     assert_eq!(get(proxy.address).status, 503);
@@ -317,17 +309,9 @@ fn came(admin: SocketAddr) -> usize {
 
 /// A metric without labels.
 fn figure(admin: SocketAddr, name: &str) -> usize {
-    let metrics = metrics(admin);
+    let metrics = page(admin, "/metrics").body;
     let figure = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     figure.expect("a figure").parse().expect("a number")
-}
-
-fn metrics(admin: SocketAddr) -> String {
-    let mut metrics = String::new();
-    let mut stream = TcpStream::connect(admin).expect("it listens");
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
-    stream.read_to_string(&mut metrics).expect("an answer");
-    metrics
 }
 
 /// A bank's answer in chunks of a byte, which its caller does not take: what is read ahead costs what it costs.
@@ -372,9 +356,7 @@ fn a_log_that_nobody_reads_stops_no_request_and_what_is_lost_is_counted() {
         }
     });
     assert_eq!(get(address).status, 200);
-    let metrics = metrics(admin);
-    let dropped = metrics.lines().find_map(|line| line.strip_prefix("sealproxy_log_dropped_lines_total "));
-    let dropped: usize = dropped.expect("a count").parse().expect("a number");
+    let dropped = figure(admin, "sealproxy_log_dropped_lines_total");
     // What is not dropped is in the pipe, in the buffer, or in the writer's hands.
     assert!((500..requests - 16_000).contains(&dropped), "{dropped}");
     let began = Instant::now();

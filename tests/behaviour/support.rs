@@ -244,8 +244,13 @@ impl Rig {
 
     /// A page of the admin listener.
     pub(crate) fn page(&self, path: &str) -> Answer {
-        send(self.admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+        page(self.admin, path)
     }
+}
+
+/// A page of an admin listener.
+pub(crate) fn page(admin: SocketAddr, path: &str) -> Answer {
+    send(admin, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
 }
 
 impl Drop for Rig {

@@ -17,8 +17,9 @@ use sealproxy::identity::Qwac;
 use sealproxy::log::Log;
 use sealproxy::upstream::{Cause, Destination, Families, Lease, Outcome, Payload, ReactorId, SendError, Upstream};
 
-use crate::cli::{Started, signal, start_with};
-use crate::support::{Answer, Manner, Running, file_config, folder, ok, reset, until};
+use crate::callers::one_answer;
+use crate::cli::{Started, standing_still, start_with};
+use crate::support::{Manner, Running, file_config, folder, ok, reset};
 
 #[derive(Clone, Copy, Debug)]
 enum Deed {
@@ -219,7 +220,8 @@ fn paid_once(bank: &Bank) -> (Started, TcpStream) {
     let proxy = start_with(&yaml, &[], Stdio::piped());
     let mut caller = TcpStream::connect(proxy.address).expect("it listens");
     pay(&mut caller);
-    assert_eq!(answer(&mut caller).status, 200);
+    caller.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    assert_eq!(one_answer(&mut caller).status, 200);
     // Its loop has done all that it had to do.
     std::thread::sleep(Duration::from_millis(50));
     (proxy, caller)
@@ -230,30 +232,14 @@ fn pay(caller: &mut TcpStream) {
     write!(caller, "{head}Content-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}").expect("written");
 }
 
-fn answer(caller: &mut TcpStream) -> Answer {
-    caller.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
-    let mut bytes = Vec::new();
-    while !bytes.ends_with(b"}") {
-        let mut piece = [0; 4096];
-        match caller.read(&mut piece).expect("an answer") {
-            0 => break,
-            read => bytes.extend_from_slice(&piece[..read]),
-        }
-    }
-    Answer::parse(&bytes)
-}
-
 /// The next payment is there first, and then the bank does this: both before the proxy has looked at either.
 fn pay_while_it_stands_still(proxy: &Started, caller: &mut TcpStream, bank: &Bank, deed: Deed) {
-    signal(&proxy.child, "STOP");
-    let stat = format!("/proc/{}/stat", proxy.child.0.id());
-    let is_stopped = || std::fs::read_to_string(&stat).expect("a process").contains(") T ");
-    until("it stands still", Duration::from_secs(10), is_stopped);
-    pay(caller);
-    std::thread::sleep(Duration::from_millis(20));
-    bank.does(deed);
-    std::thread::sleep(Duration::from_millis(20));
-    signal(&proxy.child, "CONT");
+    standing_still(&proxy.child, || {
+        pay(caller);
+        std::thread::sleep(Duration::from_millis(20));
+        bank.does(deed);
+        std::thread::sleep(Duration::from_millis(20));
+    });
 }
 
 /// The log's last line, after the proxy's end.
@@ -279,7 +265,7 @@ fn what_stayed_here_goes_on_another_connection() {
             let bank = Bank::start();
             let (mut proxy, mut caller) = paid_once(&bank);
             pay_while_it_stands_still(&proxy, &mut caller, &bank, deed);
-            let answer = answer(&mut caller);
+            let answer = one_answer(&mut caller);
             assert_eq!((answer.status, &*answer.body), (200, "{}"), "{deed:?}");
             assert_eq!(bank.requests().len(), 2, "{deed:?}");
             last_line(&mut proxy.child)

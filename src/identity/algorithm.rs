@@ -20,6 +20,14 @@ pub(super) fn sequence(content: &[u8]) -> Vec<u8> {
     yasna::construct_der(|writer| writer.write_sequence(|writer| writer.next().write_der(content)))
 }
 
+/// Whether DER begins as a SEQUENCE must (X.690 section 8.9.1). x509-parser looks at the tag's number alone, and takes
+/// it as a primitive or spelt in more octets too.
+pub(super) fn is_sequence(der: &[u8]) -> bool {
+    der.first() == Some(&SEQUENCE)
+}
+
+const SEQUENCE: u8 = 0x30;
+
 pub(super) fn signature(algorithm: &AlgorithmIdentifier<'_>) -> String {
     let oid = algorithm.algorithm.to_id_string();
     let name = match oid.as_str() {

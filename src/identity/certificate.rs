@@ -342,6 +342,7 @@ pub enum Error {
 /// Parses one certificate, with nothing behind it.
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
     match parse_x509_certificate(der) {
+        Ok(_) if !algorithm::is_sequence(der) => Err(Error::Malformed(X509Error::InvalidCertificate)),
         Ok(([], certificate)) if certificate.raw_serial().is_empty() => Err(Error::Malformed(X509Error::InvalidSerial)),
         Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err(Error::Trailing),

@@ -16,6 +16,7 @@ use x509_parser::asn1_rs::{Any, Class, FromBer as _, Tag};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 use zeroize::{Zeroize as _, Zeroizing};
 
+use super::algorithm::is_sequence;
 pub use super::encrypted::Bundle;
 use super::passphrase::{Passphrase, PassphraseError};
 use super::revocation_list::RevocationList;
@@ -331,6 +332,10 @@ struct Block {
 impl Block {
     fn certificate(&self) -> Result<CertificateDer<'static>, Reason> {
         match certificate::parse(&self.der) {
+            // The parser overlooks what stands behind the signature.
+            Ok(_) if members(&self.der) != SIGNED => {
+                Err(Reason::BadCertificate { line: self.line, source: certificate::Error::Trailing })
+            }
             Ok(_) => Ok(self.der.to_vec().into()),
             Err(source) => Err(Reason::BadCertificate { line: self.line, source }),
         }
@@ -388,13 +393,9 @@ impl Kind {
             return Self::Key;
         }
         match members(der).as_slice() {
-            [Tag::Sequence, Tag::Sequence, Tag::BitString] if X509CertificationRequest::from_der(der).is_ok() => {
-                Self::Request
-            }
-            [Tag::Sequence, Tag::Sequence, Tag::BitString] if RevocationList::from_der(der).is_some() => {
-                Self::RevocationList
-            }
-            [Tag::Sequence, Tag::Sequence, Tag::BitString] => Self::Certificate,
+            SIGNED if X509CertificationRequest::from_der(der).is_ok() => Self::Request,
+            SIGNED if RevocationList::from_der(der).is_some() => Self::RevocationList,
+            SIGNED => Self::Certificate,
             [Tag::Sequence, Tag::OctetString] => Self::Encrypted,
             [Tag::Sequence, Tag::BitString] | [Tag::Integer, Tag::Integer] => Self::PublicKey,
             [Tag::Integer, Tag::Sequence] | [Tag::Integer, Tag::Sequence, Tag::Sequence] => Self::Pkcs12,
@@ -441,10 +442,10 @@ impl KeyForm {
 /// The tags of the members of a SEQUENCE; none for anything else. BER, because PKCS#12 and PKCS#7 come as BER. Copies
 /// nothing, because it may be a key.
 fn members(der: &[u8]) -> Vec<Tag> {
-    let Ok(([], Any { header, mut data })) = Any::from_ber(der) else { return Vec::new() };
-    if header.class() != Class::Universal || header.tag() != Tag::Sequence {
+    if !is_sequence(der) {
         return Vec::new();
     }
+    let Ok(([], Any { mut data, .. })) = Any::from_ber(der) else { return Vec::new() };
     let mut tags = Vec::new();
     while !data.is_empty() {
         let Ok((rest, member)) = Any::from_ber(data) else { return Vec::new() };
@@ -453,6 +454,9 @@ fn members(der: &[u8]) -> Vec<Tag> {
     }
     tags
 }
+
+/// The members of a certificate (RFC 5280 section 4.1), and of a request and a revocation list.
+const SIGNED: &[Tag] = &[Tag::Sequence, Tag::Sequence, Tag::BitString];
 
 /// Stands for every tag that is not universal.
 const FOREIGN: Tag = Tag(u32::MAX);
@@ -481,10 +485,10 @@ fn blocks(bytes: &[u8]) -> Result<Vec<Block>, Reason> {
         return Err(Reason::Empty);
     }
     let blocks = pem(bytes)?;
-    match bytes[0] {
-        _ if !blocks.is_empty() => Ok(blocks),
-        SEQUENCE => Ok(vec![Block { kind: Kind::of_der(bytes), line: 1, der: bytes.to_vec().into() }]),
-        _ => Err(Reason::Unknown),
+    match blocks.as_slice() {
+        [_, ..] => Ok(blocks),
+        [] if is_sequence(bytes) => Ok(vec![Block { kind: Kind::of_der(bytes), line: 1, der: bytes.to_vec().into() }]),
+        [] => Err(Reason::Unknown),
     }
 }
 
@@ -591,8 +595,6 @@ const LIMIT: u64 = 1 << 20;
 const LISTS_LIMIT: u64 = 64 << 20;
 /// Editors on Windows put it before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// What every DER certificate and key begins with.
-const SEQUENCE: u8 = 0x30;
 
 #[cfg(test)]
 mod tests {
@@ -698,6 +700,11 @@ mod tests {
         assert!(matches!(reason_of_chain(no_certificate), Reason::BadCertificate { line: 1, .. }));
         let no_key = CERTIFICATE.replace("CERTIFICATE", "PRIVATE KEY");
         assert!(matches!(reason_of_key(no_key), Reason::Malformed { line: 1, .. }));
+        // A SEQUENCE is constructed (X.690 section 8.9.1): the first octet is 0x30, and here 0x10.
+        let no_sequence = PKCS8.replace("\nMIG", "\nEIG");
+        assert!(matches!(reason_of_key(no_sequence), Reason::Malformed { line: 1, .. }));
+        let no_sequence = CERTIFICATE.replace("\nMII", "\nEII");
+        assert!(matches!(reason_of_chain(no_sequence), Reason::BadCertificate { line: 1, .. }));
     }
 
     #[test]
@@ -736,6 +743,26 @@ mod tests {
                     let _ = (chain(&damaged), key(&damaged));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_no_certificate_or_key_in_der_is_none_under_its_label() {
+        let flipped = |sound: &[u8]| -> Vec<Vec<u8>> {
+            let one = |bit: usize| {
+                let mut der = sound.to_vec();
+                der[bit / 8] ^= 1 << (bit % 8);
+                der
+            };
+            (0..sound.len() * 8).map(one).collect()
+        };
+        let labelled = |kind, der: &[u8]| Block { kind, line: 1, der: der.to_vec().into() };
+        for der in flipped(&der(CERTIFICATE)) {
+            let block = labelled(Kind::Certificate, &der);
+            assert_eq!(block.certificate().is_ok(), chain(&der).is_ok(), "{der:x?}");
+        }
+        for der in [PKCS8, PKCS1, SEC1].map(der).iter().flat_map(|sound| flipped(sound)) {
+            assert_eq!(labelled(Kind::Key, &der).key().is_ok(), key(&der).is_ok(), "{der:x?}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
+use super::algorithm::is_sequence;
 use super::certificate::{distinguished_name, system_time};
 
 /// A revocation list and the facts about it.
@@ -18,6 +19,9 @@ impl RevocationList {
     /// Parses one list, with nothing behind it; `None` if it is none.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let Ok(([], list)) = CertificateRevocationList::from_der(der) else { return None };
+        if !is_sequence(der) {
+            return None;
+        }
         Some(Self {
             der: der.to_vec(),
             issuer: distinguished_name(list.issuer()),

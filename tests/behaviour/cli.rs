@@ -584,11 +584,6 @@ pub(crate) fn ended(command: &str, yaml: &str, environment: &[(&str, &str)]) -> 
     (output.status.code(), text(&output.stdout) + &text(&output.stderr))
 }
 
-pub(crate) fn signal(child: &Running, name: &str) {
-    let killed = Command::new("kill").args([&format!("-{name}"), &child.0.id().to_string()]).status();
-    assert!(killed.expect("kill").success());
-}
-
 #[test]
 fn run_says_what_makes_the_seals() {
     let file = folder("run").join("sealproxy.yaml");
@@ -621,7 +616,7 @@ fn sigint_and_a_second_sigterm_end_the_linger() {
         let Started { mut child, stderr: _reader, .. } = start(&legal(), &[]);
         let began = Instant::now();
         for name in signals {
-            signal(&child, name);
+            child.signal(name);
             std::thread::sleep(Duration::from_millis(100));
         }
         assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
@@ -631,10 +626,10 @@ fn sigint_and_a_second_sigterm_end_the_linger() {
 
 /// Does something while the process stands still.
 pub(crate) fn standing_still<R>(child: &Running, act: impl FnOnce() -> R) -> R {
-    signal(child, "STOP");
+    child.signal("STOP");
     until_stopped(child);
     let done = act();
-    signal(child, "CONT");
+    child.signal("CONT");
     done
 }
 
@@ -662,7 +657,7 @@ fn whoever_waits_in_the_accept_queue_at_the_end_is_answered() {
             stream
         };
         let waiting: Vec<TcpStream> = (0..20).map(connect).collect();
-        signal(&child, "INT");
+        child.signal("INT");
         waiting
     });
     for mut stream in waiting {

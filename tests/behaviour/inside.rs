@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::cli::{Started, signal, standing_still, start};
+use crate::cli::{Started, standing_still, start};
 use crate::framing::statuses;
 use crate::outside::free_port;
 use crate::support::{Act, FakeBank, Rig, config, ok, page, send};
@@ -109,9 +109,9 @@ fn hang_ups_during_a_drain_kill_nothing() {
     while bank.received().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    signal(&proxy.child, "HUP");
-    signal(&proxy.child, "TERM");
-    (0..10).for_each(|_| signal(&proxy.child, "HUP"));
+    proxy.child.signal("HUP");
+    proxy.child.signal("TERM");
+    (0..10).for_each(|_| proxy.child.signal("HUP"));
     assert_eq!(payment.join().expect("no panic").status, 200);
     assert_eq!(proxy.child.0.wait().expect("it ends").code(), Some(0));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cli::{Started, signal, standing_still, start, start_with};
+use crate::cli::{Started, standing_still, start, start_with};
 use crate::support::{Act, Answer, FakeBank, Manner, Running, config, kit, ok, page, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
@@ -292,7 +292,7 @@ fn a_queue_that_never_ends_is_left_behind() {
     std::thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(come_again)));
         std::thread::sleep(Duration::from_millis(500));
-        signal(&proxy.child, "TERM");
+        proxy.child.signal("TERM");
         let began = Instant::now();
         while proxy.child.0.try_wait().expect("a child").is_none() && began.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(20));

@@ -2,11 +2,11 @@
 //! connections at every phase.
 
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write as _;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::support::{Act, Answer, FakeBank, Rig, ok};
+use crate::support::{Act, Answer, FakeBank, Rig, keep_alive, next_answer, ok};
 
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
 
@@ -37,14 +37,13 @@ fn pay(address: SocketAddr, left: &AtomicU64) -> Vec<(String, Told)> {
     let mut told = Vec::new();
     let mut stream = None;
     while let Ok(number) = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
-        let mut reader =
-            stream.take().unwrap_or_else(|| BufReader::new(TcpStream::connect(address).expect("it listens")));
+        let mut reader = stream.take().unwrap_or_else(|| keep_alive(address));
         let id = format!("payment-{number}");
         let request = format!(
             "POST {PAYMENTS} HTTP/1.1\r\nHost: {address}\r\nX-Request-Id: {id}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}"
         );
         reader.get_mut().write_all(request.as_bytes()).expect("written");
-        match answer(&mut reader) {
+        match next_answer(&mut reader, &id) {
             Some(answer) => {
                 told.push((id, Told::of(&answer)));
                 stream = Some(reader);
@@ -74,22 +73,6 @@ impl Told {
             _ => panic!("{answer:?}"),
         }
     }
-}
-
-/// `None` where the connection ends before the answer is whole.
-fn answer(reader: &mut BufReader<TcpStream>) -> Option<Answer> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            assert!(!head.is_empty(), "never an empty close: HTTP libraries send again after one");
-            return None;
-        }
-    }
-    let answer = Answer::parse(head.as_bytes());
-    let length = answer.header("content-length").expect("a length").parse().expect("a number");
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some(answer)
 }
 
 #[test]

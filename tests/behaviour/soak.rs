@@ -2,8 +2,8 @@
 //! them come at random while what callers, log and metrics say is held against what the bank recorded.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use sealproxy::sandbox::bank::faults::{Faults, Mishap};
 use sealproxy::sandbox::bank::{Bank, DEMO_ACCOUNT, Settings};
 use serde_json::Value;
 
-use crate::support::{Answer, Rig, config, kit};
+use crate::support::{Answer, Rig, config, keep_alive, kit, next_answer};
 
 const API: &str = "/sandbox/becm/stet-psd2-api/v2.1";
 
@@ -284,10 +284,10 @@ fn call(address: SocketAddr, next: &AtomicU64, count: u64) -> Vec<(String, Told)
         if number >= count {
             return told;
         }
-        let mut reader = stream.take().unwrap_or_else(|| connect(address));
+        let mut reader = stream.take().unwrap_or_else(|| keep_alive(address));
         let id = format!("soak-{number}");
         reader.get_mut().write_all(request(address, number, &id).as_bytes()).expect("written");
-        let Some(answer) = answer(&mut reader, &id) else {
+        let Some(answer) = next_answer(&mut reader, &id) else {
             told.push((id, Told::Cut));
             continue;
         };
@@ -297,33 +297,6 @@ fn call(address: SocketAddr, next: &AtomicU64, count: u64) -> Vec<(String, Told)
         }
         told.push((id, Told::of(&answer)));
     }
-}
-
-fn connect(address: SocketAddr) -> BufReader<TcpStream> {
-    let stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
-    BufReader::new(stream)
-}
-
-/// `None` where the connection ends before the answer is whole.
-fn answer(reader: &mut BufReader<TcpStream>, id: &str) -> Option<Answer> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        let read = reader.read_line(&mut head);
-        assert!(
-            read.as_ref().is_ok_and(|read| *read > 0),
-            "{id}: never an empty close, and never half a head: {read:?} {head}"
-        );
-    }
-    let mut answer = Answer::parse(head.as_bytes());
-    let length = answer.header("content-length").expect("a length").parse().expect("a number");
-    let mut body = vec![0; length];
-    match reader.read_exact(&mut body) {
-        Ok(()) => answer.body = String::from_utf8_lossy(&body).into_owned(),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("{id}: no end: {head}"),
-        Err(_) => return None,
-    }
-    Some(answer)
 }
 
 /// The sum of a family's values.

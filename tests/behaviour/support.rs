@@ -1,7 +1,7 @@
 //! The real app behind real sockets, a bank that speaks raw TLS and does as it is told, and a caller that sends raw
 //! bytes.
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -103,17 +103,21 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// Sends it a signal, named without its SIG.
+    pub(crate) fn signal(&self, name: &str) {
+        let killed = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status();
+        assert!(killed.expect("kill").success());
+    }
+
     /// Asks it to end without a linger; returns its exit code.
     pub(crate) fn terminate_at_once(&mut self) -> Option<i32> {
-        let killed = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status().expect("kill");
-        assert!(killed.success());
+        self.signal("INT");
         self.0.wait().expect("it ends").code()
     }
 
     /// Asks it to end; returns its exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
-        let killed = Command::new("kill").arg(self.0.id().to_string()).status().expect("kill");
-        assert!(killed.success());
+        self.signal("TERM");
         self.0.wait().expect("it ends").code()
     }
 }
@@ -307,6 +311,33 @@ pub(crate) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         let (found, value) = line.split_once(':')?;
         found.eq_ignore_ascii_case(name).then_some(value.trim())
     })
+}
+
+/// A connection for several requests.
+pub(crate) fn keep_alive(address: SocketAddr) -> BufReader<TcpStream> {
+    let stream = TcpStream::connect(address).expect("the proxy listens");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    BufReader::new(stream)
+}
+
+/// The answer to request `id` on a connection that stays; `None` where the connection ends before its body is whole.
+pub(crate) fn next_answer(reader: &mut BufReader<TcpStream>, id: &str) -> Option<Answer> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        let read = reader.read_line(&mut head);
+        // HTTP libraries send again after an empty close.
+        let has_more = read.as_ref().is_ok_and(|read| *read > 0);
+        assert!(has_more, "{id}: never an empty close, and never half a head: {read:?} {head}");
+    }
+    let mut answer = Answer::parse(head.as_bytes());
+    let length = answer.header("content-length").expect("a length").parse().expect("a number");
+    let mut body = vec![0; length];
+    match reader.read_exact(&mut body) {
+        Ok(()) => answer.body = String::from_utf8_lossy(&body).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("{id}: no end: {head}"),
+        Err(_) => return None,
+    }
+    Some(answer)
 }
 
 /// Sends raw bytes on a connection of their own and reads until the other side closes.

@@ -223,11 +223,16 @@ impl Prepared {
     }
 
     /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
-    /// request left, it is sealed afresh and sent once on a new connection. For a caller who has left by then, the
-    /// first `problem` is the end of it: nobody would learn what became of a payment that is sent now.
+    /// request left, it is sealed afresh and sent once more, on a new connection where one may be made. For a caller who
+    /// has left by then, the first `problem` is the end of it: nobody would learn what became of a payment that is sent now.
     async fn send_once_more(mut self: Box<Self>, problem: Problem, mut exchange: Box<Exchange>) -> Response<RelayBody> {
-        let dialled = timeout_at(self.deadline, self.dial_and_seal(problem, &mut exchange)).await;
-        let sent = match dialled.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::NotSent))) {
+        let shared = Arc::clone(&self.shared);
+        let dialled = {
+            let deadline = self.deadline;
+            let dialling = pin!(self.dial_and_seal(problem, &mut exchange));
+            shared.in_time(deadline, dialling).await
+        };
+        let sent = match dialled.map_err(not_sent).flatten() {
             Ok(lease) => self.transmit(lease, &mut exchange).await,
             Err(problem) => Err(problem),
         };

@@ -144,25 +144,35 @@ impl Shared {
         }
         // In a box: most work is done by now, and of every request's state this would be a part.
         Box::pin(async {
-            let mut stopped = self.stopped.subscribe();
             tokio::select! {
                 biased;
                 done = work => Ok(done),
-                _ = stopped.wait_for(|stopped| *stopped) => Err(Interruption::Stopped),
+                () = self.stopped() => Err(Interruption::Stopped),
                 () = sleep_until(deadline) => Err(Interruption::Late),
             }
         })
         .await
     }
 
-    /// `None` if the proxy stops first. The work stays where it is: an argument of its own size would be held twice.
-    async fn unless_stopped<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-        let mut stopped = self.stopped.subscribe();
+    /// `None` if the proxy stops first, and the work, which may know more of where it was, has nothing to say to that. The
+    /// work stays where it is: an argument of its own size would be held twice.
+    async fn unless_stopped<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         tokio::select! {
             biased;
-            done = work => Some(done),
-            _ = stopped.wait_for(|stopped| *stopped) => None,
+            done = work.as_mut() => Some(done),
+            () = self.stopped() => at_once(work).await,
         }
+    }
+
+    /// Ends when the proxy stops. All who ask hear of it from the same moment on, whoever is woken first.
+    async fn stopped(&self) {
+        let mut stopped = self.stopped.subscribe();
+        let mut woken = pin!(stopped.wait_for(|stopped| *stopped));
+        poll_fn(|cx| match self.recorder.stopped.load(Ordering::Acquire) {
+            true => Poll::Ready(()),
+            false => woken.as_mut().poll(cx).map(drop),
+        })
+        .await;
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, Problem> {

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -57,7 +56,7 @@ pub use metrics::Families;
 pub use passage::{PassageError, passage};
 pub use payload::Payload;
 pub use pin::{NoPin, Pin, PinMismatch};
-use pool::{Connection, Pool, Retired};
+use pool::{Connection, Place, Pool, Retired};
 pub use probe::{Clocks, Connected, Failure, Report, Session};
 pub use question::Question;
 use resolver::Resolver;
@@ -267,9 +266,10 @@ impl Upstream {
         self.counted(self.any(reactor), reactor).await
     }
 
-    /// Leases a new connection, for a request that an idle one has just failed.
+    /// Leases a new connection, for a request that an idle one has just failed: what else is idle may have ended too. Where
+    /// the bank has as many as it may have, what comes back next is as good, and comes sooner.
     pub async fn acquire_new(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
-        self.counted(self.new_connection(reactor), reactor).await
+        self.counted(self.awaited(reactor, self.pool.place_first()), reactor).await
     }
 
     async fn counted(
@@ -286,36 +286,22 @@ impl Upstream {
     }
 
     async fn any(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
-        if let Some(connection) = self.pool.take_unless_awaited(reactor) {
-            return Ok(connection);
-        }
-        Box::pin(self.awaited(reactor)).await
-    }
-
-    /// What comes first: a connection that comes back, or the right to one more.
-    async fn awaited(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
-        // One place in either queue for the whole wait: who has waited longest is next.
-        let place = self.pool.place();
-        let mut permit = pin!(self.permit());
-        loop {
-            tokio::select! {
-                biased;
-                permit = &mut permit => {
-                    // What comes back during a handshake is for whoever comes.
-                    drop(place);
-                    return self.dial(reactor, permit?).await;
-                }
-                () = self.pool.returned() => {
-                    if let Some(connection) = self.pool.take(reactor) {
-                        return Ok(connection);
-                    }
-                }
-            }
+        match self.pool.take(reactor) {
+            Ok(connection) => Ok(connection),
+            Err(place) => Box::pin(self.awaited(reactor, place)).await,
         }
     }
 
-    async fn new_connection(&self, reactor: ReactorId) -> Result<Connection, AcquireError> {
-        let permit = self.permit().await?;
+    /// What comes first: a connection that comes back, or the right to one more. One place in either queue for the whole
+    /// wait: who has waited longest is next.
+    async fn awaited(&self, reactor: ReactorId, mut place: Place) -> Result<Connection, AcquireError> {
+        let permit = tokio::select! {
+            biased;
+            connection = place.served() => return Ok(connection),
+            permit = self.permit() => permit?,
+        };
+        // What comes back during a handshake is for whoever comes.
+        drop(place);
         self.dial(reactor, permit).await
     }
 

@@ -1,25 +1,23 @@
-//! The connections of one generation to one bank that wait for their next request. A short lock around a list:
-//! newest of our own reactor first, then any. No thread-locals, so that few requests on many cores still meet.
+//! The connections of one generation to one bank that wait for their next request, or the requests that wait for a
+//! connection. A short lock around two lists: of connections the newest of our own reactor first, then any; of requests
+//! the one that has waited longest. No thread-locals, so that few requests on many cores still meet.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::SendRequest;
-use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
 
 use super::connector::Established;
 use super::counted::Count;
 use super::handback::Handback;
 use super::{Payload, ReactorId};
 
-/// The connections that wait, and the rules for them.
+/// What waits, and the rules for it.
 pub(super) struct Pool {
     waiting: Mutex<Waiting>,
-    returned: Notify,
-    /// Requests that wait for a connection to come back.
-    queue: AtomicUsize,
     retired: watch::Sender<Option<Retired>>,
     max_idle: Duration,
     max_age: Duration,
@@ -59,8 +57,10 @@ impl Connection {
 
 #[derive(Default)]
 struct Waiting {
-    /// Oldest first.
+    /// Oldest first. Where there are any, nobody waits who would take one.
     idle: Vec<Idle>,
+    /// Each is handed what comes back, whoever has waited longest first.
+    queue: VecDeque<oneshot::Sender<Connection>>,
     /// Whether a task looks after them: one at a time, however often the list runs empty.
     pruned: bool,
 }
@@ -70,17 +70,23 @@ struct Idle {
     since: Instant,
 }
 
+impl Waiting {
+    /// To whoever is next and still there; back where nobody is.
+    fn hand_over(&mut self, mut connection: Connection) -> Option<Connection> {
+        while let Some(next) = self.queue.pop_front() {
+            match next.send(connection) {
+                Ok(()) => return None,
+                Err(back) => connection = back,
+            }
+        }
+        Some(connection)
+    }
+}
+
 impl Pool {
     /// `max_idle` and `max_age` hold for each connection; a background task closes those past it.
     pub(super) fn new(max_idle: Duration, max_age: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            waiting: Mutex::default(),
-            returned: Notify::new(),
-            queue: AtomicUsize::new(0),
-            retired: watch::Sender::new(None),
-            max_idle,
-            max_age,
-        })
+        Arc::new(Self { waiting: Mutex::default(), retired: watch::Sender::new(None), max_idle, max_age })
     }
 
     /// Closes what waits, and keeps nothing from now on. What is leased has until the deadline.
@@ -120,24 +126,35 @@ impl Pool {
         }
     }
 
-    /// The same, for somebody who has not waited: those who do come first, or a few callers would keep all connections
-    /// among themselves.
-    pub(super) fn take_unless_awaited(&self, reactor: ReactorId) -> Option<Connection> {
-        if self.queue.load(Ordering::Acquire) > 0 { None } else { self.take(reactor) }
-    }
-
-    /// The newest live connection of this reactor, or else of any.
-    pub(super) fn take(&self, reactor: ReactorId) -> Option<Connection> {
+    /// The newest live connection of this reactor, or else of any; where there is none, the last place among those who
+    /// wait for one.
+    pub(super) fn take(self: &Arc<Self>, reactor: ReactorId) -> Result<Connection, Place> {
         let now = Instant::now();
-        let idle = &mut self.lock().idle;
+        let waiting = &mut *self.lock();
         loop {
+            let idle = &mut waiting.idle;
             let own = idle.iter().rposition(|idle| idle.connection.home == reactor);
-            let newest = own.or_else(|| idle.len().checked_sub(1))?;
+            let Some(newest) = own.or_else(|| idle.len().checked_sub(1)) else { break };
             let found = idle.remove(newest);
             if self.keeps(&found, now) && found.connection.sender.is_ready() {
-                return Some(found.connection);
+                return Ok(found.connection);
             }
         }
+        let (sender, receiver) = oneshot::channel();
+        waiting.queue.push_back(sender);
+        Err(Place { pool: Arc::clone(self), receiver: Some(receiver) })
+    }
+
+    /// The first place among those who wait, for somebody whose turn has been: it is told of what comes back, and takes
+    /// nothing that has been idle.
+    pub(super) fn place_first(self: &Arc<Self>) -> Place {
+        Place { pool: Arc::clone(self), receiver: Some(self.queue_first()) }
+    }
+
+    fn queue_first(&self) -> oneshot::Receiver<Connection> {
+        let (sender, receiver) = oneshot::channel();
+        self.lock().queue.push_front(sender);
+        receiver
     }
 
     /// Takes a connection in that is ready for the next request: its last answer has ended, or it has had none.
@@ -145,39 +162,19 @@ impl Pool {
         connection.has_waited = true;
         // Whoever distrusts our certificate says so unasked: an alert from here on may speak of a request that was read.
         connection.unjudged = false;
-        let idle = Idle { connection, since: Instant::now() };
-        if idle.since - idle.connection.born < self.max_age {
-            let mut waiting = self.lock();
-            if self.retired.borrow().is_some() {
-                return;
-            }
-            waiting.idle.push(idle);
-            if !std::mem::replace(&mut waiting.pruned, true) {
-                tokio::spawn(prune(Arc::downgrade(self), self.max_idle));
-            }
+        let since = Instant::now();
+        if since - connection.born >= self.max_age {
+            return;
         }
-        self.returned.notify_one();
-    }
-
-    /// A place among those who wait for [`Pool::returned`].
-    pub(super) fn place(&self) -> Place<'_> {
-        self.queue.fetch_add(1, Ordering::AcqRel);
-        // Several may have come back since somebody looked, and all but one untold.
-        self.tell_of_idle();
-        Place(self)
-    }
-
-    /// Whoever waits longest is told that there is a connection, if there is one.
-    fn tell_of_idle(&self) {
-        if !self.lock().idle.is_empty() {
-            self.returned.notify_one();
+        let mut waiting = self.lock();
+        if self.retired.borrow().is_some() {
+            return;
         }
-    }
-
-    /// Waits until a connection may have come back, in the order of asking. One that comes back while nobody waits is
-    /// told to the next who does.
-    pub(super) fn returned(&self) -> Notified<'_> {
-        self.returned.notified()
+        let Some(connection) = waiting.hand_over(connection) else { return };
+        waiting.idle.push(Idle { connection, since });
+        if !std::mem::replace(&mut waiting.pruned, true) {
+            tokio::spawn(prune(Arc::downgrade(self), self.max_idle));
+        }
     }
 
     fn keeps(&self, idle: &Idle, now: Instant) -> bool {
@@ -196,15 +193,40 @@ impl Pool {
     }
 }
 
-/// A request that waits for a connection to come back.
-pub(super) struct Place<'a>(&'a Pool);
+/// A request's place among those who wait for a connection to come back.
+pub(super) struct Place {
+    pool: Arc<Pool>,
+    /// `None` once it was served.
+    receiver: Option<oneshot::Receiver<Connection>>,
+}
 
-impl Drop for Place<'_> {
-    /// Whoever came meanwhile has queued, though more may have come back than one.
+impl Place {
+    /// Waits for its turn. Asked once.
+    pub(super) async fn served(&mut self) -> Connection {
+        loop {
+            let receiver = self.receiver.as_mut().expect("it is served once");
+            match receiver.await {
+                Ok(connection) if connection.sender.is_ready() => {
+                    self.receiver = None;
+                    return connection;
+                }
+                // It has ended on its way here, and it is still this one's turn.
+                _ => self.receiver = Some(self.pool.queue_first()),
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    /// What has come at the last moment is the next one's.
     fn drop(&mut self) {
-        let others = self.0.queue.fetch_sub(1, Ordering::AcqRel) > 1;
-        if others {
-            self.0.tell_of_idle();
+        let Some(mut receiver) = self.receiver.take() else { return };
+        receiver.close();
+        match receiver.try_recv() {
+            // Without a runtime the process is at its end.
+            Ok(connection) if Handle::try_current().is_ok() => self.pool.put(connection),
+            Ok(_) => {}
+            Err(_) => self.pool.lock().queue.retain(|waiter| !waiter.is_closed()),
         }
     }
 }
@@ -229,6 +251,8 @@ const SHORTEST_LOOK: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::super::handback;
     use super::*;
 
@@ -252,49 +276,82 @@ mod tests {
         fresh.unjudged = true;
         assert!(!fresh.has_waited);
         pool.put(fresh);
-        let waited = pool.take(HOME).expect("it is there");
+        let Ok(waited) = pool.take(HOME) else { panic!("it is there") };
         assert_eq!((waited.unjudged, waited.has_waited, waited.served), (false, true, 0));
     }
 
+    /// Six wait, and connections come back two and three at a time.
     #[tokio::test]
-    async fn who_waits_comes_before_who_comes() {
+    async fn who_has_waited_longest_is_next() {
         let pool = Pool::new(LONG, LONG);
-        let waits = pool.place();
+        let served: Arc<Mutex<Vec<usize>>> = Arc::default();
+        for waits in 0..6 {
+            let Err(mut place) = pool.take(HOME) else { panic!("there is none") };
+            let served = Arc::clone(&served);
+            tokio::spawn(async move {
+                let connection = place.served().await;
+                served.lock().expect("no panic").push(waits);
+                std::future::pending::<()>().await;
+                drop(connection);
+            });
+        }
+        for count in [2, 1, 3] {
+            for _ in 0..count {
+                pool.put(connection().await);
+            }
+            assert!(pool.take(HOME).is_err(), "it is somebody's who has waited");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*served.lock().expect("no panic"), [0, 1, 2, 3, 4, 5]);
         pool.put(connection().await);
-        assert!(pool.take_unless_awaited(HOME).is_none(), "it is somebody's who has waited");
-        pool.returned().await;
-        assert!(pool.take(HOME).is_some());
-        drop(waits);
-        pool.put(connection().await);
-        assert!(pool.take_unless_awaited(HOME).is_some(), "nobody waits any more");
+        assert!(pool.take(HOME).is_ok(), "nobody waits any more");
     }
 
-    /// Two come back, of which one is told; the one who is told leaves before another one queues, who has looked already.
     #[tokio::test]
-    async fn nobody_queues_beside_a_connection() {
+    async fn whoever_has_failed_is_next() {
         let pool = Pool::new(LONG, LONG);
-        let first = pool.place();
         pool.put(connection().await);
+        let mut again = pool.place_first();
+        assert!(pool.take(HOME).is_ok(), "what was idle is for the others");
+        let Err(mut other) = pool.take(HOME) else { panic!("there is none") };
+        let mut again_first = pool.place_first();
+        for place in [&mut again_first, &mut again, &mut other] {
+            pool.put(connection().await);
+            tokio::time::timeout(LONG / 30, place.served()).await.expect("its turn");
+        }
+    }
+
+    /// Gone before it has looked at what it was handed, or long before.
+    #[tokio::test]
+    async fn what_was_meant_for_somebody_who_left_is_the_next_one_s() {
+        let pool = Pool::new(LONG, LONG);
+        let [Err(first), Err(second), Err(mut third)] = [(); 3].map(|()| pool.take(HOME)) else {
+            panic!("there is none")
+        };
+        drop(second);
+        assert_eq!(pool.lock().queue.len(), 2, "nothing is left of it");
         pool.put(connection().await);
-        assert!(pool.take_unless_awaited(HOME).is_none(), "it is somebody's who has waited");
-        pool.returned().await;
-        assert!(pool.take(HOME).is_some());
         drop(first);
-        let _second = pool.place();
-        tokio::time::timeout(LONG / 30, pool.returned()).await.expect("told of the other one");
-        assert!(pool.take(HOME).is_some());
+        tokio::time::timeout(LONG / 30, third.served()).await.expect("the third's turn");
+        let Err(last) = pool.take(HOME) else { panic!("there is none") };
+        pool.put(connection().await);
+        drop(last);
+        assert!(pool.take(HOME).is_ok(), "nobody else waits");
     }
 
     #[tokio::test]
-    async fn what_came_back_while_nobody_listened_reaches_all_who_wait() {
+    async fn what_has_ended_on_its_way_costs_nobody_a_turn() {
         let pool = Pool::new(LONG, LONG);
-        let (first, _second) = (pool.place(), pool.place());
+        let [Err(mut first), Err(mut second)] = [(); 2].map(|()| pool.take(HOME)) else { panic!("there is none") };
+        let (ends, bank, driver) = handback::tests::connection().await;
+        pool.put(ends);
+        drop(bank);
+        driver.await.expect("it ends");
+        let mut served = std::pin::pin!(first.served());
+        assert!(served.as_mut().now_or_never().is_none());
         pool.put(connection().await);
+        tokio::time::timeout(LONG / 30, served).await.expect("still its turn");
         pool.put(connection().await);
-        pool.returned().await;
-        assert!(pool.take(HOME).is_some());
-        drop(first);
-        tokio::time::timeout(LONG / 30, pool.returned()).await.expect("the second is told of the other one");
-        assert!(pool.take(HOME).is_some());
+        tokio::time::timeout(LONG / 30, second.served()).await.expect("then the second's");
     }
 }

@@ -15,7 +15,9 @@ use rustls::{ServerConnection, StreamOwned};
 use sealproxy::config::Config;
 use sealproxy::identity::Qwac;
 use sealproxy::log::Log;
-use sealproxy::upstream::{Cause, Destination, Families, Lease, Outcome, Payload, ReactorId, SendError, Upstream};
+use sealproxy::upstream::{
+    AcquireError, Cause, Destination, Families, Lease, Outcome, Payload, ReactorId, SendError, Upstream,
+};
 
 use crate::callers::one_answer;
 use crate::cli::{Started, standing_still, start_with};
@@ -76,7 +78,12 @@ impl Bank {
     }
 
     async fn upstream(&self) -> Upstream {
-        let yaml = file_config(self.address, "", "");
+        self.upstream_with("").await
+    }
+
+    /// With more settings of its own.
+    async fn upstream_with(&self, more: &str) -> Upstream {
+        let yaml = file_config(self.address, more, "");
         let (config, _) = Config::parse(&folder("lease").join("f.yaml"), &yaml, &|_| None).expect("a legal text");
         let qwac = Qwac::load(&config.identities["main"].qwac).await.expect("the kit's");
         let families = Families::register(&Registry::new()).expect("a registry of our own");
@@ -216,7 +223,11 @@ fn a_bank_that_does_nothing_is_asked() {
 /// A proxy in front of this bank, a process of its own that can be made to stand still, and a caller whose first payment was
 /// answered.
 fn paid_once(bank: &Bank) -> (Started, TcpStream) {
-    let yaml = file_config(bank.address, "", "").replace("threads: 2", "threads: 1");
+    paid_once_with(bank, "")
+}
+
+fn paid_once_with(bank: &Bank, top: &str) -> (Started, TcpStream) {
+    let yaml = file_config(bank.address, "", top).replace("threads: 2", "threads: 1");
     let proxy = start_with(&yaml, &[], Stdio::piped());
     let mut caller = TcpStream::connect(proxy.address).expect("it listens");
     pay(&mut caller);
@@ -290,4 +301,46 @@ fn what_stayed_here_is_not_sent_again_for_nobody() {
         line
     };
     meets(tried, |line| line["problem"] == "upstream-malformed");
+}
+
+/// Whoever waits then for another connection has sent nothing, and is told what the log is told.
+#[test]
+fn what_stayed_here_stays_here_at_the_stop() {
+    let tried = || {
+        let bank = Bank::with_pause(Duration::from_secs(5));
+        let (mut proxy, mut caller) = paid_once_with(&bank, "timeouts: { linger: 0s, drain: 300ms }\n");
+        pay_while_it_stands_still(&proxy, &mut caller, &bank, Deed::Closes);
+        std::thread::sleep(Duration::from_millis(100));
+        proxy.child.signal("TERM");
+        let answer = one_answer(&mut caller);
+        let line = last_line(&mut proxy.child);
+        assert_eq!((&*answer.problem(), &*answer.outcome()), ("stopped", "not_sent"), "{line}");
+        assert_eq!((&line["problem"], &line["outcome"]), (&"stopped".into(), &"not_sent".into()), "{line}");
+        line
+    };
+    meets(tried, |line| line["attempts"] == 1);
+}
+
+/// Where the bank has as many connections as it may have, others would come first until one of them ends.
+#[test]
+fn whoever_has_to_send_once_more_is_next() {
+    runtime().block_on(async {
+        let bank = Bank::start();
+        let upstream = bank.upstream_with("    connections: 1\n").await;
+        let lease = upstream.acquire(ReactorId(0)).await.expect("a connection");
+        let served = Mutex::new(Vec::new());
+        let pay = async |lease: Result<Lease, AcquireError>, path: &'static str| {
+            paid(lease.expect("its turn"), path).await.expect("an answer");
+            served.lock().expect("no panic").push(path);
+        };
+        let other = async { pay(upstream.acquire(ReactorId(0)).await, "/other").await };
+        let again = async { pay(upstream.acquire_new(ReactorId(0)).await, "/again").await };
+        let gives_back = async {
+            settle().await;
+            drop(lease);
+        };
+        let all = async { tokio::join!(other, again, gives_back) };
+        tokio::time::timeout(Duration::from_secs(3), all).await.expect("sooner than a wait ends");
+        assert_eq!(*served.lock().expect("no panic"), ["/again", "/other"]);
+    });
 }

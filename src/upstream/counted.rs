@@ -2,7 +2,7 @@
 //! the first fault that the connection met and what the bank asked for too late, because hyper does not always pass
 //! the one on, and rustls answers the other on its own.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,6 +22,8 @@ pub(super) struct Counted {
     count: Arc<Count>,
     /// Why nothing can be written any more, until whoever reads to the end is told.
     broken: Option<io::Error>,
+    /// Why nothing comes any more, until what came before is read.
+    ended: Option<io::Error>,
 }
 
 /// What one connection has carried. Shared by the connection and whoever leases it.
@@ -129,7 +131,7 @@ const RECORD: usize = 16 * 1024;
 
 impl Counted {
     pub(super) fn new(stream: TlsStream<Wire>, count: Arc<Count>) -> Self {
-        Self { stream, count, broken: None }
+        Self { stream, count, broken: None, ended: None }
     }
 
     /// Whether rustls has something to say that nobody gave it to write, under TLS 1.2. After the handshake that is one
@@ -137,19 +139,6 @@ impl Counted {
     fn declines(&self) -> bool {
         let tls = self.stream.get_ref().1;
         tls.wants_write() && tls.protocol_version() == Some(ProtocolVersion::TLSv1_2)
-    }
-
-    /// Counts what a write of `offered` bytes may have put on the wire.
-    ///
-    /// A write that fails says nothing of how far it came. Up to one record it came nowhere: the record did not
-    /// leave whole, and a part of a record cannot be decrypted. Of several records the first may have left.
-    fn count_write(&self, result: &io::Result<usize>, offered: usize) {
-        let left = match result {
-            Ok(accepted) => *accepted,
-            Err(_) if offered <= RECORD => 0,
-            Err(_) => offered,
-        };
-        self.count.written.fetch_add(left as u64, Ordering::AcqRel);
     }
 
     /// Before an error is told: whoever hears of it looks here.
@@ -162,7 +151,7 @@ impl Counted {
     /// A write that fails because the bank hung up leaves unread what it said before: an answer that did not wait for the
     /// whole request, an alert. So it is taken for written, as far as hyper goes, which reads on (RFC 9112 section 9.5).
     fn written(&mut self, cx: &Context<'_>, result: io::Result<usize>, offered: usize) -> Poll<io::Result<usize>> {
-        self.count_write(&result, offered);
+        self.count.written.fetch_add(left(&result, offered), Ordering::AcqRel);
         let Err(error) = result else { return Poll::Ready(result) };
         self.note_tickets();
         self.count.note(&error);
@@ -171,6 +160,22 @@ impl Counted {
         // What has come in meanwhile has woken nobody yet.
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(offered))
+    }
+
+    /// Reads what TLS has. What came before an alert is not lost by it: rustls tells the error as soon as it has it, and what
+    /// it has decrypted by then only to who asks again.
+    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ended.is_none() {
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(error) => self.ended = Some(error),
+            }
+        }
+        let decrypted = self.stream.get_mut().1.reader().read(buf.initialize_unfilled()).unwrap_or_default();
+        buf.advance(decrypted);
+        let Some(error) = self.ended.take_if(|_| decrypted == 0) else { return Poll::Ready(Ok(())) };
+        self.count.note(&error);
+        Poll::Ready(Err(error))
     }
 
     /// What ended the writing is also what ended the reading, where that ends without a word: a bank that closes TLS has said
@@ -187,21 +192,32 @@ impl Counted {
     }
 }
 
+/// How many bytes a write of `offered` may have put on the wire.
+///
+/// A write that fails says nothing of how far it came. Up to one record it came nowhere: the record did not leave whole, and
+/// a part of a record cannot be decrypted. Of several records the first may have left.
+fn left(result: &io::Result<usize>, offered: usize) -> u64 {
+    let left = match result {
+        Ok(accepted) => *accepted,
+        Err(_) if offered <= RECORD => 0,
+        Err(_) => offered,
+    };
+    left as u64
+}
+
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (before, unsent) = (buf.filled().len(), self.stream.get_ref().1.wants_write());
         if self.count.looks.swap(false, Ordering::AcqRel) {
             self.stream.get_mut().0.look();
         }
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let result = self.read(cx, buf);
         #[cfg(test)]
         places::note(Gate::FromBank, &buf.filled()[before..]);
         self.note_tickets();
         self.count.read.fetch_add((buf.filled().len() - before) as u64, Ordering::AcqRel);
-        match &result {
-            Poll::Ready(Err(error)) => self.count.note(error),
-            _ if !unsent && self.declines() => self.count.note_late(Late::Renegotiation),
-            _ => {}
+        if !unsent && !matches!(result, Poll::Ready(Err(_))) && self.declines() {
+            self.count.note_late(Late::Renegotiation);
         }
         self.end(result)
     }
@@ -266,6 +282,15 @@ mod tests {
         assert_eq!(count.late(), Some(Late::Renegotiation));
         count.read.store(8, Ordering::Release);
         assert_eq!(count.late(), None, "the bank went on without");
+    }
+
+    /// Or a payment whose first record left would be sent once more.
+    #[test]
+    fn of_a_write_that_failed_the_first_of_several_records_may_have_left() {
+        let failed = || Err(io::ErrorKind::ConnectionReset.into());
+        assert_eq!((left(&failed(), 1), left(&failed(), RECORD)), (0, 0));
+        assert_eq!(left(&failed(), RECORD + 1), RECORD as u64 + 1);
+        assert_eq!((left(&Ok(7), 9), left(&Ok(0), 9)), (7, 0));
     }
 
     #[test]

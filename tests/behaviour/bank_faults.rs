@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use sealproxy::sandbox::authority::{Authority, KeyKind};
+use serde_json::Value;
 
 use crate::outside::free_port;
 use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, ok, tls, until};
@@ -277,6 +278,28 @@ fn the_head_of_a_body_that_is_cut_at_once_reaches_the_caller() {
         assert_eq!(answer.body, "");
     }
     assert!(rig.log.wait(20).iter().all(|line| line["problem"] == "upstream-cut" && line["outcome"] == "answered"));
+}
+
+/// In one segment with the alert, some of it more than is read at a time.
+#[test]
+fn an_answer_before_an_alert_is_not_lost() {
+    for length in [2, 5000, 15_000, 40_000] {
+        let body = "x".repeat(length);
+        let (whole, cut) = (ok(&body), ok(&body)[..ok(&body).len() - 1].to_vec());
+        let bank = FakeBank::doing(move |request| match request.request_line().starts_with("GET") {
+            true => Act::AnswerAndAlert(cut.clone()),
+            false => Act::AnswerAndAlert(whole.clone()),
+        });
+        let rig = Rig::before(&bank);
+        let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}");
+        assert_eq!((answer.status, answer.body == body), (200, true), "{length} {}", answer.head);
+        let answer = rig.get(ACCOUNTS);
+        assert_eq!((answer.status, answer.body.len()), (200, length - 1), "visibly less than its length");
+        for (line, problem) in rig.log.wait(2).iter().zip([Value::Null, "upstream-cut".into()]) {
+            assert_eq!((&line["outcome"], &line["problem"]), (&"answered".into(), &problem), "{line}");
+        }
+        assert_eq!(bank.received().len(), 2);
+    }
 }
 
 #[test]

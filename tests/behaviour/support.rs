@@ -399,6 +399,8 @@ pub(crate) enum Act {
     AnswerAndClose(Vec<u8>),
     /// The same in one write: the end is there as soon as the answer is.
     AnswerAndVanish(Vec<u8>),
+    /// Answers as far as this and ends with a fatal alert, in one write.
+    AnswerAndAlert(Vec<u8>),
     /// Answers as far as this and resets.
     AnswerAndReset(Vec<u8>),
     /// Answers, and closes cleanly after this time without another look.
@@ -553,6 +555,18 @@ fn converse(
                 tls.write_all(&answer)?;
                 tls.conn.send_close_notify();
                 tls.flush()?;
+                return tls.sock.shutdown(Shutdown::Write);
+            }
+            Act::AnswerAndAlert(answer) => {
+                tls.conn.writer().write_all(&answer)?;
+                // What no client sends: the session says so by an alert, behind what it has to send.
+                tls.conn.read_tls(&mut &[22, 3, 3, 0, 1, 99][..])?;
+                tls.conn.process_new_packets().expect_err("no record of TLS");
+                let mut both = Vec::new();
+                while tls.conn.wants_write() {
+                    tls.conn.write_tls(&mut both)?;
+                }
+                tls.sock.write_all(&both)?;
                 return tls.sock.shutdown(Shutdown::Write);
             }
             Act::AnswerAndVanish(answer) => {

@@ -184,6 +184,8 @@ struct Relay {
     /// HTTP/2 keeps a frame that it cannot send yet, of which there may be many on a connection: it is charged.
     multiplexed: bool,
     in_hand: u64,
+    /// The last byte of the frame that was handed over, which may be the answer's.
+    last: Bytes,
     /// Since when the caller has had a frame in hand.
     handed: Option<Instant>,
     /// How long it had the earlier ones: since the last reading ahead, and all together while the bank waited.
@@ -214,6 +216,7 @@ impl Relay {
             patience,
             multiplexed: false,
             in_hand: 0,
+            last: Bytes::new(),
             handed: None,
             waited: Duration::ZERO,
             kept_waiting: Duration::ZERO,
@@ -238,6 +241,7 @@ impl Relay {
         };
         match frame {
             Some(Ok(frame)) => {
+                let frame = self.without_last(frame);
                 self.hand_over(&frame);
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -255,7 +259,25 @@ impl Relay {
         }
     }
 
+    /// hyper gives a frame to HTTP/2 as soon as the caller's window has room for one byte of it, and lets go of an answer whose
+    /// last one that is. So that the rest is not left to HTTP/2, where nobody would count it and nobody mind how long it
+    /// stays, a byte goes by itself: not before there is room for all that comes before it.
+    fn without_last(&mut self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
+        let may_be_last = self.is_spent() || self.size_hint().upper().is_none();
+        if let Some(data) = frame.data_mut()
+            && data.len() > 1
+            && self.multiplexed
+            && may_be_last
+        {
+            self.last = data.split_off(data.len() - 1);
+        }
+        frame
+    }
+
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+        if !self.last.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.last)))));
+        }
         match self.take_ahead() {
             Some(frame) => Poll::Ready(Some(frame)),
             None if self.reading_ahead.is_some() => Poll::Pending,
@@ -271,18 +293,27 @@ impl Relay {
                 self.kept_waiting += waited;
             }
         }
+        // The last byte does not wait for what comes before it: both are in hand.
+        if self.last.is_empty() {
+            self.lay_down();
+        }
+        if let Some(busy) = &self.busy {
+            busy.goes_on();
+        }
+    }
+
+    fn lay_down(&mut self) {
         if let (Some(charge), in_hand @ 1..) = (&mut self.charge, mem::take(&mut self.in_hand)) {
             charge.remove(in_hand);
         }
         if let Some(busy) = &self.busy {
-            busy.goes_on();
             busy.hands(0);
         }
     }
 
     fn hand_over(&mut self, frame: &Frame<Bytes>) {
-        // hyper lets go of a body with its last frame: on HTTP/1.1 nobody looks at these clocks any more.
-        if !self.multiplexed && self.is_end() {
+        // hyper lets go of a body with its last frame, on HTTP/2 with trailers alone: nobody looks at these clocks any more.
+        if self.is_end() && (!self.multiplexed || frame.is_trailers()) {
             return;
         }
         self.handed = Some(Instant::now());
@@ -290,13 +321,14 @@ impl Relay {
             busy.waits();
         }
         if self.multiplexed && self.patience.is_some() {
-            self.in_hand = frame.data_ref().map_or(0, |data| data.len() as u64);
-            let fits = self.charge(self.in_hand);
+            let more = length(frame);
+            self.in_hand += more;
+            let fits = self.charge(more);
             let on_connection = self.busy.as_ref().map_or(0, |busy| busy.hands(self.in_hand));
             let share = self.patience.as_ref().map_or(0, |patience| patience.budget.share());
             // Too many callers that take nothing: this one is told so with its next frame. One that has the whole of its
             // answer in hand is not, unless that is much and its connection one of those that hold the most.
-            if !fits && (!self.is_end() || (on_connection > share && self.in_hand > LEAST_COST)) {
+            if !fits && (!self.is_spent() || (on_connection > share && self.in_hand > LEAST_COST)) {
                 self.fail(RelayError::Stalled);
             }
         }
@@ -312,6 +344,8 @@ impl Relay {
         let frame = match &mut self.source {
             Source::Ended => None,
             Source::Problem(text) => text.take().map(|text| Ok(Frame::data(text))),
+            // hyper may take a while to say so.
+            Source::Bank(answer) if answer.is_end_stream() => None,
             Source::Bank(answer) => ready!(Pin::new(answer).poll_frame(cx)),
         };
         let frame = frame.map(|result| result.map(without_our_words));
@@ -394,6 +428,11 @@ impl Relay {
     }
 
     fn is_end(&self) -> bool {
+        self.last.is_empty() && self.is_spent()
+    }
+
+    /// The same, but for the last byte.
+    fn is_spent(&self) -> bool {
         self.failed.is_none()
             && self.ahead.is_empty()
             && match &self.source {
@@ -410,7 +449,7 @@ impl Relay {
             Source::Bank(answer) => answer.size_hint(),
         };
         let ahead = |frame: &Result<Frame<Bytes>, RelayError>| frame.as_ref().map_or(0, length);
-        let ahead: u64 = self.ahead.iter().map(ahead).sum();
+        let ahead = self.ahead.iter().map(ahead).sum::<u64>() + self.last.len() as u64;
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + ahead);
         }
@@ -420,6 +459,7 @@ impl Relay {
 
     fn end(&mut self) {
         self.source = Source::Ended;
+        self.last = Bytes::new();
         self.ahead = VecDeque::new();
         self.charge = None;
         self.kept = None;

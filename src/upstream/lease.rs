@@ -286,8 +286,10 @@ impl Body for Answer {
             return Poll::Ready(Some(Err(self.fail(AnswerError::Timeout(limit)))));
         };
         self.deadline = None;
-        match frame {
+        match &frame {
             None => self.give_back(),
+            // Nothing comes after them (RFC 9112 section 7.1), and hyper does not say so.
+            Some(Ok(frame)) if frame.is_trailers() => self.give_back(),
             Some(Ok(_)) => self.give_back_at_end(),
             Some(Err(_)) => {}
         }
@@ -295,7 +297,7 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.is_end_stream() || self.held.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

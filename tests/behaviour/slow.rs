@@ -14,11 +14,16 @@ use crate::support::{Act, FakeBank, Rig, config, ok};
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const LARGE: usize = 24 << 20;
 
-/// A bank whose answer to `?large` is more than sockets hold.
+/// A bank whose answer to `?large` is more than sockets hold, and to `?chunked` of no known length.
 fn bank() -> FakeBank {
+    const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nsmall\r\n0\r\n\r\n";
     let large = ok(&"x".repeat(LARGE));
     FakeBank::doing(move |request| {
-        Act::Answer(if request.request_line().contains("large") { large.clone() } else { ok("small") })
+        Act::Answer(match request.request_line() {
+            line if line.contains("large") => large.clone(),
+            line if line.contains("chunked") => CHUNKED.to_vec(),
+            _ => ok("small"),
+        })
     })
 }
 
@@ -168,33 +173,36 @@ fn whoever_sends_slowly_keeps_nobody_else_s_place() {
     drop(slow);
 }
 
-/// One HTTP/2 connection whose caller has no room for a byte of any answer.
+/// One HTTP/2 connection whose caller has no room for a byte of any answer, and one with room for one.
 #[test]
 fn streams_without_a_window_keep_nobody_else_s_place() {
-    let bank = bank();
-    let rig = Rig::start(&config(bank.address, "", "limits: { in_flight: 4 }\ntimeouts: { body: 2s }\n"));
-    let address = rig.address();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let stuck = runtime.block_on(async {
-        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        let builder = builder.initial_stream_window_size(0);
-        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
-        tokio::spawn(connection);
-        let mut answers = Vec::new();
-        for path in [ACCOUNTS, ACCOUNTS, ACCOUNTS, ACCOUNTS, "/nowhere", "/nowhere"] {
-            let request = http::Request::get(format!("http://{address}{path}")).body(Empty::<Bytes>::new());
-            answers.push(sender.send_request(request.expect("a request")).await.expect("a head"));
-        }
-        answers
-    });
-    assert_eq!(rig.get(ACCOUNTS).status, 200, "the bank's part is over");
-    let lines = rig.log.wait(7);
-    let cut = lines.iter().filter(|line| line["problem"] == "caller-stalled").count();
-    assert_eq!(cut, 6, "problems of ours included: {lines:?}");
-    assert!(rig.metrics().contains("sealproxy_in_flight 0"));
-    drop(stuck);
+    for window in [0, 1] {
+        let bank = bank();
+        let rig = Rig::start(&config(bank.address, "", "limits: { in_flight: 4 }\ntimeouts: { body: 2s }\n"));
+        let address = rig.address();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let chunked = format!("{ACCOUNTS}?chunked");
+        let stuck = runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            let builder = builder.initial_stream_window_size(window);
+            let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
+            tokio::spawn(connection);
+            let mut answers = Vec::new();
+            for path in [ACCOUNTS, ACCOUNTS, &chunked, &chunked, "/nowhere", "/nowhere"] {
+                let request = http::Request::get(format!("http://{address}{path}")).body(Empty::<Bytes>::new());
+                answers.push(sender.send_request(request.expect("a request")).await.expect("a head"));
+            }
+            answers
+        });
+        assert_eq!(rig.get(ACCOUNTS).status, 200, "the bank's part is over");
+        let lines = rig.log.wait(7);
+        let cut = lines.iter().filter(|line| line["problem"] == "caller-stalled").count();
+        assert_eq!(cut, 6, "{window}, problems of ours included: {lines:?}");
+        assert!(rig.metrics().contains("sealproxy_in_flight 0"));
+        drop(stuck);
+    }
 }
 
 #[test]

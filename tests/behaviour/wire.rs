@@ -109,12 +109,16 @@ fn trailers_of_an_answer_pass_to_whoever_takes_them() {
     let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-checksum, sealproxy-outcome\r\n\r\n2\r\n{}\r\n0\r\n\
         x-checksum: abc\r\nsealproxy-outcome: not_sent\r\n\r\n";
     let bank = FakeBank::doing(|_| Act::Answer(answer.to_vec()));
-    let rig = Rig::before(&bank);
+    let rig = Rig::start(&config(bank.address, "    connections: 1\n", ""));
     let (_, body) = answer_of(&rig, "TE: trailers\r\n");
     let body = String::from_utf8(body).expect("text").to_ascii_lowercase();
     assert_eq!(body, "2\r\n{}\r\n0\r\nx-checksum: abc\r\n\r\n");
     let (_, body) = answer_of(&rig, "");
     assert_eq!(body, b"2\r\n{}\r\n0\r\n\r\n", "nobody asked for them");
+    for line in rig.log.wait(2) {
+        assert_eq!((&line["caller_gone"], &line["problem"]), (&false.into(), &serde_json::Value::Null), "{line}");
+    }
+    assert_eq!(bank.connections(), 1, "an answer that ends so leaves the connection to the next request");
 }
 
 /// T-s8: the stream is reset or answered 400; a request that it could have become is answered.

@@ -16,7 +16,7 @@ use super::holding::{Holding, Place, QWAC};
 use super::line::{Line, Pins};
 use super::marks::Marks;
 use super::revocation::{Name, Watched};
-use crate::config::{Config, Finding};
+use crate::config::{Config, Finding, Level};
 use crate::identity::certificate::{Certificate, Fingerprint};
 use crate::identity::preflight::Need;
 use crate::identity::qcstatements::Role;
@@ -334,6 +334,10 @@ impl Generation {
 
     pub(super) fn errors(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.is_error())
+    }
+
+    pub(super) fn warnings(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.level == Level::Warning)
     }
 
     fn note_nested(&mut self) {

@@ -258,23 +258,23 @@ impl Drawn {
         let listed = |name: &String| config.registrations.iter().find(|registration| registration.seal == *name);
         for (name, credential) in &holding.seals {
             let Some(registration) = listed(name) else {
-                self.stage(file, key, name, credential, "the bank does not know it: `seal_keys` does not list it");
+                self.stage(file, key, name, credential, "the bank does not know it: `seal_keys` does not list it", now);
                 continue;
             };
             if registration.from.is_none() {
-                self.stage(file, key, name, credential, "`seal_keys` says that it is not registered yet");
+                self.stage(file, key, name, credential, "`seal_keys` says that it is not registered yet", now);
             }
             let Some(place) = place(name).map(|seal| seal.pair.certificate.clone()) else { continue };
             let before = pins.find(upstream, &config.settings.origin, &place, registration);
             let is_unknown = before.is_none_or(|before| before.registration.from.is_none());
             if is_unknown && !config.opaque_key_ids && is_of_another(registration, credential) {
                 self.refuse_key_id(file, key, registration, credential);
-                self.stage(file, key, name, credential, "its key id is the SHA-1 of another certificate");
+                self.stage(file, key, name, credential, "its key id is the SHA-1 of another certificate", now);
                 continue;
             }
             let Succession { used, key_id, reason } = succession(before, registration, credential, now);
             if let Some(reason) = reason {
-                self.stage(file, key, name, credential, reason);
+                self.stage(file, key, name, credential, reason, now);
             }
             if reason == Some(EARLY) {
                 self.line.due = self.line.due.into_iter().chain([credential.certificate().not_before()]).min();
@@ -349,7 +349,7 @@ impl Drawn {
             self.line.findings.push(Finding::warning(file, key("seal_keys"), reason).hint(hint).code("expires-soon"));
         }
         if self.line.seals && self.line.active.is_none() && !self.line.known.is_empty() {
-            let reason = "no seal is registered, valid and due now: the sealed routes cannot be used";
+            let reason = "no seal is registered, valid and due now: its routes cannot be used";
             let hint = "see `registered` and `active_from`, and the ends of the certificates";
             self.line.findings.push(Finding::error(file, key("seal_keys"), reason).hint(hint).code("no-seal"));
         }
@@ -377,6 +377,7 @@ impl Drawn {
         self.line.findings.push(Finding::error(file, key, in_words(error)).hint(hint).code("cannot-seal"));
     }
 
+    /// What has expired is told where certificates are judged, and lies ready for nothing.
     fn stage(
         &mut self,
         file: &Path,
@@ -384,9 +385,11 @@ impl Drawn {
         name: &str,
         credential: &Arc<Credential>,
         reason: &'static str,
+        now: SystemTime,
     ) {
         let fingerprint = credential.certificate().sha1_hex();
-        if self.line.staged.iter().any(|staged| staged.name == name) {
+        let is_over = credential.certificate().validity_at(now) == Validity::Expired;
+        if is_over || self.line.staged.iter().any(|staged| staged.name == name) {
             return;
         }
         let text = format!("the seal {name} ({fingerprint}) lies ready and is not used: {reason}");

@@ -153,7 +153,7 @@ impl Reloader {
     /// Reads the configuration anew, and takes it as a whole or not at all.
     async fn reconfigure(&mut self) {
         let file = self.present.config.file.clone();
-        let Some(loaded) = self.patiently(Trigger::Configuration, move || Config::load_again(&file)).await else {
+        let Some(loaded) = self.patiently(Trigger::Configuration, move || Config::load(&file)).await else {
             return;
         };
         let (config, findings) = match loaded {
@@ -290,6 +290,10 @@ impl Reloader {
             self.tell(trigger, "staged", self.present.findings.clone());
         } else if trigger == Trigger::Configuration {
             self.tell(trigger, "unchanged", self.present.findings.clone());
+        } else if refused && self.present.warnings().ne(earlier.warnings()) {
+            // What is in use is as it was, and what is to be used one day is not: whoever installed it hears of it now.
+            let is_worse = self.present.warnings().any(|warning| !earlier.findings.contains(warning));
+            self.tell(trigger, if is_worse { "warned" } else { "restored" }, self.present.findings.clone());
         }
         self.present.show_lists();
         self.follow();

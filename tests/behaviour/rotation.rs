@@ -12,6 +12,7 @@ use sealproxy::sandbox::authority::{Authority, Issued, KeyKind, Tpp};
 use serde_json::Value;
 
 use crate::sealing::{leaf, verify_by};
+use crate::succession::judged;
 use crate::support::{Act, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls, until};
 
 /// Whoever comes before the connection is back waits for it, instead of making another.
@@ -900,6 +901,34 @@ fn a_seal_that_is_not_in_use_holds_no_renewal_up() {
         assert_eq!(rig.get(ACCOUNTS).status, 200, "{keys}");
         assert_eq!(metric(&rig, "sealproxy_reload_refused"), 0.0, "{keys}: {}", status(&rig));
     }
+}
+
+/// It lies there for weeks, and whoever installed it is to hear of a mistake before its time comes.
+#[test]
+fn what_is_wrong_with_a_seal_ahead_of_its_time_is_told_at_once() {
+    let now = SystemTime::now();
+    let world = World::new();
+    let new = world.seal();
+    let two = Two::new(&world.qwac(), &world.seal(), &new);
+    let later = sealproxy::log::timestamp(now + DAY);
+    let keys = format!("seal_keys: [{{ qsealc: old, registered: true }}, {{ qsealc: new, active_from: \"{later}\" }}]");
+    let rig = Rig::start(&world.config(&two.identity(), &format!(", {keys}")));
+    let certificate = two.path("new.pem");
+    let told = |change: &dyn Fn()| {
+        let reload = judged(&rig, change);
+        (reload["result"].clone(), reload["findings"].to_string().matches("new.pem").count())
+    };
+    let write = |text: &str| std::fs::write(&certificate, text).expect("written");
+    assert_eq!(told(&|| write("no certificate")), ("warned".into(), 1));
+    assert_eq!(told(&|| write(&new.chain_pem)), ("restored".into(), 0));
+    assert_eq!(told(&|| std::fs::remove_file(&certificate).expect("removed")), ("warned".into(), 1));
+    let over = Authority::new(now).expect("an authority").with_validity(now - 2 * DAY..now - DAY);
+    let over = over.qsealc(&Tpp::demo(), KeyKind::Rsa2048).expect("a QSealC");
+    assert_eq!(told(&|| two.write("new", &over)), ("warned".into(), 1));
+    assert!(status(&rig)["last_reload"]["findings"].to_string().contains("expired"), "{}", status(&rig));
+    assert_eq!(metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}"), 0.0, "it lies ready for nothing");
+    assert_eq!(metric(&rig, "sealproxy_reloads_total{result=\"warned\"}"), 3.0);
+    assert_eq!((metric(&rig, REFUSED), rig.get(ACCOUNTS).status), (0.0, 200));
 }
 
 /// A bad set keeps what works, and what has expired does not work.

@@ -82,7 +82,7 @@ impl Scene {
 }
 
 /// What came of a change of files.
-fn judged(rig: &Rig, change: impl FnOnce()) -> Value {
+pub(crate) fn judged(rig: &Rig, change: impl FnOnce()) -> Value {
     let before = status(rig)["last_reload"].clone();
     change();
     until("it is judged", Duration::from_secs(20), || status(rig)["last_reload"] != before);

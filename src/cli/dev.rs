@@ -1,6 +1,7 @@
 //! `sealproxy dev`: a sandbox bank, throwaway certificates and the proxy, in one command and without a file. Sends
 //! one request through itself, tells what happened to it, then stays up.
 
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let kit = Kit::open_or_make(folder, SystemTime::now()).map_err(|error| without_kit(&error))?;
+    let _alone = alone(folder)?;
     let bank = SandboxBank::start(&kit)?;
     let (bound, address) = bind(&kit, &bank, port, &log).await?;
     print_parties(&bank, &bound, port);
@@ -57,6 +59,19 @@ async fn serve(
     });
     bound.serve(async || signals.next_or_hangup().await).await?;
     Ok(())
+}
+
+/// Keeps others out of the folder: what one says of it would not be so once another has written its files anew.
+fn alone(folder: &Path) -> Result<File, Failure> {
+    let lock = File::open(folder)?;
+    match lock.try_lock() {
+        // Some file systems have no locks.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let reason = format!("another `dev` is at work in {}", folder.display());
+            Err(Failure::Advised(reason, "End it, or name another folder with --dir".into()))
+        }
+    }
 }
 
 /// The proxy in front of the bank on free ports, and where it is. Another process may take one between the look and the use: then once more.

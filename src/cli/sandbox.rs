@@ -56,6 +56,17 @@ pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool, faults:
     control_runtime()?.block_on(serve(listen, folder, demands_seal, faults))
 }
 
+/// Where callers of this machine find what listens there, under a name that stands in the bank's certificate.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
+    tell(format_args!(
+        "warning: the bank listens on every address of this machine, {bound}; its certificate is for loopback alone"
+    ));
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), bound.port())
+}
+
 async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Faults) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let kit = Kit::open_or_make(folder, SystemTime::now()).map_err(|error| without_kit(&error))?;
@@ -63,7 +74,7 @@ async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Fa
         let advice = "Name another with --listen ADDRESS; port 0 is any that is free";
         Failure::Advised(format!("the bank cannot listen on {listen}: {error}"), advice.into())
     })?;
-    let address = listener.local_addr()?;
+    let address = reachable(listener.local_addr()?);
     let config = kit.path("sealproxy.yaml");
     match std::fs::read_to_string(&config) {
         Err(_) => {

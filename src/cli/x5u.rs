@@ -29,13 +29,19 @@ pub(super) async fn findings(file: &Path, upstream: &str, app: &App) -> Vec<Find
         let key = format!("upstreams.{upstream}.key_id");
         let url = &seal.key_id;
         findings.push(match served(app, upstream, &seal).await {
-            Ok(chain) if chain.first() != seal.chain.first() => {
+            Ok(Served { has_key: true, .. }) => {
+                let reason = format!("{url} serves a private key: whoever reads it can seal in the name of this one");
+                Finding::error(file, key, reason)
+                    .hint("take it away, and if it is that of the seal have the certificate revoked: the key is known")
+                    .code("x5u-serves-key")
+            }
+            Ok(Served { chain, .. }) if chain.first() != seal.chain.first() => {
                 let reason = format!("{url} serves another certificate than that of the seal {}", seal.name);
                 Finding::warning(file, key, reason)
                     .hint("put the present chain there, leaf first: the bank verifies seals with what it finds")
                     .code("x5u-serves-another")
             }
-            Ok(chain) => match preflight::missing_of_chain(&seal.chain, &chain) {
+            Ok(Served { chain, .. }) => match preflight::missing_of_chain(&seal.chain, &chain) {
                 missing if missing.is_empty() => {
                     let reason = format!("{url} serves the certificate of the seal {}", seal.name);
                     Finding::note(file, key, reason).code("x5u")
@@ -50,19 +56,28 @@ pub(super) async fn findings(file: &Path, upstream: &str, app: &App) -> Vec<Find
                 }
             },
             Err(reason) => Finding::warning(file, key, format!("{url} could not be read: {reason}"))
-                .hint("the bank must be able to fetch the chain from there")
+                .hint("the bank must be able to fetch the chain from there; its certificate is looked at as any client of this \
+                       machine does, with the system's roots (`SSL_CERT_FILE` names others), whatever `trust` says")
                 .code("x5u-unreachable"),
         });
     }
     findings
 }
 
-/// The certificates that are there.
-async fn served(app: &App, upstream: &str, seal: &KnownSeal) -> Result<Vec<CertificateDer<'static>>, String> {
+/// What is there.
+struct Served {
+    chain: Vec<CertificateDer<'static>>,
+    has_key: bool,
+}
+
+async fn served(app: &App, upstream: &str, seal: &KnownSeal) -> Result<Served, String> {
     let url: Uri = seal.key_id.parse().map_err(|_| "it is not a URL".to_owned())?;
     let host = host(app, upstream, &url)?;
     let text = timeout(LIMIT, fetch(&host, &url)).await.map_err(|_| format!("no answer within {LIMIT:?}"))??;
-    pem::chain(&text).map_err(|reason| reason.to_string())
+    let chain = pem::chain(&text).map_err(|reason| reason.to_string())?;
+    // Several, and encrypted ones, are keys too.
+    let has_key = !matches!(pem::key(&text), Err(pem::Reason::NoKey | pem::Reason::CertificateForKey));
+    Ok(Served { chain, has_key })
 }
 
 /// The URL's host, reached as the bank is, but without the QWAC and trusted as this machine trusts.

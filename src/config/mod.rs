@@ -117,17 +117,6 @@ impl Config {
         Self::parse(path, &text, &|name| std::env::var(name).ok())
     }
 
-    /// The same of a file that was read before, in a process that serves: what is not a file any more is not waited for.
-    pub fn load_again(path: &Path) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
-        match std::fs::metadata(path) {
-            Ok(found) if !found.is_file() => {
-                let finding = Finding::error(path, "", "the path does not name a regular file");
-                Err(vec![finding.hint("a pipe can be read once: restart, or give a file").code("unreadable-file")])
-            }
-            _ => Self::load(path),
-        }
-    }
-
     /// Parses a text as if it stood in the file `path`, where relative paths begin. Reads neither files nor the
     /// environment; `auto` is what this machine has.
     pub fn parse(
@@ -225,6 +214,11 @@ fn threads(root: &Section<'_>, machine: &Machine) -> usize {
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
 fn read(path: &Path) -> Result<String, Finding> {
+    // Whoever opens a pipe waits for its writer.
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let hint = "give a file: a pipe or a device cannot be read again when the configuration is";
+        return Err(unusable(path, "the path does not name a regular file", hint));
+    }
     let mut bytes = Vec::new();
     let result = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
     result.map_err(|error| unreadable(path, &error))?;

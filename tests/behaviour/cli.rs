@@ -100,6 +100,9 @@ fn dev_seals_a_first_request_and_shows_what_a_fault_looks_like() {
     }
     let answer = get(address, ACCOUNTS, "");
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    let another = output(&["dev", "--dir", folder.to_str().expect("UTF-8")]);
+    assert_eq!(another.status.code(), Some(1));
+    assert!(text_of(&another).contains("another `dev` is at work in"), "{}", text_of(&another));
     let log = read_until(&mut reader, "{");
     assert!(log[0].starts_with("kept      ") && log[1].contains("\"event\":\"exchange\""), "{log:?}");
     let config = folder.join("sealproxy.yaml");
@@ -323,6 +326,12 @@ fn a_configuration_is_a_file() {
         let said = text_of(&named);
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(said.contains(&format!("{}: this is a folder. Name the file", folder.display())), "{said}");
+        // Whose writer never comes.
+        let pipe = folder.join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().expect("it starts").success());
+        let named = output(&[command, "--config", pipe.to_str().expect("UTF-8")]);
+        assert_eq!(named.status.code(), Some(78));
+        assert!(text_of(&named).contains("does not name a regular file. Give a file"), "{}", text_of(&named));
     }
 }
 

@@ -74,17 +74,31 @@ fn dated(date: SystemTime) -> Vec<u8> {
     format!("HTTP/1.1 404 Not Found\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").into_bytes()
 }
 
-#[test]
-fn the_sandbox_bank_passes_without_a_warning() {
+/// A sandbox bank with more arguments, its folder, and what it says of itself.
+fn sandbox(arguments: &[&str]) -> (Running, PathBuf, Vec<String>) {
     let folder = folder("connect-sandbox");
     let mut child = Command::new(env!("CARGO_BIN_EXE_sealproxy"))
         .args(["sandbox", "--dir"])
         .arg(&folder)
+        .args(arguments)
         .stdout(Stdio::piped())
         .spawn()
         .expect("it starts");
     let lines = read_until(&mut BufReader::new(child.stdout.take().expect("piped")), "config ");
-    let _bank = Running(child);
+    (Running(child), folder, lines)
+}
+
+/// Nobody connects to 0.0.0.0, and no certificate is for it.
+#[test]
+fn a_sandbox_bank_that_listens_everywhere_is_found_on_loopback() {
+    let (_bank, folder, lines) = sandbox(&["--listen", "0.0.0.0:0"]);
+    assert!(lines[0].starts_with("bank https://127.0.0.1:"), "{lines:?}");
+    Checked::file(folder.join("sealproxy.yaml").to_str().expect("UTF-8")).is_ok();
+}
+
+#[test]
+fn the_sandbox_bank_passes_without_a_warning() {
+    let (_bank, folder, lines) = sandbox(&[]);
     let address = lines[0].strip_prefix("bank https://").expect("an address");
     let checked = Checked::file(folder.join("sealproxy.yaml").to_str().expect("UTF-8"));
     checked.is_ok();

@@ -598,7 +598,12 @@ fn an_x5u_must_serve_the_certificate_that_seals() {
     let bank = FakeBank::good();
     let seal = std::fs::read(kit().path("qsealc.pem")).expect("PEM");
     let other = std::fs::read(kit().path("qwac.pem")).expect("PEM");
-    for (served, code) in [(seal, "x5u"), (other, "x5u-serves-another"), (b"x".to_vec(), "x5u-unreachable")] {
+    let key = std::fs::read(kit().path("qsealc.key")).expect("PEM");
+    let both = [&seal[..], &key].concat();
+    let nothing = b"x".to_vec();
+    for (served, code) in
+        [(seal, "x5u"), (other, "x5u-serves-another"), (nothing, "x5u-unreachable"), (both, "x5u-serves-key")]
+    {
         let last = x5u(served, |key_id| crate::support::config(bank.address, key_id, ""));
         assert_eq!(last["code"], code, "{last}");
     }

@@ -288,12 +288,12 @@ impl Reloader {
             self.tell(trigger, "restored", self.present.findings.clone());
         } else if self.present.staged() != earlier.staged() {
             self.tell(trigger, "staged", self.present.findings.clone());
-        } else if trigger == Trigger::Configuration {
-            self.tell(trigger, "unchanged", self.present.findings.clone());
-        } else if refused && self.present.warnings().ne(earlier.warnings()) {
+        } else if (refused || trigger == Trigger::Configuration) && self.present.warnings().ne(earlier.warnings()) {
             // What is in use is as it was, and what is to be used one day is not: whoever installed it hears of it now.
             let is_worse = self.present.warnings().any(|warning| !earlier.findings.contains(warning));
             self.tell(trigger, if is_worse { "warned" } else { "restored" }, self.present.findings.clone());
+        } else if trigger == Trigger::Configuration {
+            self.tell(trigger, "unchanged", self.present.findings.clone());
         }
         self.present.show_lists();
         self.follow();

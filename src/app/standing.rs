@@ -42,7 +42,7 @@ impl Standing {
             &["result"],
         )?;
         registry.register(Box::new(reloads.clone()))?;
-        ["applied", "refused", "restored", "staged", "unchanged"]
+        ["applied", "refused", "restored", "staged", "warned", "unchanged"]
             .iter()
             .for_each(|result| drop(reloads.with_label_values(&[result])));
         Ok(Self {

@@ -183,7 +183,7 @@ impl Prepared {
             Ok(lease) => lease,
             Err(problem) => return refuse(&problem, exchange),
         };
-        if let Err(problem) = self.seal(&mut exchange).await {
+        if let Err(problem) = self.seal_to_send(&mut exchange).await {
             return refuse(&problem, exchange);
         }
         let id = exchange.id().clone();
@@ -275,10 +275,16 @@ impl Prepared {
         exchange.unsent();
         let lease = self.acquire(Upstream::acquire_new, exchange).await?;
         if !is_unwanted() {
-            self.seal(exchange).await?;
+            self.seal_to_send(exchange).await?;
         }
         // A token may have taken its time.
         if is_unwanted() { Err(problem) } else { Ok(lease) }
+    }
+
+    /// The last step before the request goes. A process that has stopped meanwhile sends nothing: its callers have been told so.
+    async fn seal_to_send(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {
+        self.seal(exchange).await?;
+        if self.shared.is_stopped() { Err(Problem::Stopped(Outcome::NotSent)) } else { Ok(()) }
     }
 
     async fn seal(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {

@@ -168,11 +168,11 @@ impl Shared {
     async fn stopped(&self) {
         let mut stopped = self.stopped.subscribe();
         let mut woken = pin!(stopped.wait_for(|stopped| *stopped));
-        poll_fn(|cx| match self.recorder.stopped.load(Ordering::Acquire) {
-            true => Poll::Ready(()),
-            false => woken.as_mut().poll(cx).map(drop),
-        })
-        .await;
+        poll_fn(|cx| if self.is_stopped() { Poll::Ready(()) } else { woken.as_mut().poll(cx).map(drop) }).await;
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.recorder.stopped.load(Ordering::Acquire)
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, Problem> {

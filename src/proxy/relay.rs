@@ -173,6 +173,7 @@ struct Relay {
     source: Source,
     /// What the caller's connection is told next, and last.
     failed: Option<RelayError>,
+    is_flushed: bool,
     /// Read ahead, and charged.
     ahead: VecDeque<Result<Frame<Bytes>, RelayError>>,
     charge: Option<Charge>,
@@ -208,6 +209,7 @@ impl Relay {
         Self {
             source,
             failed: None,
+            is_flushed: false,
             ahead: VecDeque::new(),
             charge: None,
             kept: None,
@@ -228,6 +230,12 @@ impl Relay {
     /// The next frame, as the caller asks for it.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         self.caller_asks();
+        if self.failed.is_some() && !mem::replace(&mut self.is_flushed, true) {
+            // hyper throws away what it has not flushed when a body fails. A head lost so would leave an empty close, or the end
+            // of a stream, after which HTTP libraries send again: pending, it is flushed first.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Some(error) = self.failed.take() {
             self.end();
             return Poll::Ready(Some(Err(error)));
@@ -250,18 +258,16 @@ impl Relay {
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                // hyper throws away what it has not flushed when a body fails. A head lost so would leave an empty close,
-                // after which HTTP libraries send again: pending, it is flushed first.
                 self.failed = Some(error);
-                cx.waker().wake_by_ref();
-                Poll::Pending
+                self.poll_next(cx)
             }
         }
     }
 
     /// hyper gives a frame to HTTP/2 as soon as the caller's window has room for one byte of it, and lets go of an answer whose
     /// last one that is. So that the rest is not left to HTTP/2, where nobody would count it and nobody mind how long it
-    /// stays, a byte goes by itself: not before there is room for all that comes before it.
+    /// stays, a byte goes by itself: hyper asks for it early, and holds it, and with it the answer, until there is room for all
+    /// that comes before it.
     fn without_last(&mut self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
         let may_be_last = self.is_spent() || self.size_hint().upper().is_none();
         if let Some(data) = frame.data_mut()

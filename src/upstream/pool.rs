@@ -129,32 +129,33 @@ impl Pool {
     /// The newest live connection of this reactor, or else of any; where there is none, the last place among those who
     /// wait for one.
     pub(super) fn take(self: &Arc<Self>, reactor: ReactorId) -> Result<Connection, Place> {
-        let now = Instant::now();
-        let waiting = &mut *self.lock();
-        loop {
-            let idle = &mut waiting.idle;
-            let own = idle.iter().rposition(|idle| idle.connection.home == reactor);
-            let Some(newest) = own.or_else(|| idle.len().checked_sub(1)) else { break };
-            let found = idle.remove(newest);
-            if self.keeps(&found, now) && found.connection.sender.is_ready() {
-                return Ok(found.connection);
-            }
+        let mut waiting = self.lock();
+        if let Some(connection) = self.newest(&mut waiting.idle, reactor) {
+            return Ok(connection);
         }
         let (sender, receiver) = oneshot::channel();
         waiting.queue.push_back(sender);
-        Err(Place { pool: Arc::clone(self), receiver: Some(receiver) })
+        Err(Place { pool: Arc::clone(self), reactor: Some(reactor), receiver: Some(receiver) })
     }
 
     /// The first place among those who wait, for somebody whose turn has been: it is told of what comes back, and takes
     /// nothing that has been idle.
     pub(super) fn place_first(self: &Arc<Self>) -> Place {
-        Place { pool: Arc::clone(self), receiver: Some(self.queue_first()) }
-    }
-
-    fn queue_first(&self) -> oneshot::Receiver<Connection> {
         let (sender, receiver) = oneshot::channel();
         self.lock().queue.push_front(sender);
-        receiver
+        Place { pool: Arc::clone(self), reactor: None, receiver: Some(receiver) }
+    }
+
+    fn newest(&self, idle: &mut Vec<Idle>, reactor: ReactorId) -> Option<Connection> {
+        let now = Instant::now();
+        loop {
+            let own = idle.iter().rposition(|idle| idle.connection.home == reactor);
+            let newest = own.or_else(|| idle.len().checked_sub(1))?;
+            let found = idle.remove(newest);
+            if self.keeps(&found, now) && found.connection.sender.is_ready() {
+                return Some(found.connection);
+            }
+        }
     }
 
     /// Takes a connection in that is ready for the next request: its last answer has ended, or it has had none.
@@ -196,6 +197,8 @@ impl Pool {
 /// A request's place among those who wait for a connection to come back.
 pub(super) struct Place {
     pool: Arc<Pool>,
+    /// Of whoever takes what is idle.
+    reactor: Option<ReactorId>,
     /// `None` once it was served.
     receiver: Option<oneshot::Receiver<Connection>>,
 }
@@ -205,15 +208,26 @@ impl Place {
     pub(super) async fn served(&mut self) -> Connection {
         loop {
             let receiver = self.receiver.as_mut().expect("it is served once");
-            match receiver.await {
-                Ok(connection) if connection.sender.is_ready() => {
-                    self.receiver = None;
-                    return connection;
-                }
-                // It has ended on its way here, and it is still this one's turn.
-                _ => self.receiver = Some(self.pool.queue_first()),
+            let handed = receiver.await.ok().filter(|connection| connection.sender.is_ready());
+            if let Some(connection) = handed.or_else(|| self.wait_again()) {
+                self.receiver = None;
+                return connection;
             }
         }
+    }
+
+    /// What was handed over has ended on its way here: it is still this one's turn.
+    fn wait_again(&mut self) -> Option<Connection> {
+        let mut waiting = self.pool.lock();
+        if let Some(reactor) = self.reactor
+            && let Some(connection) = self.pool.newest(&mut waiting.idle, reactor)
+        {
+            return Some(connection);
+        }
+        let (sender, receiver) = oneshot::channel();
+        waiting.queue.push_front(sender);
+        self.receiver = Some(receiver);
+        None
     }
 }
 
@@ -343,15 +357,20 @@ mod tests {
     async fn what_has_ended_on_its_way_costs_nobody_a_turn() {
         let pool = Pool::new(LONG, LONG);
         let [Err(mut first), Err(mut second)] = [(); 2].map(|()| pool.take(HOME)) else { panic!("there is none") };
-        let (ends, bank, driver) = handback::tests::connection().await;
-        pool.put(ends);
-        drop(bank);
-        driver.await.expect("it ends");
+        let ends = async || {
+            let (connection, bank, driver) = handback::tests::connection().await;
+            pool.put(connection);
+            drop(bank);
+            driver.await.expect("it ends");
+        };
+        ends().await;
         let mut served = std::pin::pin!(first.served());
         assert!(served.as_mut().now_or_never().is_none());
         pool.put(connection().await);
         tokio::time::timeout(LONG / 30, served).await.expect("still its turn");
+        ends().await;
         pool.put(connection().await);
-        tokio::time::timeout(LONG / 30, second.served()).await.expect("then the second's");
+        assert_eq!(pool.idle(), 1, "nobody else waited");
+        tokio::time::timeout(LONG / 30, second.served()).await.expect("then the second's, which looks at what is idle");
     }
 }

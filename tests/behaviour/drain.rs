@@ -231,6 +231,52 @@ fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
     assert!(lines.iter().all(|line| line["status"] == 502), "what the callers were told: {lines:?}");
 }
 
+/// Once anybody was told that the proxy has stopped, nothing of anybody is sent any more.
+#[test]
+fn what_is_whole_after_the_stop_is_not_sent() {
+    let bank = FakeBank::doing(|request| match request.header("x-request-id") {
+        Some("waits") => Act::Wait(Duration::from_secs(5), ok("{}")),
+        _ => Act::Answer(ok("{}")),
+    });
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 300ms }\n"));
+    let address = rig.address();
+    let head = |id: &str| {
+        format!(
+            "POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nX-Request-Id: {id}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n"
+        )
+    };
+    // Connections to the bank that stand: a handshake would take longer than the process has.
+    for _ in 0..2 {
+        let both = [0, 1].map(|_| std::thread::spawn(move || send(address, warm(address).as_bytes())));
+        both.into_iter().for_each(|one| assert_eq!(one.join().expect("no panic").status, 200));
+    }
+    let warmed = bank.received().len();
+    let waits = head("waits");
+    let waits = std::thread::spawn(move || send(address, format!("{waits}{{}}").as_bytes()));
+    let mut begun = TcpStream::connect(address).expect("connected");
+    begun.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    begun.write_all(&head("begun").as_bytes()[..60]).expect("written");
+    until("one is with the bank", Duration::from_secs(10), || bank.received().len() == warmed + 1);
+    let (log, rest) = (rig.log.clone(), format!("{}{{}}", &head("begun")[60..]));
+    rig.signal();
+    assert_eq!(waits.join().expect("no panic").problem(), "stopped");
+    // Whether it is still heard or the process has ended: it is not sent, and no line says so.
+    let mut answer = Vec::new();
+    if begun.write_all(rest.as_bytes()).is_ok() {
+        let _ = begun.read_to_end(&mut answer);
+    }
+    assert_eq!(rig.ended(), Ended::TimedOut);
+    assert_eq!(bank.received().len(), warmed + 1, "{}\n{}", String::from_utf8_lossy(&answer), log.text());
+    if !answer.is_empty() {
+        let answer = Answer::parse(&answer);
+        assert_eq!((&*answer.problem(), &*answer.outcome()), ("stopped", "not_sent"), "{answer:?}");
+    }
+}
+
+fn warm(address: SocketAddr) -> String {
+    format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+}
+
 /// Nobody was told anything.
 #[test]
 fn a_payment_whose_caller_left_before_the_drain_ended_has_no_status() {

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
@@ -22,6 +22,7 @@ fn bank() -> FakeBank {
         Act::Answer(match request.request_line() {
             line if line.contains("large") => large.clone(),
             line if line.contains("chunked") => CHUNKED.to_vec(),
+            line if line.contains("piece") => ok(&"x".repeat(60_000)),
             _ => ok("small"),
         })
     })
@@ -203,6 +204,42 @@ fn streams_without_a_window_keep_nobody_else_s_place() {
         assert!(rig.metrics().contains("sealproxy_in_flight 0"));
         drop(stuck);
     }
+}
+
+/// An HTTP library sends once more what has no answer: a stream that is cut for want of room has had its head.
+#[test]
+fn an_answer_that_finds_no_room_has_its_head_first() {
+    let bank = bank();
+    let rig = Rig::start(&config(bank.address, "", "limits: { body: 1MiB, buffered: 1MiB }\n"));
+    let address = rig.address();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (cut, bodies) = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let builder = builder.initial_stream_window_size(16_000);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
+        tokio::spawn(connection);
+        let asked = (0..60).map(|number| {
+            let uri = format!("http://{address}{ACCOUNTS}?piece={number}");
+            let request = http::Request::post(uri).header("content-type", "a/b").body(Full::<Bytes>::from("{}"));
+            tokio::spawn(sender.clone().send_request(request.expect("a request")))
+        });
+        let asked: Vec<_> = asked.collect();
+        let mut answers = Vec::new();
+        for answer in asked {
+            answers.push(answer.await.expect("no panic").expect("a head"));
+        }
+        let (mut cut, mut bodies) = (0, 0);
+        for answer in answers {
+            match answer.into_body().collect().await {
+                Ok(whole) => bodies += usize::from(whole.to_bytes().len() == 60_000),
+                Err(_) => cut += 1,
+            }
+        }
+        (cut, bodies)
+    });
+    assert!(cut > 0 && bodies > 0 && cut + bodies == 60, "{cut} of 60 were cut, and {bodies} whole");
+    assert_eq!(bank.received().len(), 60);
 }
 
 #[test]

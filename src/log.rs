@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -315,11 +315,11 @@ impl Log {
 
 impl Writer {
     /// Writes what is queued and ends the thread. Lines that come later stay unwritten, and so do those that a reader
-    /// who has stopped reading leaves no room for: a process that is asked to end must end.
-    pub fn close(self) {
+    /// who has stopped reading leaves no room for: a process that is asked to end must end. Returns whether all were written.
+    pub fn close(self) -> bool {
         self.log.lock().closed = true;
         self.log.shared.filled.notify_one();
-        let _ = self.done.recv_timeout(PATIENCE);
+        self.done.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout)
     }
 }
 

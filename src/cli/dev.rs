@@ -29,7 +29,7 @@ pub(super) fn run(folder: Option<PathBuf>, port: u16, faults: Faults) -> Result<
     let (lines, first_line) = mpsc::channel();
     let (log, writer) = Log::start(Tap { first: Some(lines) }, LOG_LINES)?;
     let ended = control_runtime()?.block_on(serve(&folder, kept.as_deref(), port, faults, log, first_line));
-    writer.close();
+    let _ = writer.close();
     ended
 }
 

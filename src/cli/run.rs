@@ -20,7 +20,9 @@ pub(super) fn run(file: &Path) -> Result<(), Failure> {
     let ended = runtime.block_on(serve(config, log));
     // A slow disk or a token must not hold up the end.
     runtime.shutdown_background();
-    writer.close();
+    if !writer.close() {
+        tell("warning: nobody reads the log: its last lines are lost");
+    }
     ended
 }
 
@@ -69,7 +71,7 @@ fn announce(bound: &Bound) {
         let why = alone.map(|why| format!(", one at a time: {why}")).unwrap_or_default();
         tell(format_args!("seals of {upstream}: {backend}{why}"));
     }
-    let list = |addresses: Vec<String>| addresses.join(", ");
+    let list = |addresses: Vec<String>| if addresses.is_empty() { "off".to_owned() } else { addresses.join(", ") };
     tell(format_args!(
         "sealproxy {}: proxy {}; admin {}; threads {}; request bodies {} in all",
         env!("CARGO_PKG_VERSION"),

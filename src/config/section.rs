@@ -228,6 +228,7 @@ pub(super) fn distinct<'a, T: PartialEq>(
 pub(super) fn unknown(what: &str, shown: &str, name: &str, known: &[&str]) -> Fault {
     match closest(name, known) {
         Some(near) => Fault::new(format!("unknown {what} {shown}; did you mean `{near}`?")),
+        None if known.is_empty() => Fault::new(format!("unknown {what} {shown}")).hint("none is configured"),
         None => Fault::new(format!("unknown {what} {shown}")).hint(format!("known here: {}", known.join(", "))),
     }
 }

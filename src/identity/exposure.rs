@@ -1,6 +1,7 @@
 //! Files with secrets that everybody on the machine may read or write. Judged is the file that a path leads to: Kubernetes' secrets
 //! are links.
 
+use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -28,11 +29,11 @@ impl Exposed {
     }
 }
 
-/// The files of an identity that are so. A file that cannot be looked at is somebody else's finding.
+/// The files of an identity that are so. What cannot be looked at, or is no file, is somebody else's finding.
 pub fn exposed(settings: &Settings) -> Vec<Exposed> {
     let secrets = settings.pairs().flat_map(|pair| secrets(pair).map(move |(name, path)| (pair, name, path)));
     let judged = secrets.filter_map(|(pair, name, path)| {
-        let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+        let mode = std::fs::metadata(path).ok().filter(Metadata::is_file)?.permissions().mode() & 0o7777;
         let setting = format!("{}.{name}", pair.setting);
         is_exposed(mode).then(|| Exposed { setting, path: path.to_owned(), mode })
     });

@@ -46,7 +46,7 @@ fn text(path: &Path) -> Result<Zeroizing<String>, PassphraseError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
     // Whoever opens a pipe waits for its writer.
     if !std::fs::metadata(path).map_err(PassphraseError::of_file)?.is_file() {
-        return Err(PassphraseError::Unreadable(io::ErrorKind::InvalidInput.into()));
+        return Err(PassphraseError::Unreadable(io::Error::other("its path does not lead to a regular file")));
     }
     let file = File::open(path).map_err(PassphraseError::of_file)?;
     file.take(LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(PassphraseError::Unreadable)?;

@@ -118,6 +118,11 @@ impl Exchange {
         self.attempts += 1;
     }
 
+    /// How many connections it has had.
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
     pub(super) fn sealed(&mut self, took: Duration) {
         self.seal = Some(took);
         if let Some(route) = &self.route {

@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::header::{CONNECTION, EXPECT};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
@@ -86,6 +86,10 @@ impl Arrived {
 
     pub(super) fn id(&self) -> &HeaderValue {
         self.exchange.id()
+    }
+
+    pub(super) fn is_head(&self) -> bool {
+        self.head.method == Method::HEAD
     }
 
     /// When the exchange has taken as long as it may.
@@ -223,7 +227,8 @@ impl Prepared {
     }
 
     /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
-    /// request left, it is sealed afresh and sent once more, on a new connection where one may be made. For a caller who
+    /// request left, it is sealed afresh and sent once more, on a new connection where one may be made. Where none may, it
+    /// can meet the same on what comes back, of a bank that closes each without a word. For a caller who
     /// has left by then, the first `problem` is the end of it: nobody would learn what became of a payment that is sent now.
     async fn send_once_more(mut self: Box<Self>, problem: Problem, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
@@ -232,11 +237,14 @@ impl Prepared {
             let dialling = pin!(self.dial_and_seal(problem, &mut exchange));
             shared.in_time(deadline, dialling).await
         };
-        let sent = match dialled.map_err(not_sent).flatten() {
-            Ok(lease) => self.transmit(lease, &mut exchange).await,
-            Err(problem) => Err(problem),
+        let (sent, reused) = match dialled.map_err(not_sent).flatten() {
+            Ok(lease) => {
+                let reused = lease.is_reused() && exchange.attempts() < MOST_ATTEMPTS;
+                (self.transmit(lease, &mut exchange).await, reused)
+            }
+            Err(problem) => (Err(problem), false),
         };
-        self.conclude(sent, false, exchange).await
+        self.conclude(sent, reused, exchange).await
     }
 
     /// A connection under the certificate that is in use now: a body may have taken minutes to come, and a place among
@@ -332,6 +340,9 @@ impl Prepared {
     }
 }
 
+/// How often a request is tried that stays here every time.
+const MOST_ATTEMPTS: u32 = 5;
+
 /// Whether nothing of the request left, by our own count: an alert of the bank's is no reason to send it once more.
 fn is_proven_unsent(problem: &Problem) -> bool {
     let refused = |cause: &Cause| matches!(cause, Cause::QwacRefused(_));
@@ -398,6 +409,10 @@ fn relay(response: Response<Answer>, exchange: Box<Exchange>, patience: Patience
     // An old bank's HTTP/1.0 is a matter of its connection, not of the caller's.
     head.version = Version::HTTP_11;
     headers::inbound(&mut head.headers, exchange.id());
+    if head.status == StatusCode::NO_CONTENT {
+        // There is none of any length (RFC 9110 section 8.6), and callers of HTTP/2 take one for an answer that was cut.
+        head.headers.remove(CONTENT_LENGTH);
+    }
     Response::from_parts(head, RelayBody::bank(answer, exchange, patience))
 }
 

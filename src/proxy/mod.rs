@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -256,6 +257,7 @@ impl Proxy {
     ) -> impl Future<Output = Response<RelayBody>> + Send + use<> {
         let arrived = Arrived::new(self, request, transport);
         let (shared, id, deadline) = (Arc::clone(&self.shared), arrived.id().clone(), arrived.deadline());
+        let is_head = arrived.is_head();
         async move {
             let mut response = {
                 let mut work = pin!(arrived.forward(&busy));
@@ -265,6 +267,10 @@ impl Proxy {
                 })
                 .await
             };
+            // hyper leaves it out on HTTP/1.1 alone (RFC 9110 section 9.3.2).
+            if is_head && let Some(length) = response.body_mut().without_content() {
+                response.headers_mut().insert(CONTENT_LENGTH, length.into());
+            }
             response.body_mut().hold(busy, || shared.patience(deadline));
             response
         }

@@ -98,6 +98,14 @@ impl RelayBody {
         }
     }
 
+    /// Takes the content of a problem away, for an answer that has none. Returns its length.
+    pub(super) fn without_content(&mut self) -> Option<u64> {
+        self.with(|relay| match &mut relay.source {
+            Source::Problem(text) => text.take().map(|text| text.len() as u64),
+            _ => None,
+        })
+    }
+
     /// Nobody waits for this answer any more.
     pub(super) fn caller_gone(&mut self) {
         self.with(Relay::caller_gone);

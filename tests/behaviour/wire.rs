@@ -5,6 +5,10 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::server::Acceptor;
 
 use crate::framing::h2;
@@ -159,4 +163,37 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
         bytes = after;
     }
     frames
+}
+
+/// To a HEAD there is no content, in our answers either (RFC 9110 section 9.3.2); a 204 has no length (section 8.6).
+#[test]
+fn answers_without_content_have_none_on_http_2() {
+    let bank = FakeBank::doing(|_| {
+        Act::Answer(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\nConnection: close\r\n\r\n".to_vec())
+    });
+    let rig = Rig::before(&bank);
+    let address = rig.address();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let answer = |method: &'static str, path: String| {
+        runtime.block_on(async move {
+            let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a preface");
+            tokio::spawn(connection);
+            let request = http::Request::builder().method(method).uri(format!("http://{address}{path}"));
+            let request = request.body(Empty::<Bytes>::new()).expect("a request");
+            let (head, body) = sender.send_request(request).await.expect("a head").into_parts();
+            (head, body.collect().await.expect("no content").to_bytes())
+        })
+    };
+    let (refused, body) = answer("HEAD", "/nowhere".to_owned());
+    assert_eq!((refused.status.as_u16(), &body[..]), (404, &b""[..]));
+    assert_eq!(refused.headers["sealproxy-outcome"], "not_sent");
+    let (empty, body) = answer("GET", format!("{API}/accounts"));
+    assert_eq!((empty.status.as_u16(), empty.headers.get("content-length"), &body[..]), (204, None, &b""[..]));
+    let [head, get] = ["HEAD", "GET"].map(|method| rig.request(method, "/nowhere", "", ""));
+    assert_eq!((head.header("content-length"), &*head.body), (Some(&*get.body.len().to_string()), ""));
+    for line in rig.log.wait(4) {
+        assert_eq!(line["caller_gone"], false, "{line}");
+    }
 }

@@ -228,8 +228,8 @@ impl Prepared {
 
     /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
     /// request left, it is sealed afresh and sent once more, on a new connection where one may be made. Where none may, it
-    /// can meet the same on what comes back, of a bank that closes each without a word. For a caller who
-    /// has left by then, the first `problem` is the end of it: nobody would learn what became of a payment that is sent now.
+    /// can meet the same on what comes back, of a bank that closes each without a word: then it waits for a new one. For a
+    /// caller who has left by then, the first `problem` is the end of it: nobody would learn what became of a payment that is sent now.
     async fn send_once_more(mut self: Box<Self>, problem: Problem, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
         let dialled = {
@@ -239,7 +239,7 @@ impl Prepared {
         };
         let (sent, reused) = match dialled.map_err(not_sent).flatten() {
             Ok(lease) => {
-                let reused = lease.is_reused() && exchange.attempts() < MOST_ATTEMPTS;
+                let reused = lease.is_reused();
                 (self.transmit(lease, &mut exchange).await, reused)
             }
             Err(problem) => (Err(problem), false),
@@ -281,7 +281,10 @@ impl Prepared {
 
     async fn dial_and_seal(&mut self, problem: Problem, exchange: &mut Exchange) -> Result<Lease, Problem> {
         exchange.unsent();
-        let lease = self.acquire(Upstream::acquire_new, exchange).await?;
+        let lease = match exchange.attempts() {
+            ..2 => self.acquire(Upstream::acquire_again, exchange).await?,
+            _ => self.acquire(Upstream::acquire_new, exchange).await?,
+        };
         if !is_unwanted() {
             self.seal_to_send(exchange).await?;
         }
@@ -339,9 +342,6 @@ impl Prepared {
         })
     }
 }
-
-/// How often a request is tried that stays here every time.
-const MOST_ATTEMPTS: u32 = 5;
 
 /// Whether nothing of the request left, by our own count: an alert of the bank's is no reason to send it once more.
 fn is_proven_unsent(problem: &Problem) -> bool {

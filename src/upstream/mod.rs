@@ -266,10 +266,15 @@ impl Upstream {
         self.counted(self.any(reactor), reactor).await
     }
 
-    /// Leases a new connection, for a request that an idle one has just failed: what else is idle may have ended too. Where
-    /// the bank has as many as it may have, what comes back next is as good, and comes sooner.
-    pub async fn acquire_new(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
+    /// Leases a connection for a request that an idle one has just failed: a new one, because what else is idle may have
+    /// ended too. Where the bank has as many as it may have, what comes back next is nearly as good, and comes sooner.
+    pub async fn acquire_again(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
         self.counted(self.awaited(reactor, self.pool.place_first()), reactor).await
+    }
+
+    /// Leases a new connection, and waits for the right to one like all others who do.
+    pub async fn acquire_new(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
+        self.counted(async { self.dial(reactor, self.permit().await?).await }, reactor).await
     }
 
     async fn counted(

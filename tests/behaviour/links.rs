@@ -122,3 +122,23 @@ fn a_request_that_is_tried_again_is_sealed_again() {
         verify(request).expect("verified");
     }
 }
+
+/// A bank that has no room for more and closes each connection without a word, a moment after its answer: what comes back is
+/// handed to those who wait, and has ended by then.
+#[test]
+fn whoever_waits_at_a_bank_that_closes_each_connection_is_served_in_the_end() {
+    let bank = FakeBank::doing(|_| Act::AnswerAndLeave(Duration::from_micros(300), ok("{}")));
+    let yaml = config(bank.address, "    connections: 2\n", "").replace("threads: 2", "threads: 1");
+    let rig = Rig::start(&yaml);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..20).for_each(|_| drop(pay(&rig))));
+        }
+    });
+    let lines = rig.log.wait(160);
+    let count = |is_so: &dyn Fn(&serde_json::Value) -> bool| lines.iter().filter(|line| is_so(line)).count();
+    assert_eq!(count(&|line| line["outcome"] == "not_sent"), 0, "{lines:?}");
+    assert!(count(&|line| line["outcome"] == "answered") > 0, "{lines:?}");
+    assert!(count(&|line| line["attempts"].as_u64() > Some(3)) == 0, "{lines:?}");
+    assert!(bank.received().len() <= 160, "none twice");
+}

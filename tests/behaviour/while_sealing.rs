@@ -182,7 +182,7 @@ fn what_a_bank_does_while_a_seal_is_made_keeps_the_request_here() {
             assert_eq!(error.outcome, Outcome::NotSent, "{deed:?}: {error:?}");
             let unasked = matches!(error.cause, Cause::Unasked(_));
             assert_eq!(unasked, matches!(deed, Deed::Says(_)), "{deed:?}: {error:?}");
-            paid(upstream.acquire_new(ReactorId(0)).await.expect("another"), "/again").await.expect("an answer");
+            paid(upstream.acquire_again(ReactorId(0)).await.expect("another"), "/again").await.expect("an answer");
             let lines: Vec<_> = ["/first", "/again"].iter().map(|path| format!("POST {path} HTTP/1.1")).collect();
             assert_eq!(bank.requests(), lines, "{deed:?}");
         });
@@ -334,7 +334,7 @@ fn whoever_has_to_send_once_more_is_next() {
             served.lock().expect("no panic").push(path);
         };
         let other = async { pay(upstream.acquire(ReactorId(0)).await, "/other").await };
-        let again = async { pay(upstream.acquire_new(ReactorId(0)).await, "/again").await };
+        let again = async { pay(upstream.acquire_again(ReactorId(0)).await, "/again").await };
         let gives_back = async {
             settle().await;
             drop(lease);

@@ -44,7 +44,7 @@ impl Told<'_> {
         let checked = runtime.block_on(self.build(config, log));
         // A name that is still being looked up must not hold up the end.
         runtime.shutdown_background();
-        let _ = writer.close();
+        writer.close();
         checked
     }
 

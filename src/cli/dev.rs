@@ -3,7 +3,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use super::sandbox::{self, without_kit};
+use super::sandbox::{self, loopback, without_kit};
 use super::signals::Signals;
 use super::{Failure, LOG_LINES, control_runtime, say, tell};
 use crate::app::{App, Bound};
@@ -29,7 +29,7 @@ pub(super) fn run(folder: Option<PathBuf>, port: u16, faults: Faults) -> Result<
     let (lines, first_line) = mpsc::channel();
     let (log, writer) = Log::start(Tap { first: Some(lines) }, LOG_LINES)?;
     let ended = control_runtime()?.block_on(serve(&folder, kept.as_deref(), port, faults, log, first_line));
-    let _ = writer.close();
+    writer.close();
     ended
 }
 
@@ -107,10 +107,6 @@ const TRIES: usize = 5;
 const ADMIN: u16 = 9090;
 /// The sandbox bank's first choice of port.
 const BANK: u16 = 40443;
-
-fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
 
 fn free_port(wanted: u16, advice: &str) -> Result<u16, Failure> {
     Ok(listener(wanted, advice)?.local_addr()?.port())

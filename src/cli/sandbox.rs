@@ -56,6 +56,11 @@ pub(super) fn run(listen: SocketAddr, folder: &Path, demands_seal: bool, faults:
     control_runtime()?.block_on(serve(listen, folder, demands_seal, faults))
 }
 
+/// Nobody but this machine reaches what listens there.
+pub(super) fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
 /// Where callers of this machine find what listens there, under a name that stands in the bank's certificate.
 fn reachable(bound: SocketAddr) -> SocketAddr {
     if !bound.ip().is_unspecified() {
@@ -64,7 +69,7 @@ fn reachable(bound: SocketAddr) -> SocketAddr {
     tell(format_args!(
         "warning: the bank listens on every address of this machine, {bound}; its certificate is for loopback alone"
     ));
-    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), bound.port())
+    loopback(bound.port())
 }
 
 async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Faults) -> Result<(), Failure> {
@@ -79,7 +84,7 @@ async fn serve(listen: SocketAddr, folder: &Path, demands_seal: bool, faults: Fa
     match std::fs::read_to_string(&config) {
         Err(_) => {
             // Wherever the bank listens: what speaks plain HTTP stays on this machine.
-            let any = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+            let any = loopback(0);
             kit.write_config(address, any, any).map_err(|error| without_kit(&error))?;
         }
         Ok(text) if !text.contains(&address.to_string()) => {

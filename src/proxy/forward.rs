@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
+use http::header::{CONNECTION, EXPECT};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::runtime::Handle;
@@ -408,11 +408,7 @@ fn relay(response: Response<Answer>, exchange: Box<Exchange>, patience: Patience
     let (mut head, answer) = response.into_parts();
     // An old bank's HTTP/1.0 is a matter of its connection, not of the caller's.
     head.version = Version::HTTP_11;
-    headers::inbound(&mut head.headers, exchange.id());
-    if head.status == StatusCode::NO_CONTENT {
-        // There is none of any length (RFC 9110 section 8.6), and callers of HTTP/2 take one for an answer that was cut.
-        head.headers.remove(CONTENT_LENGTH);
-    }
+    headers::inbound(&mut head.headers, head.status, exchange.id());
     Response::from_parts(head, RelayBody::bank(answer, exchange, patience))
 }
 
@@ -440,7 +436,7 @@ async fn relay_whole(
     match timeout_at(deadline, reading).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Answered))) {
         Ok(()) => {
             head.version = Version::HTTP_11;
-            headers::inbound(&mut head.headers, exchange.id());
+            headers::inbound(&mut head.headers, head.status, exchange.id());
             Response::from_parts(head, RelayBody::whole(body.freeze(), charge, exchange))
         }
         Err(problem) => refuse(&problem, exchange),

@@ -9,7 +9,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::{self, PathAndQuery, Uri};
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 
 use super::api::Pattern;
 use super::metrics::Metrics;
@@ -111,7 +111,11 @@ pub fn outbound(
 }
 
 /// Takes away what speaks of the bank's connection or in our name, and says whose request this answers.
-pub fn inbound(headers: &mut HeaderMap, id: &HeaderValue) {
+pub fn inbound(headers: &mut HeaderMap, status: StatusCode, id: &HeaderValue) {
+    if status == StatusCode::NO_CONTENT {
+        // There is none of any length (RFC 9110 section 8.6), and callers of HTTP/2 take one for an answer that was cut.
+        headers.remove(CONTENT_LENGTH);
+    }
     if headers.contains_key(TRANSFER_ENCODING) {
         // A length beside chunks is not the length (RFC 9112 section 6.3), and would cut the answer.
         headers.remove(CONTENT_LENGTH);

@@ -71,6 +71,13 @@ struct Idle {
 }
 
 impl Waiting {
+    /// A place before all others.
+    fn first(&mut self) -> oneshot::Receiver<Connection> {
+        let (sender, receiver) = oneshot::channel();
+        self.queue.push_front(sender);
+        receiver
+    }
+
     /// To whoever is next and still there; back where nobody is.
     fn hand_over(&mut self, mut connection: Connection) -> Option<Connection> {
         while let Some(next) = self.queue.pop_front() {
@@ -141,9 +148,7 @@ impl Pool {
     /// The first place among those who wait, for somebody whose turn has been: it is told of what comes back, and takes
     /// nothing that has been idle.
     pub(super) fn place_first(self: &Arc<Self>) -> Place {
-        let (sender, receiver) = oneshot::channel();
-        self.lock().queue.push_front(sender);
-        Place { pool: Arc::clone(self), reactor: None, receiver: Some(receiver) }
+        Place { pool: Arc::clone(self), reactor: None, receiver: Some(self.lock().first()) }
     }
 
     fn newest(&self, idle: &mut Vec<Idle>, reactor: ReactorId) -> Option<Connection> {
@@ -224,9 +229,7 @@ impl Place {
         {
             return Some(connection);
         }
-        let (sender, receiver) = oneshot::channel();
-        waiting.queue.push_front(sender);
-        self.receiver = Some(receiver);
+        self.receiver = Some(waiting.first());
         None
     }
 }

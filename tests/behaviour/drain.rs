@@ -247,8 +247,10 @@ fn what_is_whole_after_the_stop_is_not_sent() {
     };
     // Connections to the bank that stand: a handshake would take longer than the process has.
     for _ in 0..2 {
-        let both = [0, 1].map(|_| std::thread::spawn(move || send(address, warm(address).as_bytes())));
-        both.into_iter().for_each(|one| assert_eq!(one.join().expect("no panic").status, 200));
+        std::thread::scope(|scope| {
+            let both = [0, 1].map(|_| scope.spawn(|| rig.get(ACCOUNTS).status));
+            both.into_iter().for_each(|one| assert_eq!(one.join().expect("no panic"), 200));
+        });
     }
     let warmed = bank.received().len();
     let waits = head("waits");
@@ -271,10 +273,6 @@ fn what_is_whole_after_the_stop_is_not_sent() {
         let answer = Answer::parse(&answer);
         assert_eq!((&*answer.problem(), &*answer.outcome()), ("stopped", "not_sent"), "{answer:?}");
     }
-}
-
-fn warm(address: SocketAddr) -> String {
-    format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
 }
 
 /// Nobody was told anything.

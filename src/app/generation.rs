@@ -308,9 +308,9 @@ impl Generation {
         self.edition != earlier.edition || !self.lines.iter().all(is_same)
     }
 
-    /// Shows when the banks' revocation lists become too old.
-    pub(super) fn show_lists(&self) {
-        self.lines.values().filter_map(|line| line.upstream.as_ref()).for_each(|upstream| upstream.show_lists());
+    /// Puts its limits in force, and shows when the banks' revocation lists become too old.
+    pub(super) fn takes_over(&self) {
+        self.lines.values().for_each(Line::takes_over);
     }
 
     /// The seals that lie ready.

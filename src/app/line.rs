@@ -87,10 +87,11 @@ impl Line {
         now: SystemTime,
     ) -> Drawn {
         let key = |setting: &str| format!("upstreams.{name}.{setting}");
-        let destination = earlier
-            .map(|line| Arc::clone(&line.destination))
-            .filter(|destination| *destination.settings() == config.settings)
-            .unwrap_or_else(|| Destination::new(name, config.settings.clone(), &process.families, process.log.clone()));
+        let destination = match earlier.map(|line| &line.destination) {
+            Some(earlier) if *earlier.settings() == config.settings => Arc::clone(earlier),
+            Some(earlier) => earlier.with(config.settings.clone()),
+            None => Destination::new(name, config.settings.clone(), &process.families, process.log.clone()),
+        };
         let line = Self {
             destination,
             qwac: holding.qwac.clone(),
@@ -116,6 +117,12 @@ impl Line {
         drawn.judge_seals(file, &key, now);
         drawn.line.is_usable = drawn.line.leads(config, now);
         drawn
+    }
+
+    /// Puts the upstream's limits in force, and shows when its revocation lists become too old.
+    pub(super) fn takes_over(&self) {
+        self.destination.takes_over();
+        self.upstream.iter().for_each(|upstream| upstream.show_lists());
     }
 
     /// The sealer of the seal in use.

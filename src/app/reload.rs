@@ -74,7 +74,7 @@ impl Reloader {
             folders,
             backends,
         };
-        reloader.present.show_lists();
+        reloader.present.takes_over();
         reloader.follow();
         reloader.report();
         reloader
@@ -295,7 +295,7 @@ impl Reloader {
         } else if trigger == Trigger::Configuration {
             self.tell(trigger, "unchanged", self.present.findings.clone());
         }
-        self.present.show_lists();
+        self.present.takes_over();
         self.follow();
     }
 

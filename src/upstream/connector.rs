@@ -16,7 +16,6 @@ use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, HandshakeKind, ProtocolVersion};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -28,6 +27,7 @@ use super::handback::Handback;
 use super::judge::verdict;
 use super::pool::Pool;
 use super::question::{Question, heard};
+use super::seats::Seat;
 use super::tls::Tls;
 use super::wire::Wire;
 use super::{AcquireError, Destination, Payload, Settings, Tunnel, ViaFault};
@@ -83,8 +83,8 @@ impl Connector {
         &self.tls
     }
 
-    /// Dials. The connection's own task runs on the current reactor and holds `permit` until the socket is closed.
-    pub(super) async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Established, AcquireError> {
+    /// Dials. The connection's own task runs on the current reactor and holds `seat` until the socket is closed.
+    pub(super) async fn connect(&self, seat: Seat) -> Result<Established, AcquireError> {
         // Before the bank is bothered with a connection that comes to nothing.
         self.aside.as_ref().map_or(Ok(()), Aside::admits).map_err(AcquireError::QwacKey)?;
         let metrics = &self.destination.metrics;
@@ -101,7 +101,7 @@ impl Connector {
         if question.is_none() && tls.get_ref().1.handshake_kind() != Some(HandshakeKind::Resumed) {
             metrics.without_qwac.inc();
         }
-        self.speak_http(tls, question.is_some(), permit).await
+        self.speak_http(tls, question.is_some(), seat).await
     }
 
     /// Where to connect: to the bank, or to the company's proxy, wherever that is. The proxy looks up the bank's name;
@@ -178,7 +178,7 @@ impl Connector {
         &self,
         tls: TlsStream<Wire>,
         asked: bool,
-        permit: OwnedSemaphorePermit,
+        seat: Seat,
     ) -> Result<Established, AcquireError> {
         let count = Arc::new(Count::default());
         let unjudged = asked && tls.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3);
@@ -199,7 +199,7 @@ impl Connector {
                 () = cut => {}
             }
             open.dec();
-            drop(permit);
+            drop(seat);
         });
         Ok(Established { sender, count, handback, unjudged })
     }

@@ -49,7 +49,7 @@ impl Drop for Dialling {
     fn drop(&mut self) {
         let Some(establishing) = self.establishing.take() else { return };
         // Whoever waits for the right to a connection comes before one that nobody waits for.
-        if self.destination.connections.available_permits() == 0 {
+        if self.destination.connections.is_full() {
             return;
         }
         // Without a runtime the process is at its end.

@@ -15,7 +15,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use rustls::AlertDescription;
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::error::Elapsed;
 use tokio::time::{Sleep, timeout_at};
 
@@ -23,6 +22,7 @@ use super::connector;
 use super::counted::Late;
 use super::handback::Handback;
 use super::pool::{Connection, Pool};
+use super::seats::Seat;
 use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, ReactorId, SendError, Upstream};
 
 /// The use of one connection for one exchange. Dropped before anything was sent, it gives the connection back.
@@ -48,16 +48,15 @@ struct Held {
 /// Counts an exchange as under way for as long as it lives.
 pub(super) struct UnderWay {
     destination: Arc<Destination>,
-    _permit: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
 impl UnderWay {
     /// Refuses where as many exchanges are under way as the upstream's limit allows.
     pub(super) fn new(destination: &Arc<Destination>) -> Result<Self, AcquireError> {
-        let permit = Arc::clone(&destination.in_flight).try_acquire_owned();
-        let permit = permit.map_err(|_| AcquireError::Busy(destination.settings.in_flight))?;
+        let seat = destination.in_flight.try_take().ok_or(AcquireError::Busy(destination.settings.in_flight))?;
         destination.metrics.in_flight.inc();
-        Ok(Self { destination: Arc::clone(destination), _permit: permit })
+        Ok(Self { destination: Arc::clone(destination), _seat: seat })
     }
 }
 

@@ -26,6 +26,7 @@ pub struct Families {
 }
 
 /// The handles of one upstream.
+#[derive(Clone)]
 pub(super) struct Metrics {
     pub(super) connect: Histogram,
     pub(super) handshake: Histogram,

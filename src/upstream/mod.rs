@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::log::Log;
@@ -33,6 +32,7 @@ mod pool;
 mod probe;
 mod question;
 mod resolver;
+mod seats;
 mod sessions;
 mod skew;
 mod tls;
@@ -60,6 +60,7 @@ use pool::{Connection, Place, Pool, Retired};
 pub use probe::{Clocks, Connected, Failure, Report, Session};
 pub use question::Question;
 use resolver::Resolver;
+use seats::{Seat, Seats};
 use skew::Skew;
 pub use skew::TOLERATED_SKEW;
 use tls::Tls;
@@ -134,6 +135,12 @@ impl fmt::Display for Origin {
 pub struct ReactorId(pub usize);
 
 impl Settings {
+    /// Whose address is looked up: the bank's, or that of the company's proxy.
+    fn asked(&self) -> (&str, u16) {
+        let Origin { host, port } = &self.origin;
+        self.via.as_ref().map_or((host, *port), |via| (&via.host, via.port))
+    }
+
     /// The files to watch.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.trust.files().chain(self.via.as_ref().and_then(|via| via.credentials.as_deref()))
@@ -145,10 +152,10 @@ pub struct Destination {
     settings: Settings,
     /// Of the bank, or of the company's proxy where there is one.
     resolver: Arc<Resolver>,
-    connections: Arc<Semaphore>,
-    in_flight: Arc<Semaphore>,
+    connections: Arc<Seats>,
+    in_flight: Arc<Seats>,
     metrics: metrics::Metrics,
-    skew: Skew,
+    skew: Arc<Skew>,
 }
 
 impl Destination {
@@ -184,16 +191,35 @@ impl Destination {
 
     /// A bank under its name in the configuration. The log hears of its clock.
     pub fn new(name: &str, settings: Settings, families: &Families, log: Log) -> Arc<Self> {
-        let Origin { host, port } = &settings.origin;
-        let (host, port) = settings.via.as_ref().map_or((host, port), |via| (&via.host, &via.port));
+        let (host, port) = settings.asked();
         Arc::new(Self {
-            resolver: Resolver::new(host, *port, settings.timeouts.resolve),
-            connections: Arc::new(Semaphore::new(settings.connections)),
-            in_flight: Arc::new(Semaphore::new(settings.in_flight)),
+            resolver: Resolver::new(host, port, settings.timeouts.resolve),
+            connections: Seats::new(settings.connections),
+            in_flight: Seats::new(settings.in_flight),
             metrics: families.of(name),
-            skew: families.skew_of(name, log),
+            skew: Arc::new(families.skew_of(name, log)),
             settings,
         })
+    }
+
+    /// The same bank with other settings. What is under way counts for both: how much there may be is as it was until
+    /// [`Destination::takes_over`].
+    pub fn with(&self, settings: Settings) -> Arc<Self> {
+        let limit = settings.timeouts.resolve;
+        let is_asked_alike = settings.asked() == self.settings.asked() && limit == self.settings.timeouts.resolve;
+        let resolver = match settings.asked() {
+            _ if is_asked_alike => Arc::clone(&self.resolver),
+            (host, port) => Resolver::new(host, port, limit),
+        };
+        let (connections, in_flight) = (Arc::clone(&self.connections), Arc::clone(&self.in_flight));
+        let (metrics, skew) = (self.metrics.clone(), Arc::clone(&self.skew));
+        Arc::new(Self { settings, resolver, connections, in_flight, metrics, skew })
+    }
+
+    /// Puts its own limits in force, from the moment on at which requests take this way.
+    pub fn takes_over(&self) {
+        self.connections.resize(self.settings.connections);
+        self.in_flight.resize(self.settings.in_flight);
     }
 }
 
@@ -274,7 +300,7 @@ impl Upstream {
 
     /// Leases a new connection, and waits for the right to one like all others who do.
     pub async fn acquire_new(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
-        self.counted(async { self.dial(reactor, self.permit().await?).await }, reactor).await
+        self.counted(async { self.dial(reactor, self.seat().await?).await }, reactor).await
     }
 
     async fn counted(
@@ -300,33 +326,32 @@ impl Upstream {
     /// What comes first: a connection that comes back, or the right to one more. One place in either queue for the whole
     /// wait: who has waited longest is next.
     async fn awaited(&self, reactor: ReactorId, mut place: Place) -> Result<Connection, AcquireError> {
-        let permit = tokio::select! {
+        let seat = tokio::select! {
             biased;
             connection = place.served() => return Ok(connection),
-            permit = self.permit() => permit?,
+            seat = self.seat() => seat?,
         };
         // What comes back during a handshake is for whoever comes.
         drop(place);
-        self.dial(reactor, permit).await
+        self.dial(reactor, seat).await
     }
 
     /// The right to one more connection, within the time that a connect may take.
-    async fn permit(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+    async fn seat(&self) -> Result<Seat, AcquireError> {
         let Settings { connections: most, timeouts: Timeouts { connect: patience, .. }, .. } =
             self.destination.settings;
         let connections = Arc::clone(&self.destination.connections);
-        let permit = timeout(patience, connections.acquire_owned()).await;
-        permit.ok().and_then(Result::ok).ok_or(AcquireError::Full(most, patience))
+        timeout(patience, connections.take()).await.map_err(|_| AcquireError::Full(most, patience))
     }
 
     /// Whoever asked may go before the handshake has ended: the connection is then somebody else's. A caller who is less
     /// patient than a bank is quick would otherwise never have one.
-    async fn dial(&self, reactor: ReactorId, permit: OwnedSemaphorePermit) -> Result<Connection, AcquireError> {
+    async fn dial(&self, reactor: ReactorId, seat: Seat) -> Result<Connection, AcquireError> {
         if self.pool.is_replaced() {
             return Err(AcquireError::Replaced);
         }
         let connector = Arc::clone(&self.connector);
-        let establishing = Box::pin(async move { connector.connect(permit).await });
+        let establishing = Box::pin(async move { connector.connect(seat).await });
         let dialled = if self.connector.asks_token() {
             // What nobody waits for is nothing to ask a token for.
             Connection::new(establishing.await?, reactor)

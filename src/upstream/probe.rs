@@ -129,7 +129,7 @@ impl Upstream {
     }
 
     async fn examine(&self, report: &mut Report, clock: impl Fn() -> SystemTime) -> Result<(), Failure> {
-        let permit = self.permit().await?;
+        let seat = self.seat().await?;
         report.addresses = self.connector.addresses().await?;
         let began = Instant::now();
         let tcp = self.connector.reach(report.addresses.clone()).await?;
@@ -140,7 +140,7 @@ impl Upstream {
         (report.chain, report.question) = (witness.chain(), question);
         let stream = ended?;
         report.session = Some(Session::of(&stream, began.elapsed()));
-        let established = self.connector.speak_http(stream, report.question.is_some(), permit).await?;
+        let established = self.connector.speak_http(stream, report.question.is_some(), seat).await?;
         report.clocks = Some(self.compare_clocks(established, clock).await?);
         Ok(())
     }

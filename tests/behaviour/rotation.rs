@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::sealing::{leaf, verify_by};
 use crate::succession::judged;
-use crate::support::{Act, FakeBank, Manner, Received, Rig, folder, kit, ok, send, tls, until};
+use crate::support::{Act, FakeBank, Manner, Received, Rig, config, folder, kit, ok, send, tls, until};
 
 /// Whoever comes before the connection is back waits for it, instead of making another.
 const ONE: &str = ", connections: 1";
@@ -752,6 +752,33 @@ fn sighup_takes_a_configuration_whole_or_not_at_all() {
         "the key id is now KID-TYPO, and the certificate in use is still the one that the bank knew as {known}"
     );
     assert!(said.contains(&sentence), "{said}");
+}
+
+/// A SIGHUP opens no second set of connections beside those that are under way.
+#[test]
+fn limits_count_what_is_under_way_across_a_change_of_settings() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(3), ok("{}")));
+    let text = |connections: usize, in_flight: usize| {
+        let limits = format!("    connections: {connections}\n    in_flight: {in_flight}\n");
+        config(bank.address, &limits, "timeouts: { connect: 100ms }\n")
+    };
+    let (rig, file) = Rig::start_with_file(&text(2, 2));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| rig.get(ACCOUNTS));
+        until("it is under way", Duration::from_secs(5), || metric(&rig, "sealproxy_in_flight") == 1.0);
+        let settings = [(text(1, 2), "all of the 1 `connections`"), (text(2, 1), "the 1 of its `in_flight`")];
+        let later = text(1, 2).replace("    connections", "    idle: 7s\n    connections");
+        for (text, limit) in settings.into_iter().chain([(later, "all of the 1 `connections`")]) {
+            assert_eq!(reload(&rig, &file, &text)["result"], "applied");
+            let second = rig.get(ACCOUNTS);
+            assert_eq!((second.status, &*second.problem()), (503, "upstream-busy"), "{}", second.body);
+            assert!(second.body.contains(limit), "{}", second.body);
+        }
+        assert_eq!(reload(&rig, &file, &text(2, 2))["result"], "applied");
+        assert_eq!(rig.get(ACCOUNTS).status, 200, "there is room again");
+        assert_eq!(first.join().expect("no panic").status, 200);
+    });
+    assert_eq!(bank.received().len(), 2);
 }
 
 /// T-res, over both versions of TLS: tickets and sessions of the old certificate are not used again.

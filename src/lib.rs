@@ -9,6 +9,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`causes`] | an error with what is behind it, on one line |
+//! | [`files`] | reads what others write: keys, certificates, configuration |
 //! | [`key`] | a private key as a capability |
 //! | [`identity`] | certificates and keys, checked against each other |
 //! | [`seal`] | bytes in, headers out: digest and signature as a dialect wants them |
@@ -22,6 +23,8 @@
 //! | [`cli`] | one file per command |
 
 pub mod causes;
+
+pub mod files;
 
 pub mod key;
 

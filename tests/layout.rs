@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 
 /// A module, and the modules of ours that it may name.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("causes", &[]),
-    ("key", &[]),
+    ("files", &[]),
+    ("key", &["files"]),
     ("admin", &[]),
     ("log", &[]),
-    ("identity", &["key"]),
+    ("identity", &["files", "key"]),
     ("seal", &["key", "identity"]),
-    ("upstream", &["identity", "log"]),
+    ("upstream", &["files", "identity", "log"]),
     ("proxy", &["causes", "seal", "upstream", "log"]),
     ("sandbox", &["key", "identity", "seal"]),
-    ("config", &["key", "admin", "identity", "proxy", "seal", "upstream"]),
-    ("app", &["admin", "causes", "config", "identity", "key", "log", "proxy", "seal", "upstream"]),
+    ("config", &["files", "key", "admin", "identity", "proxy", "seal", "upstream"]),
+    ("app", &["admin", "causes", "config", "files", "identity", "key", "log", "proxy", "seal", "upstream"]),
     ("cli", &["app", "causes", "config", "identity", "log", "sandbox", "upstream"]),
 ];
 

@@ -2,13 +2,14 @@
 //! together. Must not know what the files mean.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use zeroize::Zeroizing;
+
+use crate::files;
 
 /// The state of some files at one look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,12 +79,8 @@ impl Mark {
     fn of(file: &Path) -> Self {
         // Of a key too: what was read must not stay in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
-        // Whoever opens a pipe waits for its writer.
-        let read = std::fs::metadata(file).and_then(|found| {
-            if !found.is_file() {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            File::open(file)?.take(MOST).read_to_end(&mut bytes)?;
+        let read = files::open(file).map_err(io::Error::from).and_then(|(file, found)| {
+            file.take(MOST).read_to_end(&mut bytes)?;
             let changed = (found.ctime(), found.ctime_nsec());
             Ok((found.mode(), Version { inode: found.ino(), changed }))
         });

@@ -5,13 +5,13 @@
 //! those who load it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use http::HeaderName;
 
+use crate::files::{self, ReadError};
 use crate::proxy::api::{Api, Environment};
 use crate::proxy::listener;
 use crate::{admin, identity, proxy, seal, upstream};
@@ -214,35 +214,33 @@ fn threads(root: &Section<'_>, machine: &Machine) -> usize {
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
 fn read(path: &Path) -> Result<String, Finding> {
-    // Whoever opens a pipe waits for its writer.
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        let hint = "give a file: a pipe or a device cannot be read again when the configuration is";
-        return Err(unusable(path, "the path does not name a regular file", hint));
-    }
-    let mut bytes = Vec::new();
-    let result = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    result.map_err(|error| unreadable(path, &error))?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(unusable(path, "the file is larger than 1MiB", "is it a configuration at all?"));
-    }
+    let mut bytes = files::read(path, MAX_FILE).map_err(|error| unreadable(path, &error))?;
     // Some editors begin a file with a mark of its encoding, which the parser takes for a document of its own.
     if bytes.starts_with(MARK) {
         bytes.drain(..MARK.len());
     }
-    String::from_utf8(bytes).map_err(|error| {
-        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
         unusable(path, format!("line {line}: the file is not UTF-8"), "save it as UTF-8")
-    })
+    })?;
+    Ok(text.to_owned())
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> Finding {
-    let hint = match error.kind() {
-        io::ErrorKind::NotFound => "name it with --config FILE; `sealproxy init becm` prints one to begin with",
-        io::ErrorKind::IsADirectory => {
-            return unusable(path, "this is a folder", "name the file in it with --config FILE");
+fn unreadable(path: &Path, error: &ReadError) -> Finding {
+    let hint = match error {
+        ReadError::Folder => return unusable(path, "this is a folder", "name the file in it with --config FILE"),
+        ReadError::NoFile => {
+            let hint = "give a file: a pipe or a device cannot be read again when the configuration is";
+            return unusable(path, "the path does not name a regular file", hint);
         }
-        io::ErrorKind::PermissionDenied => "let the user that runs sealproxy read it",
-        _ => "name a regular file with --config FILE",
+        ReadError::TooLarge(_) => {
+            return unusable(path, "the file is larger than 1MiB", "is it a configuration at all?");
+        }
+        ReadError::Unreadable(error) => match error.kind() {
+            io::ErrorKind::NotFound => "name it with --config FILE; `sealproxy init becm` prints one to begin with",
+            io::ErrorKind::PermissionDenied => "let the user that runs sealproxy read it",
+            _ => "name a regular file with --config FILE",
+        },
     };
     unusable(path, format!("the file cannot be read: {error}"), hint)
 }

@@ -2,12 +2,13 @@
 //! message. Must not know what it opens.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+use crate::files::{self, ReadError};
 
 /// Where a passphrase is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,24 +42,18 @@ impl PassphraseSource {
     }
 }
 
-/// Into a buffer that is never moved, and wiped.
 fn text(path: &Path) -> Result<Zeroizing<String>, PassphraseError> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT + 1));
-    // Whoever opens a pipe waits for its writer.
-    if !std::fs::metadata(path).map_err(PassphraseError::of_file)?.is_file() {
-        return Err(PassphraseError::Unreadable(io::Error::other("its path does not lead to a regular file")));
-    }
-    let file = File::open(path).map_err(PassphraseError::of_file)?;
-    file.take(LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(PassphraseError::Unreadable)?;
-    if bytes.len() > LIMIT {
-        return Err(PassphraseError::TooLong);
-    }
+    let bytes = files::read(path, LIMIT).map_err(|error| match error {
+        ReadError::TooLarge(_) => PassphraseError::TooLong,
+        ReadError::Unreadable(error) => PassphraseError::of_file(error),
+        error => PassphraseError::Unreadable(error.into()),
+    })?;
     let text = std::str::from_utf8(&bytes).map_err(|_| PassphraseError::NotText)?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 
 /// Bytes of a passphrase's file: nobody types more, and OpenSSL reads no more of a passphrase.
-const LIMIT: usize = 1024;
+const LIMIT: u64 = 1024;
 
 impl fmt::Display for PassphraseSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,7 +140,7 @@ mod tests {
         assert!(matches!(source.read(), Err(PassphraseError::Missing)));
         assert!(matches!(PassphraseSource::File("/".into()).read(), Err(PassphraseError::Unreadable(_))));
         assert!(matches!(PassphraseSource::File("/dev/zero".into()).read(), Err(PassphraseError::Unreadable(_))));
-        std::fs::write(&file, [b'a'; LIMIT + 1]).unwrap();
+        std::fs::write(&file, vec![b'a'; 1025]).unwrap();
         assert!(matches!(source.read(), Err(PassphraseError::TooLong)));
         for (bytes, expected) in [
             (&b"hunter2 \r\n"[..], Some("hunter2 ")),

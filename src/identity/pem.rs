@@ -3,8 +3,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -21,37 +20,38 @@ pub use super::encrypted::Bundle;
 use super::passphrase::{Passphrase, PassphraseError};
 use super::revocation_list::RevocationList;
 use super::{certificate, encrypted};
+use crate::files::{self, ReadError};
 
 /// Reads a certificate chain, leaf first: PEM with any text around, or one DER certificate. Keys beside the
 /// certificates are left alone. At least one certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let chain = read(path, LIMIT).and_then(|bytes| chain(&bytes));
+    let chain = files::read(path, LIMIT).map_err(Reason::from).and_then(|bytes| chain(&bytes));
     chain.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the one unencrypted private key of a file: PKCS#8 (RFC 5208), PKCS#1 (RFC 8017) or SEC1 (RFC 5915), as PEM
 /// or DER. Certificates beside the key are left alone.
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    let key = read(path, LIMIT).and_then(|bytes| key(&bytes));
+    let key = files::read(path, LIMIT).map_err(Reason::from).and_then(|bytes| key(&bytes));
     key.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the one private key of a file that a passphrase opens (PKCS#8, RFC 5958 section 3), and no unencrypted one:
 /// whoever gives a passphrase believes that the key is encrypted.
 pub fn read_encrypted_key(path: &Path, passphrase: &Passphrase) -> Result<PrivateKeyDer<'static>, Error> {
-    let key = read(path, LIMIT).and_then(|bytes| encrypted_key(&bytes, passphrase));
+    let key = files::read(path, LIMIT).map_err(Reason::from).and_then(|bytes| encrypted_key(&bytes, passphrase));
     key.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the certificate chain, leaf first, and the one key of a PKCS#12 bundle (RFC 7292).
 pub fn read_bundle(path: &Path, passphrase: &Passphrase) -> Result<Bundle, Error> {
-    let bundle = read(path, LIMIT).and_then(|bytes| bundle(&bytes, passphrase));
+    let bundle = files::read(path, LIMIT).map_err(Reason::from).and_then(|bytes| bundle(&bytes, passphrase));
     bundle.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
 /// Reads the certificate revocation lists of a file: PEM with any text around, or one in DER. At least one list.
 pub fn read_revocation_lists(path: &Path) -> Result<Vec<RevocationList>, Error> {
-    let lists = read(path, LISTS_LIMIT).and_then(|bytes| revocation_lists(&bytes));
+    let lists = files::read(path, LISTS_LIMIT).map_err(Reason::from).and_then(|bytes| revocation_lists(&bytes));
     lists.map_err(|reason| Error { path: path.to_owned(), reason })
 }
 
@@ -320,6 +320,17 @@ impl From<io::Error> for Reason {
     }
 }
 
+impl From<ReadError> for Reason {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Folder => Self::Folder,
+            ReadError::NoFile => Self::NoFile,
+            ReadError::TooLarge(limit) => Self::TooLarge(limit),
+            ReadError::Unreadable(error) => error.into(),
+        }
+    }
+}
+
 /// One thing in a file.
 struct Block {
     kind: Kind,
@@ -460,24 +471,6 @@ const SIGNED: &[Tag] = &[Tag::Sequence, Tag::Sequence, Tag::BitString];
 
 /// Stands for every tag that is not universal.
 const FOREIGN: Tag = Tag(u32::MAX);
-
-/// Into a buffer that is never moved, and wiped: it may be a key.
-fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
-    // Whoever opens a pipe waits for its writer.
-    match std::fs::metadata(path)? {
-        found if found.is_dir() => return Err(Reason::Folder),
-        found if !found.is_file() => return Err(Reason::NoFile),
-        _ => {}
-    }
-    let file = File::open(path)?;
-    let length = file.metadata()?.len().min(limit);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + ROOM));
-    file.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit { Err(Reason::TooLarge(limit)) } else { Ok(bytes) }
-}
-
-/// So that the buffer does not grow when the file's end is looked for.
-const ROOM: usize = 64;
 
 fn blocks(bytes: &[u8]) -> Result<Vec<Block>, Reason> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);

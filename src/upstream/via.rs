@@ -1,8 +1,7 @@
 //! The tunnel through a company's proxy: CONNECT, and the answer's head read to its last byte (RFC 9110 section
 //! 9.3.6). Must not know names, addresses or what passes through the tunnel.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -11,6 +10,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{AcquireError, Origin};
+use crate::files::{self, ReadError};
 
 /// A company's proxy that is asked, with CONNECT and without TLS, for the way to a bank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,16 +120,10 @@ pub enum ViaFault {
 /// `Basic` credentials (RFC 7617) out of a file.
 fn authorization(path: &Path) -> Result<String, CredentialsError> {
     let fault = |reason| CredentialsError { path: path.to_owned(), reason };
-    let mut bytes = Vec::new();
-    // Whoever opens a pipe waits for its writer.
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return Err(fault(CredentialsReason::Unreadable(io::Error::other("not a regular file"))));
-    }
-    let result = File::open(path).and_then(|file| file.take(MAX_CREDENTIALS + 1).read_to_end(&mut bytes));
-    result.map_err(|error| fault(CredentialsReason::Unreadable(error)))?;
-    if bytes.len() as u64 > MAX_CREDENTIALS {
-        return Err(fault(CredentialsReason::TooLarge));
-    }
+    let bytes = files::read(path, MAX_CREDENTIALS).map_err(|error| match error {
+        ReadError::TooLarge(_) => fault(CredentialsReason::TooLarge),
+        error => fault(CredentialsReason::Unreadable(error.into())),
+    })?;
     let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     // RFC 7617 section 2: a user name, a colon, a password, and no control characters.

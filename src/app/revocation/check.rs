@@ -1,18 +1,19 @@
 //! One check of one certificate: every CRL file and the OCSP responder, whatever the others say.
 
 use std::error::Error as StdError;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use super::Watched;
 use super::ask::ask;
 use crate::causes::in_words;
 use crate::config::{Ocsp, Revocation};
+use crate::files::{self, ReadError};
 use crate::identity::revocation::{CrlError, Issued, ResponderUrl, Verdict, crls};
 
 /// What the sources said.
@@ -128,14 +129,11 @@ pub(super) enum FileError {
     NoList(#[from] CrlError),
 }
 
-fn read(file: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // Whoever opens a pipe waits for its writer.
-    if !std::fs::metadata(file)?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    File::open(file)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE { Err(io::Error::other("larger than 16MiB")) } else { Ok(bytes) }
+fn read(file: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    files::read(file, MAX_FILE).map_err(|error| match error {
+        ReadError::TooLarge(_) => io::Error::other("larger than 16MiB"),
+        error => error.into(),
+    })
 }
 
 /// Lists of qualified providers have some hundred kilobytes; reading one takes twice its size.

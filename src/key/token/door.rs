@@ -1,6 +1,7 @@
 //! The way in: from a URI to a session that is logged in and has found its key. Must not know what is signed.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use super::lock;
 use super::mechanism::Way;
 use super::module::Module;
 use super::station::Place;
+use crate::files;
 
 /// What the stations of one key share.
 pub(super) struct Door {
@@ -30,6 +32,8 @@ pub(super) struct Door {
 /// For how long a key is looked for while it is opened, and over how many starts of its module.
 const NEW: Duration = Duration::from_millis(2500);
 const STARTS: u64 = 2;
+/// Bytes of a PIN's file: tokens take PINs of some dozen.
+const MAX_PIN: u64 = 1024;
 
 /// The PIN that a token has refused. Of the process, because a key may be opened anew again and again, and a token counts.
 type Refused = Arc<Mutex<Option<AuthPin>>>;
@@ -136,12 +140,9 @@ impl Door {
     /// The PIN as its file holds it now, without the line's end.
     fn pin(&self) -> Result<Option<AuthPin>, Fault> {
         let Some(path) = &self.uri.pin else { return Ok(None) };
-        // Whoever opens a pipe waits for its writer.
-        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(Fault::Pin(path.clone(), std::io::Error::other("not a regular file")));
-        }
-        let text =
-            zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(|error| Fault::Pin(path.clone(), error))?);
+        let fault = |error| Fault::Pin(path.clone(), error);
+        let bytes = files::read(path, MAX_PIN).map_err(|error| fault(error.into()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| fault(io::Error::other("not text")))?;
         Ok(Some(AuthPin::from(text.trim_end_matches(['\r', '\n']).to_owned())))
     }
 

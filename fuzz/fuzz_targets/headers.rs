@@ -18,7 +18,7 @@ use rustls::sign::CertifiedKey;
 use sealproxy::log::Log;
 use sealproxy::proxy::Metrics;
 use sealproxy::proxy::api::{BECM, Environment};
-use sealproxy::proxy::route::{Found, Route, Routes, Settings, Transport};
+use sealproxy::proxy::route::{Found, Route, Routes, Sealing, Settings, Transport};
 use sealproxy::seal::cavage::{Component, Message, signing_string};
 use sealproxy::upstream::{self, Destination, Families, Origin, Roots, Trust, Upstream};
 
@@ -149,7 +149,7 @@ static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
         },
         origin: upstreams[bank].origin().clone(),
         upstream: Some(Arc::clone(&upstreams[bank])),
-        sealer: None,
+        sealing: Sealing::ByNobody,
         api: &BECM,
         environment: Environment::Production,
         pass: Arc::default(),

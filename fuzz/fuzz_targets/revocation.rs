@@ -1,5 +1,5 @@
-//! CRLs and OCSP responses, which come over plain HTTP from anybody on the way: no bytes panic, and what says something of
-//! a certificate says it with the signature of its issuer, which only the corpus has.
+//! CRLs and OCSP responses, which come over plain HTTP from anybody on the way: no bytes panic, and what says something
+//! of a certificate says it with the signature of its issuer, which only the corpus has.
 
 #![no_main]
 

@@ -20,7 +20,7 @@ use sealproxy::identity::{Credential, pem};
 use sealproxy::key::Key;
 use sealproxy::log::Log;
 use sealproxy::proxy::api::{BECM, Environment};
-use sealproxy::proxy::route::{Route, Settings};
+use sealproxy::proxy::route::{Route, Sealing, Settings};
 use sealproxy::proxy::target::origin_form;
 use sealproxy::proxy::{Metrics, headers};
 use sealproxy::seal::{Profile, Sealer, dialect};
@@ -203,7 +203,7 @@ static RULES: LazyLock<Rules> = LazyLock::new(|| {
         },
         origin: upstream.origin().clone(),
         upstream: Some(Arc::clone(&upstream)),
-        sealer,
+        sealing: Sealing::new(sealer.is_some(), sealer),
         api: &BECM,
         environment: Environment::Production,
         pass: Arc::new([PASSED]),

@@ -22,7 +22,7 @@ use crate::identity::preflight::Need;
 use crate::identity::qcstatements::Role;
 use crate::identity::{Pair, Settings, TOKEN_ABSENT};
 use crate::proxy::api::{self, Environment, Reserved};
-use crate::proxy::route::{self, Route, Routes};
+use crate::proxy::route::{self, Route, Routes, Sealing};
 use crate::upstream::Upstream;
 
 /// Everything that a change of certificates or routes replaces.
@@ -42,8 +42,8 @@ pub(super) struct Generation {
     pub(super) is_faulty: bool,
 }
 
-/// Builds and checks a generation as of `now`. `marks` is the state of its files. Reports every fault that it finds, not
-/// only the first, and never fails: what cannot be used has a finding, and its routes say so.
+/// Builds and checks a generation as of `now`. `marks` is the state of its files. Reports every fault that it finds,
+/// not only the first, and never fails: what cannot be used has a finding, and its routes say so.
 pub(super) async fn build(
     config: &Arc<Config>,
     process: &Process,
@@ -175,7 +175,7 @@ impl Generation {
             settings: settings.clone(),
             origin: config.settings.origin.clone(),
             upstream: line.upstream.clone().filter(|_| line.is_usable),
-            sealer: line.sealer().filter(|_| settings.seal),
+            sealing: Sealing::new(settings.seal, line.sealer()),
             api: config.api,
             environment: config.environment,
             pass: config.pass.clone().into(),
@@ -197,8 +197,9 @@ impl Generation {
         self.holdings.keys().any(|identity| self.is_usable(identity, now))
     }
 
-    /// Whether it is worth serving: any identity can be used, or could but for a token that does not answer now. A token that
-    /// is down takes nobody out of service: all replicas have the same, and it comes back to those alone that are there.
+    /// Whether it is worth serving: any identity can be used, or could but for a token that does not answer now. A
+    /// token that is down takes nobody out of service: all replicas have the same, and it comes back to those alone
+    /// that are there.
     pub(super) fn may_serve(&self, now: SystemTime) -> bool {
         self.is_any_usable(now) || self.holdings.values().any(Holding::awaits_token)
     }
@@ -245,8 +246,8 @@ impl Generation {
         watched
     }
 
-    /// An identity's certificates under their names in metrics, with their chains: what the banks know and, of seals that
-    /// none knows, what lies ready. Banks may know different ones by the same name.
+    /// An identity's certificates under their names in metrics, with their chains: what the banks know and, of seals
+    /// that none knows, what lies ready. Banks may know different ones by the same name.
     pub(super) fn in_use(&self, identity: &str) -> Vec<(&str, &Certificate, &[CertificateDer<'static>])> {
         let own = self.config.upstreams.iter().filter(|(_, upstream)| upstream.identity == identity);
         let lines: Vec<&Line> = own.filter_map(|(upstream, _)| self.lines.get(upstream)).collect();
@@ -321,7 +322,8 @@ impl Generation {
         staged.map(|(upstream, staged)| (upstream, staged.credential.certificate().id())).collect()
     }
 
-    /// Ends the use of what `next` has others for. A request may ask for the successor where the configuration is the same.
+    /// Ends the use of what `next` has others for. A request may ask for the successor where the configuration is the
+    /// same.
     pub(super) fn retire(&self, next: &Self) {
         for (name, line) in &self.lines {
             let Some(upstream) = &line.upstream else { continue };

@@ -27,8 +27,8 @@ pub struct Reserved {
     pub word: &'static str,
     /// The role's name in TS 119 495.
     pub role: &'static str,
-    /// What a request for it does that others do not: a route that lets this method through is taken to be meant for it,
-    /// though it may not name it. `None`: routes that do not name it say nothing of it.
+    /// What a request for it does that others do not: a route that lets this method through is taken to be meant for
+    /// it, though it may not name it. `None`: routes that do not name it say nothing of it.
     pub method: Option<Method>,
 }
 

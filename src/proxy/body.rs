@@ -138,8 +138,8 @@ impl Collecting {
     }
 }
 
-/// Bytes a second, on average, that a body must come with beyond its first pause: far below any network that a caller is
-/// in.
+/// Bytes a second, on average, that a body must come with beyond its first pause: far below any network that a caller
+/// is in.
 const LEAST_RATE: u64 = 16 * 1024;
 
 /// The bytes that all buffered bodies of the process may hold together.
@@ -193,8 +193,8 @@ impl Budget {
 
 /// Of a request's own state, without its head.
 const WAIT: u64 = 4096;
-/// What a head takes beside its bytes, in buffers that it came in and tables: measured with 2,000 heads of 26 KB that wait
-/// on HTTP/2.
+/// What a head takes beside its bytes, in buffers that it came in and tables: measured with 2,000 heads of 26 KB that
+/// wait on HTTP/2.
 const COPIES: u64 = 4;
 /// What most payments are well below.
 const SMALL: u64 = 64 * 1024;

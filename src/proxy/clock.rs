@@ -22,8 +22,8 @@ pub(super) struct Clock {
     state: AtomicU8,
     since: AtomicU64,
     under_way: AtomicUsize,
-    /// Exchanges in flight that wait for the caller: for its body, or for it to take its answer; and when the last of them
-    /// began to.
+    /// Exchanges in flight that wait for the caller: for its body, or for it to take its answer; and when the last of
+    /// them began to.
     waiting: AtomicUsize,
     waiting_since: AtomicU64,
     /// Since when the caller takes no byte that is written.
@@ -131,7 +131,8 @@ impl Clock {
                 return Ask::NoMore;
             }
             if self.is_going() {
-                // A request may be there that nobody has read: after a turn of the event loop whoever owns the socket has.
+                // A request may be there that nobody has read: after a turn of the event loop whoever owns the socket
+                // has.
                 yield_now().await;
                 if self.given_up.load(Ordering::Acquire) {
                     return Ask::Go;
@@ -311,7 +312,8 @@ impl Busy {
         Self { clock: Arc::clone(clock), stream, waits: AtomicBool::new(false), in_hand: AtomicU64::new(0) }
     }
 
-    /// Another one on the same connection, that waits for its caller from the start: what he still sends begins no request.
+    /// Another one on the same connection, that waits for its caller from the start: what he still sends begins no
+    /// request.
     pub(super) fn beside(&self) -> Self {
         let busy = Self::new(&self.clock);
         busy.waits();
@@ -347,8 +349,8 @@ impl Busy {
 }
 
 impl Busy {
-    /// Ends the connection too: at once, or on HTTP/2 once the other exchanges on it have ended. What HTTP/2 still holds
-    /// of this one goes with the connection.
+    /// Ends the connection too: at once, or on HTTP/2 once the other exchanges on it have ended. What HTTP/2 still
+    /// holds of this one goes with the connection.
     pub(super) fn hang_up(self) {
         let clock = Arc::clone(&self.clock);
         drop(self);

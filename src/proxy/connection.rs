@@ -170,7 +170,8 @@ fn service(
     let (proxy, clock) = (proxy.clone(), Arc::clone(clock));
     service_fn(move |request| {
         let clock = Arc::clone(&clock);
-        // Mapped rather than awaited: a future that awaits another one holds it twice, and hyper moves it with each request.
+        // Mapped rather than awaited: a future that awaits another one holds it twice, and hyper moves it with each
+        // request.
         proxy.call(request, transport, Busy::new(&clock)).map(move |mut response| {
             if clock.is_leaving() {
                 say_goodbye(&mut response, &clock);
@@ -296,8 +297,8 @@ async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(First
     Ok((first, bytes))
 }
 
-/// Bytes of one read, at most. hyper makes room for twice as much after a read that fills its buffer, up to the limit of a
-/// head, and keeps it for the next request, whatever that is: one byte less, and 16 KiB are as far as it goes.
+/// Bytes of one read, at most. hyper makes room for twice as much after a read that fills its buffer, up to the limit
+/// of a head, and keeps it for the next request, whatever that is: one byte less, and 16 KiB are as far as it goes.
 const PIECE: usize = 16 * 1024 - 1;
 
 /// A stream whose first bytes were read already. Tells the clock when more come in.

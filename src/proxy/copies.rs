@@ -3,7 +3,8 @@
 //! from one buffer into another.
 //!
 //! A byte counts as copied, once, if it leaves from another address than the one it came in at. Memory is used again,
-//! so a byte is told by the word that it stands in; one that was copied back to its very first address would not be seen.
+//! so a byte is told by the word that it stands in; one that was copied back to its very first address would not be
+//! seen.
 
 #![cfg(test)]
 #![cfg(feature = "sandbox")]
@@ -37,7 +38,7 @@ use tokio_rustls::TlsAcceptor;
 use super::api::{self, Environment};
 use super::clock::{Clock, tests::LIMITS};
 use super::connection::{self, Departure, Phase};
-use super::route::{self, Route, Routes, Transport};
+use super::route::{self, Route, Routes, Sealing, Transport};
 use super::{Limits, Metrics, Proxy, Shared};
 use crate::identity::{Credential, KeySource, Pair, Qwac};
 use crate::log::Log;
@@ -299,7 +300,7 @@ async fn proxy(kit: &Kit, bank: SocketAddr) -> Proxy {
         host: HeaderValue::try_from(origin.to_string()).expect("an address"),
         origin,
         upstream: Some(Arc::new(upstream)),
-        sealer: Some(Arc::new(Sealer::new(&profile, &credential).expect("it fits"))),
+        sealing: Sealing::By(Arc::new(Sealer::new(&profile, &credential).expect("it fits"))),
         api: &api::BECM,
         environment: Environment::Sandbox,
         pass: Arc::default(),

@@ -248,8 +248,8 @@ impl Drop for Exchange {
         }
         let metrics = self.route.as_ref().map_or(&self.recorder.unrouted, |route| &route.metrics);
         metrics.count(self.status.unwrap_or(CLIENT_CLOSED), self.outcome, took.as_secs_f64());
-        // A safe request may be repeated by anyone: its line is no more precious than others. Of an unsafe one whose caller
-        // was not told the end, the line is all that is known.
+        // A safe request may be repeated by anyone: its line is no more precious than others. Of an unsafe one whose
+        // caller was not told the end, the line is all that is known.
         let untold = self.outcome == Outcome::Unknown || (self.outcome == Outcome::Answered && self.caller_gone);
         let importance = if untold && !self.is_safe() { Importance::Keep } else { Importance::Usual };
         self.recorder.log.fields(importance, |line| self.write(took, line));

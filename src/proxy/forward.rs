@@ -26,7 +26,7 @@ use super::exchange::{Exchange, Unwanted, is_unwanted};
 use super::headers;
 use super::problem::Problem;
 use super::relay::{self, Patience, RelayBody};
-use super::route::{Found, Route, Routes, Transport};
+use super::route::{Found, Route, Routes, Sealing, Transport};
 use super::{Interruption, Proxy, Shared, soon};
 use crate::seal;
 use crate::upstream::{AcquireError, Answer, Cause, Lease, Outcome, ReactorId, Upstream};
@@ -59,8 +59,8 @@ pub(super) struct Arrived {
     deadline: Instant,
     /// Whether the caller could not tell a cut answer from a whole one of unknown length: HTTP/1.0 has no chunks.
     whole: bool,
-    /// Whether the body is on its way, on a connection that would end with it. On HTTP/2 a stream ends by itself, and whoever
-    /// waits for leave to send the body does not send it.
+    /// Whether the body is on its way, on a connection that would end with it. On HTTP/2 a stream ends by itself, and
+    /// whoever waits for leave to send the body does not send it.
     comes_anyway: bool,
 }
 
@@ -69,8 +69,8 @@ const LINGER: Duration = Duration::from_secs(5);
 const LINGER_OVER: u64 = 16 << 20;
 
 impl Arrived {
-    /// Begins the exchange, under the caller's id or one of ours. In a box: hyper moves what holds it, and each future around it
-    /// would hold it twice.
+    /// Begins the exchange, under the caller's id or one of ours. In a box: hyper moves what holds it, and each future
+    /// around it would hold it twice.
     pub(super) fn new(proxy: &Proxy, request: Request<Incoming>, transport: Transport) -> Box<Self> {
         let routes = proxy.shared.routes.load_full();
         let (head, incoming) = request.into_parts();
@@ -108,8 +108,8 @@ impl Arrived {
         }
     }
 
-    /// What is still to come of the body is read and forgotten meanwhile, or the connection's end could overtake the answer. A
-    /// rest that is read to its end leaves the connection to the next request.
+    /// What is still to come of the body is read and forgotten meanwhile, or the connection's end could overtake the
+    /// answer. A rest that is read to its end leaves the connection to the next request.
     fn refuse(self: Box<Self>, problem: &Problem, busy: &Busy) -> Response<RelayBody> {
         let mut answer = refuse(problem, self.exchange);
         if self.comes_anyway && !self.incoming.is_end_stream() {
@@ -148,7 +148,7 @@ impl Arrived {
         headers::check(&self.head, &route, self.proxy.shared.limits.headers)?;
         // Shed before the body is read, and counted after it: who sends slowly keeps nobody else's place.
         drop(self.proxy.shared.admit()?);
-        let digest = route.sealer.as_ref().map(|sealer| sealer.digest());
+        let digest = route.sealing.sealer().map(|sealer| sealer.digest());
         let body = if self.incoming.is_end_stream() {
             Collected::nothing(digest, &self.proxy.shared.budget)
         } else {
@@ -227,9 +227,10 @@ impl Prepared {
     }
 
     /// A bank may close an idle connection at the very moment we pick it. Where it is proven that nothing of the
-    /// request left, it is sealed afresh and sent once more, on a new connection where one may be made. Where none may, it
-    /// can meet the same on what comes back, of a bank that closes each without a word: then it waits for a new one. For a
-    /// caller who has left by then, the first `problem` is the end of it: nobody would learn what became of a payment that is sent now.
+    /// request left, it is sealed afresh and sent once more, on a new connection where one may be made. Where none may,
+    /// it can meet the same on what comes back, of a bank that closes each without a word: then it waits for a new one.
+    /// For a caller who has left by then, the first `problem` is the end of it: nobody would learn what became of a
+    /// payment that is sent now.
     async fn send_once_more(mut self: Box<Self>, problem: Problem, mut exchange: Box<Exchange>) -> Response<RelayBody> {
         let shared = Arc::clone(&self.shared);
         let dialled = {
@@ -292,15 +293,19 @@ impl Prepared {
         if is_unwanted() { Err(problem) } else { Ok(lease) }
     }
 
-    /// The last step before the request goes. A process that has stopped meanwhile sends nothing: its callers have been told so.
+    /// The last step before the request goes. A process that has stopped meanwhile sends nothing: its callers have been
+    /// told so.
     async fn seal_to_send(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {
         self.seal(exchange).await?;
         if self.shared.is_stopped() { Err(Problem::Stopped(Outcome::NotSent)) } else { Ok(()) }
     }
 
     async fn seal(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {
-        let (Some(sealer), Some(digest)) = (&self.route.sealer, &self.body.digest) else {
-            return Ok(());
+        let (sealer, digest) = match (&self.route.sealing, &self.body.digest) {
+            (Sealing::Never, _) => return Ok(()),
+            (Sealing::By(sealer), Some(digest)) => (sealer, digest),
+            // What has to be sealed goes sealed or not at all.
+            (Sealing::By(_) | Sealing::ByNobody, _) => return Err(Problem::IdentityUnusable),
         };
         let began = Instant::now();
         let body = seal::Body { digest, present: self.body.is_present() };
@@ -311,7 +316,8 @@ impl Prepared {
             let sealed = self.shared.in_time(self.deadline, sealing).await.map_err(not_sent)?;
             sealed.map_err(|_| Problem::SealTimeout(limit))?.map_err(Problem::Seal)?;
         } else {
-            // This thread makes it, now or as soon as its event loop brings nothing more: a timer would never be in time.
+            // This thread makes it, now or as soon as its event loop brings nothing more: a timer would never be in
+            // time.
             sealing.await.map_err(Problem::Seal)?;
         }
         exchange.sealed(began.elapsed());
@@ -349,9 +355,9 @@ fn is_proven_unsent(problem: &Problem) -> bool {
     matches!(problem, Problem::Send(error) if error.outcome == Outcome::NotSent && !refused(&error.cause))
 }
 
-/// A request under way, and its answer. Dropped because the caller hung up, it goes on in a task of its own: one that may change
-/// something at the bank to its end, so that its answer is read and logged; any other for a moment, because an answer that is
-/// nearly there keeps a connection whose making costs more.
+/// A request under way, and its answer. Dropped because the caller hung up, it goes on in a task of its own: one that
+/// may change something at the bank to its end, so that its answer is read and logged; any other for a moment, because
+/// an answer that is nearly there keeps a connection whose making costs more.
 struct ToTheEnd<F: Future<Output = Response<RelayBody>> + Send + 'static> {
     work: Option<Pin<Box<F>>>,
     /// For how long it goes on when nobody waits for it.

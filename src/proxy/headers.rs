@@ -66,7 +66,7 @@ pub fn check(head: &Parts, route: &Route, most: usize) -> Result<(), Problem> {
     }
     let sealed = [DATE, DIGEST, SIGNATURE, CONTENT_TYPE, AUTHORIZATION];
     let has_duplicates = head.headers.keys_len() < head.headers.len();
-    for name in sealed.into_iter().filter(|_| has_duplicates && route.sealer.is_some()) {
+    for name in sealed.into_iter().filter(|_| has_duplicates && route.is_sealed()) {
         if head.headers.get_all(&name).iter().nth(1).is_some() {
             return Err(Problem::DuplicateHeader(name));
         }
@@ -96,7 +96,7 @@ pub fn outbound(
     metrics: &Metrics,
 ) -> Result<(), Problem> {
     let typed = head.headers.get(CONTENT_TYPE).is_some_and(|kind| !kind.as_bytes().trim_ascii().is_empty());
-    if body > 0 && route.sealer.is_some() && !typed {
+    if body > 0 && route.is_sealed() && !typed {
         return Err(Problem::NoContentType);
     }
     keep_what_passes(&mut head.headers, route, metrics);
@@ -113,7 +113,8 @@ pub fn outbound(
 /// Takes away what speaks of the bank's connection or in our name, and says whose request this answers.
 pub fn inbound(headers: &mut HeaderMap, status: StatusCode, id: &HeaderValue) {
     if status == StatusCode::NO_CONTENT {
-        // There is none of any length (RFC 9110 section 8.6), and callers of HTTP/2 take one for an answer that was cut.
+        // There is none of any length (RFC 9110 section 8.6), and callers of HTTP/2 take one for an answer that was
+        // cut.
         headers.remove(CONTENT_LENGTH);
     }
     if headers.contains_key(TRANSFER_ENCODING) {
@@ -133,8 +134,8 @@ pub fn inbound(headers: &mut HeaderMap, status: StatusCode, id: &HeaderValue) {
     headers.insert(SEALPROXY_REQUEST_ID, id.clone());
 }
 
-/// A length that stands there several times stands there once (RFC 9110 section 8.6), and one that is none not at all: it
-/// is of an answer without a body, because hyper has taken it. Callers refuse what is neither.
+/// A length that stands there several times stands there once (RFC 9110 section 8.6), and one that is none not at all:
+/// it is of an answer without a body, because hyper has taken it. Callers refuse what is neither.
 fn keep_one_length(headers: &mut HeaderMap) {
     let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let mut values = headers.get_all(CONTENT_LENGTH).iter();
@@ -194,11 +195,7 @@ fn keep_what_passes(headers: &mut HeaderMap, route: &Route, metrics: &Metrics) {
             || is_ours(name, route)
             || named.iter().any(|option| option == name.as_str().as_bytes());
         !taken
-            && if route.sealer.is_some() {
-                is_allowed(name, route)
-            } else {
-                !is_internal(name) || route.pass.contains(name)
-            }
+            && if route.is_sealed() { is_allowed(name, route) } else { !is_internal(name) || route.pass.contains(name) }
     };
     // What the proxy sets itself is replaced rather than dropped.
     let replaced = [HOST, X_REQUEST_ID, CONTENT_LENGTH];
@@ -217,7 +214,7 @@ fn is_allowed(name: &HeaderName, route: &Route) -> bool {
 
 /// Whether the proxy alone sets a header, so that a caller's is replaced or dropped.
 fn is_ours(name: &HeaderName, route: &Route) -> bool {
-    is_one_of(name, &OURS) || route.sealer.as_ref().is_some_and(|sealer| sealer.sets(name))
+    is_one_of(name, &OURS) || route.sealing.sealer().is_some_and(|sealer| sealer.sets(name))
 }
 
 /// Whether removing a header because `Connection` names it would change what the bank gets or what is signed.
@@ -228,7 +225,8 @@ fn is_protected(name: &HeaderName, route: &Route) -> bool {
     let always = [AUTHORIZATION, CONTENT_TYPE, CONTENT_ENCODING, X_REQUEST_ID];
     always.contains(name)
         || is_ours(name, route)
-        || route.sealer.as_ref().is_some_and(|sealer| sealer.covers(name) || is_allowed(name, route))
+        || (route.is_sealed() && is_allowed(name, route))
+        || route.sealing.sealer().is_some_and(|sealer| sealer.covers(name))
 }
 
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {

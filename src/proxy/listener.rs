@@ -175,7 +175,8 @@ async fn remove_stale_socket(path: &Path) -> io::Result<()> {
 /// Binds with room for a crowd in the kernel's queue, which has 128 places where nobody says more.
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // For a restart: without it the addresses of connections that have just ended are taken. Two may not listen at once.
+    // For a restart: without it the addresses of connections that have just ended are taken. Two may not listen at
+    // once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -238,8 +239,8 @@ impl Accepted {
 
 /// Does not wait. A new socket has room for the answer; one that is gone already needs none.
 fn dismiss(mut stream: impl Read + Write, answer: &[u8]) {
-    // A socket that is closed with bytes unread resets the connection, which may cost the caller the answer. What comes later, or
-    // is larger, still may.
+    // A socket that is closed with bytes unread resets the connection, which may cost the caller the answer. What comes
+    // later, or is larger, still may.
     let _ = stream.write(answer).and_then(|_| stream.read(&mut [0; UNREAD]));
 }
 
@@ -348,8 +349,8 @@ impl Hall {
         }
     }
 
-    /// Whether there is something to wait for: those who were asked to go, or are now. Where nobody can go, whoever comes is
-    /// refused.
+    /// Whether there is something to wait for: those who were asked to go, or are now. Where nobody can go, whoever
+    /// comes is refused.
     fn asks_for_room(&self) -> bool {
         let seated = self.lock();
         self.is_full(&seated) && (seated.values().any(|clock| clock.is_going()) || self.make_room(&seated))

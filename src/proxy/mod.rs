@@ -155,8 +155,8 @@ impl Shared {
         .await
     }
 
-    /// `None` if the proxy stops first, and the work, which may know more of where it was, has nothing to say to that. The
-    /// work stays where it is: an argument of its own size would be held twice.
+    /// `None` if the proxy stops first, and the work, which may know more of where it was, has nothing to say to that.
+    /// The work stays where it is: an argument of its own size would be held twice.
     async fn unless_stopped<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         tokio::select! {
             biased;
@@ -218,7 +218,8 @@ fn at_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> impl Future<Output
     })
 }
 
-/// The same for work that waits for what has come in already: hyper hands a body that came with its head over a turn later.
+/// The same for work that waits for what has come in already: hyper hands a body that came with its head over a turn
+/// later.
 fn soon<T>(mut work: Pin<&mut impl Future<Output = T>>) -> impl Future<Output = Option<T>> {
     let mut looked = false;
     poll_fn(move |cx| match work.as_mut().poll(cx) {
@@ -247,8 +248,8 @@ impl Proxy {
         Self { shared, reactor }
     }
 
-    /// Answers one request. Infallible: an error would make hyper drop the connection without a word. The exchange begins
-    /// with the call, whether or not the answer is ever waited for.
+    /// Answers one request. Infallible: an error would make hyper drop the connection without a word. The exchange
+    /// begins with the call, whether or not the answer is ever waited for.
     fn call(
         &self,
         request: Request<Incoming>,

@@ -159,10 +159,32 @@ struct Face {
     title: &'static str,
     /// RFC 9209 section 2.3.
     error: &'static str,
+    /// What is known of the request.
+    outcome: Outcome,
+    /// Whether waiting helps: the bank cannot have acted, and what is short now is not short for long.
+    may_try_again: bool,
 }
 
-const fn face(status: StatusCode, kind: &'static str, title: &'static str, error: &'static str) -> Face {
-    Face { status, kind, title, error }
+/// Of what is known before anything of the request was sent.
+const fn unsent(status: StatusCode, kind: &'static str, title: &'static str, error: &'static str) -> Face {
+    face(Outcome::NotSent, status, kind, title, error)
+}
+
+const fn face(
+    outcome: Outcome,
+    status: StatusCode,
+    kind: &'static str,
+    title: &'static str,
+    error: &'static str,
+) -> Face {
+    Face { status, kind, title, error, outcome, may_try_again: false }
+}
+
+impl Face {
+    const fn try_again(mut self) -> Self {
+        self.may_try_again = true;
+        self
+    }
 }
 
 impl Problem {
@@ -171,75 +193,91 @@ impl Problem {
         const DENIED: &str = "http_request_denied";
         const MALFORMED: &str = "http_request_error";
         match self {
-            Self::Connect => face(S::METHOD_NOT_ALLOWED, "connect", "CONNECT is not supported", DENIED),
-            Self::NoHost => face(S::BAD_REQUEST, "no-host", "No Host", MALFORMED),
-            Self::BadHost => face(S::BAD_REQUEST, "bad-host", "Malformed Host", MALFORMED),
-            Self::HostMismatch => face(S::BAD_REQUEST, "host-mismatch", "Two different hosts", MALFORMED),
-            Self::UserInfo => face(S::BAD_REQUEST, "user-info", "User information in the authority", MALFORMED),
-            Self::Misdirected(_) => face(S::MISDIRECTED_REQUEST, "misdirected", "Not our host", DENIED),
-            Self::Stranger => face(S::FORBIDDEN, "stranger", "Not your socket", DENIED),
-            Self::CrossSite => face(S::FORBIDDEN, "cross-site", "Sent by another site", DENIED),
-            Self::AmbiguousTarget(_) => face(S::BAD_REQUEST, "ambiguous-target", "Ambiguous request target", MALFORMED),
-            Self::NoRoute(_) => face(S::NOT_FOUND, "no-route", "No route", "destination_not_found"),
-            Self::NameTheBank(_) => face(S::NOT_FOUND, "name-the-bank", "Several upstreams", "destination_not_found"),
-            Self::OtherEnvironment(_) => face(S::FORBIDDEN, "other-environment", "Other environment", DENIED),
-            Self::MethodNotAllowed(_) => {
-                face(S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", DENIED)
+            Self::Connect => unsent(S::METHOD_NOT_ALLOWED, "connect", "CONNECT is not supported", DENIED),
+            Self::NoHost => unsent(S::BAD_REQUEST, "no-host", "No Host", MALFORMED),
+            Self::BadHost => unsent(S::BAD_REQUEST, "bad-host", "Malformed Host", MALFORMED),
+            Self::HostMismatch => unsent(S::BAD_REQUEST, "host-mismatch", "Two different hosts", MALFORMED),
+            Self::UserInfo => unsent(S::BAD_REQUEST, "user-info", "User information in the authority", MALFORMED),
+            Self::Misdirected(_) => unsent(S::MISDIRECTED_REQUEST, "misdirected", "Not our host", DENIED),
+            Self::Stranger => unsent(S::FORBIDDEN, "stranger", "Not your socket", DENIED),
+            Self::CrossSite => unsent(S::FORBIDDEN, "cross-site", "Sent by another site", DENIED),
+            Self::AmbiguousTarget(_) => {
+                unsent(S::BAD_REQUEST, "ambiguous-target", "Ambiguous request target", MALFORMED)
             }
-            Self::DuplicateHeader(_) => face(S::BAD_REQUEST, "duplicate-header", "Duplicate header", MALFORMED),
+            Self::NoRoute(_) => unsent(S::NOT_FOUND, "no-route", "No route", "destination_not_found"),
+            Self::NameTheBank(_) => unsent(S::NOT_FOUND, "name-the-bank", "Several upstreams", "destination_not_found"),
+            Self::OtherEnvironment(_) => unsent(S::FORBIDDEN, "other-environment", "Other environment", DENIED),
+            Self::MethodNotAllowed(_) => {
+                unsent(S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", DENIED)
+            }
+            Self::DuplicateHeader(_) => unsent(S::BAD_REQUEST, "duplicate-header", "Duplicate header", MALFORMED),
             Self::MalformedRequestId => {
-                face(S::BAD_REQUEST, "malformed-request-id", "Malformed X-Request-Id", MALFORMED)
+                unsent(S::BAD_REQUEST, "malformed-request-id", "Malformed X-Request-Id", MALFORMED)
             }
             Self::ConnectionNames(_) => {
-                face(S::BAD_REQUEST, "connection-option", "Forbidden Connection option", MALFORMED)
+                unsent(S::BAD_REQUEST, "connection-option", "Forbidden Connection option", MALFORMED)
             }
             Self::TooManyHeaders(_) => {
-                face(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers", "Too many header fields", MALFORMED)
+                unsent(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers", "Too many header fields", MALFORMED)
             }
-            Self::Expectation => face(S::EXPECTATION_FAILED, "expectation", "Unknown expectation", MALFORMED),
-            Self::NoContentType => face(S::BAD_REQUEST, "no-content-type", "No Content-Type", MALFORMED),
-            Self::BodyTooLarge(_) => face(S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", DENIED),
-            Self::BodyTimeout(..) => face(S::REQUEST_TIMEOUT, "body-timeout", "Body too slow", MALFORMED),
-            Self::BodyCut(_) => face(S::BAD_REQUEST, "body-cut", "Body cut", MALFORMED),
-            Self::BufferFull(_) => face(S::SERVICE_UNAVAILABLE, "buffer-full", "Too many bytes buffered", DENIED),
+            Self::Expectation => unsent(S::EXPECTATION_FAILED, "expectation", "Unknown expectation", MALFORMED),
+            Self::NoContentType => unsent(S::BAD_REQUEST, "no-content-type", "No Content-Type", MALFORMED),
+            Self::BodyTooLarge(_) => unsent(S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", DENIED),
+            Self::BodyTimeout(..) => unsent(S::REQUEST_TIMEOUT, "body-timeout", "Body too slow", MALFORMED),
+            Self::BodyCut(_) => unsent(S::BAD_REQUEST, "body-cut", "Body cut", MALFORMED),
+            Self::BufferFull(_) => {
+                unsent(S::SERVICE_UNAVAILABLE, "buffer-full", "Too many bytes buffered", DENIED).try_again()
+            }
             Self::Overloaded(_) => {
-                face(S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests", "connection_limit_reached")
+                unsent(S::SERVICE_UNAVAILABLE, "overloaded", "Too many requests", "connection_limit_reached")
+                    .try_again()
             }
             Self::Crowded(_) => {
-                face(S::SERVICE_UNAVAILABLE, "crowded", "Too many connections", "connection_limit_reached")
+                unsent(S::SERVICE_UNAVAILABLE, "crowded", "Too many connections", "connection_limit_reached")
+                    .try_again()
             }
             Self::IdentityUnusable => {
-                face(S::SERVICE_UNAVAILABLE, "identity-unusable", "No usable identity", "proxy_configuration_error")
+                unsent(S::SERVICE_UNAVAILABLE, "identity-unusable", "No usable identity", "proxy_configuration_error")
             }
             Self::Acquire(error) => of_acquire(error),
             Self::Seal(seal::Error::Busy(_) | seal::Error::Behind(_)) => {
-                face(S::SERVICE_UNAVAILABLE, "seal-busy", "Too many seals", "proxy_internal_error")
+                unsent(S::SERVICE_UNAVAILABLE, "seal-busy", "Too many seals", "proxy_internal_error").try_again()
             }
             Self::Seal(seal::Error::Unreachable(_) | seal::Error::Wrong(_)) => {
-                face(S::SERVICE_UNAVAILABLE, "seal-unavailable", "No seal key", "proxy_internal_error")
+                unsent(S::SERVICE_UNAVAILABLE, "seal-unavailable", "No seal key", "proxy_internal_error").try_again()
             }
             Self::Seal(seal::Error::Absent(_) | seal::Error::Key(_)) => {
-                face(S::INTERNAL_SERVER_ERROR, "seal-failed", "Not sealed", "proxy_internal_error")
+                unsent(S::INTERNAL_SERVER_ERROR, "seal-failed", "Not sealed", "proxy_internal_error")
             }
             Self::SealTimeout(_) | Self::Seal(seal::Error::Stale(_)) => {
-                face(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error")
+                unsent(S::SERVICE_UNAVAILABLE, "seal-timeout", "Not sealed in time", "proxy_internal_error").try_again()
             }
             Self::Send(error) => of_send(error),
-            Self::Cut(error) => face(S::BAD_GATEWAY, error.kind(), "Answer cut", "http_response_incomplete"),
-            Self::TooLargeForHttp10 => {
-                face(S::BAD_GATEWAY, "answer-too-large", "Answer too large for HTTP/1.0", "http_response_body_size")
+            Self::Cut(error) => {
+                face(Outcome::Answered, S::BAD_GATEWAY, error.kind(), "Answer cut", "http_response_incomplete")
             }
-            Self::ExchangeTimeout(_) => {
-                face(S::GATEWAY_TIMEOUT, "exchange-timeout", "Exchange too slow", "http_response_timeout")
+            Self::TooLargeForHttp10 => face(
+                Outcome::Answered,
+                S::BAD_GATEWAY,
+                "answer-too-large",
+                "Answer too large for HTTP/1.0",
+                "http_response_body_size",
+            ),
+            Self::ExchangeTimeout(outcome) => {
+                face(*outcome, S::GATEWAY_TIMEOUT, "exchange-timeout", "Exchange too slow", "http_response_timeout")
             }
-            Self::TransferCoding => face(S::NOT_IMPLEMENTED, "transfer-coding", "Unknown transfer coding", MALFORMED),
-            Self::BadScheme => face(S::BAD_REQUEST, "bad-scheme", "Unknown scheme", MALFORMED),
-            Self::Stopped(_) => face(S::BAD_GATEWAY, "stopped", "The proxy stopped", "proxy_internal_error"),
-            Self::Internal => face(S::BAD_GATEWAY, "internal", "Internal fault", "proxy_internal_error"),
+            Self::TransferCoding => unsent(S::NOT_IMPLEMENTED, "transfer-coding", "Unknown transfer coding", MALFORMED),
+            Self::BadScheme => unsent(S::BAD_REQUEST, "bad-scheme", "Unknown scheme", MALFORMED),
+            Self::Stopped(outcome) => {
+                face(*outcome, S::BAD_GATEWAY, "stopped", "The proxy stopped", "proxy_internal_error")
+            }
+            Self::Internal => {
+                face(Outcome::Unknown, S::BAD_GATEWAY, "internal", "Internal fault", "proxy_internal_error")
+            }
         }
     }
 
-    /// That of its answer.
+    /// The status of its answer.
     pub(super) fn status(&self) -> StatusCode {
         self.face().status
     }
@@ -251,13 +289,7 @@ impl Problem {
 
     /// What is known of the request.
     pub(super) fn outcome(&self) -> Outcome {
-        match self {
-            Self::Send(error) => error.outcome,
-            Self::Stopped(outcome) | Self::ExchangeTimeout(outcome) => *outcome,
-            Self::Internal => Outcome::Unknown,
-            Self::Cut(_) | Self::TooLargeForHttp10 => Outcome::Answered,
-            _ => Outcome::NotSent,
-        }
+        self.face().outcome
     }
 
     /// What went wrong with the bank or in here, level by level, for the log; nothing of a caller's own faults.
@@ -290,8 +322,7 @@ impl Problem {
     }
 
     fn render(&self, request_id: Option<&str>) -> Response<Bytes> {
-        let Face { status, kind, title, error } = self.face();
-        let outcome = self.outcome();
+        let Face { status, kind, title, error, outcome, may_try_again } = self.face();
         let document = Document {
             kind: format!("urn:sealproxy:problem:{kind}"),
             title,
@@ -310,24 +341,10 @@ impl Problem {
         match self {
             Self::MethodNotAllowed(methods) => insert_text(headers, ALLOW, methods),
             Self::Connect => insert_text(headers, ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE"),
-            // The bank cannot have acted, and waiting helps.
-            Self::BufferFull(_)
-            | Self::Overloaded(_)
-            | Self::Crowded(_)
-            | Self::SealTimeout(_)
-            | Self::Seal(
-                seal::Error::Busy(_)
-                | seal::Error::Behind(_)
-                | seal::Error::Unreachable(_)
-                | seal::Error::Wrong(_)
-                | seal::Error::Stale(_),
-            )
-            | Self::Acquire(
-                AcquireError::Busy(_) | AcquireError::Full(..) | AcquireError::Replaced | AcquireError::QwacKey(_),
-            ) => {
-                insert_text(headers, RETRY_AFTER, "1");
-            }
             _ => {}
+        }
+        if may_try_again {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
@@ -409,7 +426,11 @@ fn of_acquire(error: &AcquireError) -> Face {
         E::Replaced => (StatusCode::SERVICE_UNAVAILABLE, "Identity replaced", "connection_limit_reached"),
         E::Busy(_) | E::Full(..) => (StatusCode::SERVICE_UNAVAILABLE, "Upstream busy", "connection_limit_reached"),
     };
-    face(status, error.kind(), title, rfc9209)
+    let face = unsent(status, error.kind(), title, rfc9209);
+    match error {
+        E::Busy(_) | E::Full(..) | E::Replaced | E::QwacKey(_) => face.try_again(),
+        _ => face,
+    }
 }
 
 /// Never 503 and never `Retry-After`: meshes and HTTP libraries resend on those.
@@ -431,7 +452,7 @@ fn of_send(error: &SendError) -> Face {
             (StatusCode::GATEWAY_TIMEOUT, "Upstream did not answer in time", "http_response_timeout")
         }
     };
-    face(status, error.cause.kind(), title, rfc9209)
+    face(error.outcome, status, error.cause.kind(), title, rfc9209)
 }
 
 fn proxy_status(error: &str, kind: &str) -> HeaderValue {

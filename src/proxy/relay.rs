@@ -239,8 +239,8 @@ impl Relay {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         self.caller_asks();
         if self.failed.is_some() && !mem::replace(&mut self.is_flushed, true) {
-            // hyper throws away what it has not flushed when a body fails. A head lost so would leave an empty close, or the end
-            // of a stream, after which HTTP libraries send again: pending, it is flushed first.
+            // hyper throws away what it has not flushed when a body fails. A head lost so would leave an empty close,
+            // or the end of a stream, after which HTTP libraries send again: pending, it is flushed first.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -272,10 +272,10 @@ impl Relay {
         }
     }
 
-    /// hyper gives a frame to HTTP/2 as soon as the caller's window has room for one byte of it, and lets go of an answer whose
-    /// last one that is. So that the rest is not left to HTTP/2, where nobody would count it and nobody mind how long it
-    /// stays, a byte goes by itself: hyper asks for it early, and holds it, and with it the answer, until there is room for all
-    /// that comes before it.
+    /// hyper gives a frame to HTTP/2 as soon as the caller's window has room for one byte of it, and lets go of an
+    /// answer whose last one that is. So that the rest is not left to HTTP/2, where nobody would count it and nobody
+    /// mind how long it stays, a byte goes by itself: hyper asks for it early, and holds it, and with it the answer,
+    /// until there is room for all that comes before it.
     fn without_last(&mut self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
         let may_be_last = self.is_spent() || self.size_hint().upper().is_none();
         if let Some(data) = frame.data_mut()
@@ -326,7 +326,8 @@ impl Relay {
     }
 
     fn hand_over(&mut self, frame: &Frame<Bytes>) {
-        // hyper lets go of a body with its last frame, on HTTP/2 with trailers alone: nobody looks at these clocks any more.
+        // hyper lets go of a body with its last frame, on HTTP/2 with trailers alone: nobody looks at these clocks any
+        // more.
         if self.is_end() && (!self.multiplexed || frame.is_trailers()) {
             return;
         }
@@ -340,8 +341,8 @@ impl Relay {
             let fits = self.charge(more);
             let on_connection = self.busy.as_ref().map_or(0, |busy| busy.hands(self.in_hand));
             let share = self.patience.as_ref().map_or(0, |patience| patience.budget.share());
-            // Too many callers that take nothing: this one is told so with its next frame. One that has the whole of its
-            // answer in hand is not, unless that is much and its connection one of those that hold the most.
+            // Too many callers that take nothing: this one is told so with its next frame. One that has the whole of
+            // its answer in hand is not, unless that is much and its connection one of those that hold the most.
             if !fits && (!self.is_spent() || (on_connection > share && self.in_hand > LEAST_COST)) {
                 self.fail(RelayError::Stalled);
             }
@@ -490,8 +491,8 @@ impl Relay {
         }
     }
 
-    /// Ends without the caller. Where the bank has yet to end the answer to an unsafe request, it is read on, and to any other
-    /// if little is left of it.
+    /// Ends without the caller. Where the bank has yet to end the answer to an unsafe request, it is read on, and to
+    /// any other if little is left of it.
     fn abandon(&mut self) {
         let source = mem::replace(&mut self.source, Source::Ended);
         let (exchange, patience) = (self.exchange.take(), self.patience.clone());
@@ -605,8 +606,8 @@ async fn mind(relay: Weak<Mutex<Relay>>, patience: Patience) {
     }
 }
 
-/// How often it is looked, and how long a caller may keep the bank waiting before the rest is read without it: long for a
-/// machine that reads, short for a bank's connection.
+/// How often it is looked, and how long a caller may keep the bank waiting before the rest is read without it: long for
+/// a machine that reads, short for a bank's connection.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// How long an answer is read on that nobody waits for. `None`: it is cut.
@@ -618,8 +619,9 @@ fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option
     is_little.then(|| UNWANTED.min(patience.unwanted))
 }
 
-/// For how long the answer to a safe request is awaited when nobody waits for it, and up to which length it is read: to make a
-/// connection anew takes round trips and signatures, and a caller that has run out of patience often comes back at once.
+/// For how long the answer to a safe request is awaited when nobody waits for it, and up to which length it is read: to
+/// make a connection anew takes round trips and signatures, and a caller that has run out of patience often comes back
+/// at once.
 pub(super) const UNWANTED: Duration = Duration::from_millis(250);
 const LITTLE: u64 = 256 * 1024;
 

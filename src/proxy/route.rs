@@ -38,8 +38,8 @@ pub struct Route {
     pub origin: Origin,
     /// The bank, as one identity reaches it; `None`: the identity cannot be used at present.
     pub upstream: Option<Arc<Upstream>>,
-    /// Seals, on a sealed route of an identity that can be used.
-    pub sealer: Option<Arc<Sealer>>,
+    /// Whether its requests are sealed, and who does it.
+    pub sealing: Sealing,
     /// What is true of the bank's API.
     pub api: &'static Api,
     /// Which of the bank's environments this upstream is.
@@ -52,7 +52,41 @@ pub struct Route {
     pub metrics: RouteMetrics,
 }
 
+/// What becomes of a route's requests before they go.
+pub enum Sealing {
+    /// They go as they are.
+    Never,
+    /// Each is sealed.
+    By(Arc<Sealer>),
+    /// Each would have to be, and nobody can at present: none goes.
+    ByNobody,
+}
+
+impl Sealing {
+    /// Of a route that `seals`, by whoever does it there at present.
+    pub fn new(seals: bool, sealer: Option<Arc<Sealer>>) -> Self {
+        match (seals, sealer) {
+            (false, _) => Self::Never,
+            (true, Some(sealer)) => Self::By(sealer),
+            (true, None) => Self::ByNobody,
+        }
+    }
+
+    /// Whoever seals.
+    pub(super) fn sealer(&self) -> Option<&Arc<Sealer>> {
+        match self {
+            Self::By(sealer) => Some(sealer),
+            Self::Never | Self::ByNobody => None,
+        }
+    }
+}
+
 impl Route {
+    /// Whether what goes there has to be sealed, whoever can.
+    pub(super) fn is_sealed(&self) -> bool {
+        !matches!(self.sealing, Sealing::Never)
+    }
+
     /// The upstream's name in the configuration.
     pub fn upstream_name(&self) -> &str {
         &self.settings.upstream
@@ -113,8 +147,8 @@ pub enum Transport {
 }
 
 impl Routes {
-    /// Builds the tables. `names` are further host names of the proxy itself. Routes of the same `edition` come from the
-    /// same configuration, in the same order, and differ in certificates and keys at most.
+    /// Builds the tables. `names` are further host names of the proxy itself. Routes of the same `edition` come from
+    /// the same configuration, in the same order, and differ in certificates and keys at most.
     pub fn new(edition: u64, routes: Vec<Route>, names: Vec<String>) -> Self {
         let words = Words::new(routes.iter().map(|route| route.api), routes.iter().map(|route| &*route.settings.path));
         let routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();

@@ -1,10 +1,10 @@
 //! The whole way: callers on loopback, the proxy and a sandbox bank as processes of their own.
 //!
-//! `cargo bench --bench forward`, or the same with `--profile dist` for the program as an image should hold it. Each line
-//! has the CPU (user and system) of the proxy per request, beside the same without a seal (the floor) and the bare cost
-//! of one signature and of one digest of the body at that moment; their sum is the limit, and the ratio to it is what our
-//! own sealing costs beyond the cryptography. Behind the table stands what must not grow: with threads, open connections and routes
-//! (`… -- table` or `… -- scale` prints one of the two).
+//! `cargo bench --bench forward`, or the same with `--profile dist` for the program as an image should hold it. Each
+//! line has the CPU (user and system) of the proxy per request, beside the same without a seal (the floor) and the bare
+//! cost of one signature and of one digest of the body at that moment; their sum is the limit, and the ratio to it is
+//! what our own sealing costs beyond the cryptography. Behind the table stands what must not grow: with threads, open
+//! connections and routes (`… -- table` or `… -- scale` prints one of the two).
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
-//! Instructions of what a seal is made of, counted by valgrind: they hardly differ from run to run, so that a change of a
-//! percent shows which no clock would tell.
+//! Instructions of what a seal is made of, counted by valgrind: they hardly differ from run to run, so that a change of
+//! a percent shows which no clock would tell.
 //!
 //! `cargo bench --bench instructions`. Needs valgrind, and `cargo install gungraun-runner` in the version that is named
-//! when it is missing; without either it says that it is skipped. valgrind's CPU has no AVX-512 and no SHA extensions: the
-//! digest and RSA take other ways through their libraries there than they do otherwise.
+//! when it is missing; without either it says that it is skipped. valgrind's CPU has no AVX-512 and no SHA extensions:
+//! the digest and RSA take other ways through their libraries there than they do otherwise.
 
 use std::process::{Command, Stdio};
 

@@ -1,5 +1,5 @@
-//! What a seal is made of: the signing string, the digest by size, the seal as a whole per key backend and by how many are
-//! made at a time.
+//! What a seal is made of: the signing string, the digest by size, the seal as a whole per key backend and by how many
+//! are made at a time.
 //!
 //! `cargo bench --bench seal`. The figures depend on the CPU: aws-lc's RSA is far ahead of ring's where there is
 //! AVX-512 IFMA, and hardly elsewhere. `benches/instructions.rs` counts instructions of the same.
@@ -61,7 +61,8 @@ fn seal(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What comes in at a time on one reactor: made together with the feature `batch` and a CPU that can, one by one otherwise.
+/// What comes in at a time on one reactor: made together with the feature `batch` and a CPU that can, one by one
+/// otherwise.
 fn at_a_time(criterion: &mut Criterion) {
     let runtime = subject::runtime();
     let key = subject::key();

@@ -106,8 +106,9 @@ impl State {
         }
     }
 
-    /// All replicas share their certificates, and a bank or a token that is down is down for all: a pod that is not ready
-    /// for that reason would help nobody. Who wants to know it of one upstream asks for that one: `?upstream=NAME`.
+    /// All replicas share their certificates, and a bank or a token that is down is down for all: a pod that is not
+    /// ready for that reason would help nobody. Who wants to know it of one upstream asks for that one:
+    /// `?upstream=NAME`.
     fn ready(&self, query: Option<&str>) -> Response<Full<Bytes>> {
         let standing = self.standing.load();
         if !self.serving.load(Ordering::Acquire) {
@@ -197,7 +198,8 @@ impl Seats {
         accepted
     }
 
-    /// The oldest gives way: a page is there at once, and whoever keeps its seat for nothing must not keep a probe from its own.
+    /// The oldest gives way: a page is there at once, and whoever keeps its seat for nothing must not keep a probe from
+    /// its own.
     async fn take(&mut self, connection: AbortHandle) {
         if !self.has_room() && self.in_this_turn == 0 {
             // One turn to learn who has sent something, and one for them.
@@ -252,8 +254,8 @@ impl Desk {
             Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n")
             }
-            // A web page whose own name was made to resolve to this machine has the browsers' leave to read what it gets,
-            // and cannot change the name that they send.
+            // A web page whose own name was made to resolve to this machine has the browsers' leave to read what it
+            // gets, and cannot change the name that they send.
             Some(page) if self.is_local && page.tells() && !names_this_machine(request) => {
                 text(StatusCode::MISDIRECTED_REQUEST, STRANGE_HOST)
             }

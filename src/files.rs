@@ -46,7 +46,8 @@ pub fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, ReadError> {
     if bytes.len() as u64 > limit { Err(ReadError::TooLarge(limit)) } else { Ok(bytes) }
 }
 
-/// Opens a regular file, and nothing else: whoever opens a pipe waits for its writer, and opening some devices is an act.
+/// Opens a regular file, and nothing else: whoever opens a pipe waits for its writer, and opening some devices is an
+/// act.
 pub fn open(path: &Path) -> Result<(File, Metadata), ReadError> {
     regular(&std::fs::metadata(path)?)?;
     // The path may lead elsewhere by now: to a pipe that is opened at once, and is none of ours either.

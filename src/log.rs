@@ -84,8 +84,8 @@ impl Name {
     }
 }
 
-/// The name of a field of [`Fields`]. One of ours: plain ASCII, which needs no escapes. Every request writes twenty of them,
-/// so they are put together beforehand.
+/// The name of a field of [`Fields`]. One of ours: plain ASCII, which needs no escapes. Every request writes twenty of
+/// them, so they are put together beforehand.
 macro_rules! name {
     ($name:literal) => {
         $crate::log::Name::written(concat!(",\"", $name, "\":"))
@@ -256,8 +256,8 @@ impl Log {
         }
     }
 
-    /// From now on this thread wakes the writer by [`Log::idle`], which it is to call whenever it has nothing else to do. A
-    /// line comes before its answer has left: on a core of one's own the writer would go first.
+    /// From now on this thread wakes the writer by [`Log::idle`], which it is to call whenever it has nothing else to
+    /// do. A line comes before its answer has left: on a core of one's own the writer would go first.
     pub fn wake_when_idle() {
         OWES.set(Some(false));
     }
@@ -300,8 +300,8 @@ impl Log {
         true
     }
 
-    /// Lets lines come together where there are many: to wake a thread and to write a line of its own costs more than the
-    /// line itself.
+    /// Lets lines come together where there are many: to wake a thread and to write a line of its own costs more than
+    /// the line itself.
     fn pause(&self) {
         let closed = |queue: &mut Queue| !queue.closed;
         drop(self.shared.filled.wait_timeout_while(self.lock(), TOGETHER, closed));
@@ -315,7 +315,8 @@ impl Log {
 
 impl Writer {
     /// Writes what is queued and ends the thread. Lines that come later stay unwritten, and so do those that a reader
-    /// who has stopped reading leaves no room for: a process that is asked to end must end. Returns whether all were written.
+    /// who has stopped reading leaves no room for: a process that is asked to end must end. Returns whether all were
+    /// written.
     pub fn close(self) -> bool {
         self.log.lock().closed = true;
         self.log.shared.filled.notify_one();
@@ -323,8 +324,8 @@ impl Writer {
     }
 }
 
-/// Whether lines come many at a time. Those that come one by one are written as they come: the end of a pause behind one
-/// would fall into another request.
+/// Whether lines come many at a time. Those that come one by one are written as they come: the end of a pause behind
+/// one would fall into another request.
 fn is_crowded(lines: usize, since_the_last: Option<Duration>) -> bool {
     lines > 1 || since_the_last.is_some_and(|since| since < CLOSE)
 }

@@ -1,9 +1,9 @@
 //! What a sealed request allocates: the real app in this process, the sandbox bank in another. Counted is the reactor's
 //! thread alone, once everything is warm; what C libraries allocate (the RSA signature) is not.
 //!
-//! The limits stand close to the measured figures, so that nothing grows unnoticed: raise one with its reason. A copy of
-//! a body into memory of its own shows as bytes allocated; one into memory that is kept from request to request does not:
-//! `src/proxy/copies.rs` counts either.
+//! The limits stand close to the measured figures, so that nothing grows unnoticed: raise one with its reason. A copy
+//! of a body into memory of its own shows as bytes allocated; one into memory that is kept from request to request does
+//! not: `src/proxy/copies.rs` counts either.
 
 // A global allocator cannot be had without. It hands every call on to the system's.
 #![allow(unsafe_code)]
@@ -32,8 +32,8 @@ struct Limit {
 const GET: Limit = Limit { name: "GET", allocations: 31.5, bytes: 24_900.0 };
 const POST_1K: Limit = Limit { name: "POST of 1 KiB", allocations: 39.5, bytes: 26_800.0 };
 const POST_100K: Limit = Limit { name: "POST of 100 KiB", allocations: 61.5, bytes: 236_500.0 };
-// 43.0 and 194,972 where TLS records come whole; those that come in pieces are put together in a buffer that grows, which
-// on a busy machine most do. A copy of the answer would be 102,400 bytes.
+// 43.0 and 194,972 where TLS records come whole; those that come in pieces are put together in a buffer that grows,
+// which on a busy machine most do. A copy of the answer would be 102,400 bytes.
 const GET_100K: Limit = Limit { name: "GET of 100 KiB", allocations: 50.0, bytes: 230e3 };
 const EIGHT_GETS: Limit = Limit { name: "8 GETs at a time", allocations: 31.5, bytes: 24_900.0 };
 
@@ -53,7 +53,8 @@ const REQUESTS: usize = 64;
 /// takes more.
 const ROUNDS: usize = 5;
 
-/// How much of a limit is used at least: one far above what is measured guards nothing, and so does a count that misses most.
+/// How much of a limit is used at least: one far above what is measured guards nothing, and so does a count that misses
+/// most.
 const CLOSE: f64 = 0.75;
 
 #[global_allocator]

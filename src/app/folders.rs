@@ -1,5 +1,5 @@
-//! Says when something may have changed in the folders of some files. A hint and no proof: events get lost, and some file
-//! systems have none, so whoever waits also looks from time to time.
+//! Says when something may have changed in the folders of some files. A hint and no proof: events get lost, and some
+//! file systems have none, so whoever waits also looks from time to time.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

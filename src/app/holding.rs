@@ -1,6 +1,6 @@
-//! What is held of one identity: the last good set of certificates and keys, whatever lies on disk now. A bad set changes
-//! nothing, except that a certificate that is missing or has expired is replaced by a sound one. Seals that no bank knows
-//! are not of the set: what is wrong with them holds nothing up. Must not know upstreams and routes.
+//! What is held of one identity: the last good set of certificates and keys, whatever lies on disk now. A bad set
+//! changes nothing, except that a certificate that is missing or has expired is replaced by a sound one. Seals that no
+//! bank knows are not of the set: what is wrong with them holds nothing up. Must not know upstreams and routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -186,8 +186,8 @@ impl Set {
         }
     }
 
-    /// Notes what was found in a pair. What is wrong with a seal that does not seal now holds nothing up, and with one that
-    /// no bank knows it is no error yet. The files of one whose time is yet to come may be so too.
+    /// Notes what was found in a pair. What is wrong with a seal that does not seal now holds nothing up, and with one
+    /// that no bank knows it is no error yet. The files of one whose time is yet to come may be so too.
     fn add(&mut self, place: &Place<'_>, settings: &Settings, setting: &str, finding: Finding) {
         if !finding.is_error() {
             return self.findings.push(finding);
@@ -306,7 +306,8 @@ impl Set {
             let together = qwac.as_ref().and_then(|qwac| preflight::judge_together(qwac.certificate(), certificate));
             if let Some(mut issue) = together {
                 if !place.is_for_tests {
-                    // Nobody here can tell which of the two is the wrong one: nothing is sealed by one beside the other.
+                    // Nobody here can tell which of the two is the wrong one: nothing is sealed by one beside the
+                    // other.
                     issue.level = Level::Error;
                 }
                 let key = format!("identities.{}", place.identity);

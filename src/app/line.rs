@@ -189,8 +189,9 @@ impl Line {
 }
 
 impl Drawn {
-    /// Whether the bank may be shown the QWAC after what it was shown last, by whatever identity. The files of one identity
-    /// are held to it where they are read: only a configuration that is read anew fails here, and is refused as a whole.
+    /// Whether the bank may be shown the QWAC after what it was shown last, by whatever identity. The files of one
+    /// identity are held to it where they are read: only a configuration that is read anew fails here, and is refused
+    /// as a whole.
     fn follows(
         &mut self,
         file: &Path,
@@ -242,7 +243,8 @@ impl Drawn {
             Err(error) => {
                 line.findings.push(unusable(file, key, &error));
                 self.is_faulty = true;
-                // What works goes on: the trust and the credentials as they were read before, with the QWAC as it is now.
+                // What works goes on: the trust and the credentials as they were read before, with the QWAC as it is
+                // now.
                 let Some((earlier, upstream)) = earlier.and_then(|line| Some((line, line.upstream.as_ref()?))) else {
                     return;
                 };
@@ -433,8 +435,9 @@ impl Known {
     }
 }
 
-/// What each bank was said to know and what it was shown, whatever became of the upstreams since: a seal must not go live, nor
-/// another subject be presented, because its upstream or its identity has another name, or was away for a while.
+/// What each bank was said to know and what it was shown, whatever became of the upstreams since: a seal must not go
+/// live, nor another subject be presented, because its upstream or its identity has another name, or was away for a
+/// while.
 #[derive(Clone, Default)]
 pub(super) struct Pins {
     seals: Vec<Pin<Known>>,
@@ -477,8 +480,8 @@ impl Pins {
         self
     }
 
-    /// What a bank was said to know of a seal, by the file of its certificate: under this upstream, or else under one that is
-    /// gone, or else under any.
+    /// What a bank was said to know of a seal, by the file of its certificate: under this upstream, or else under one
+    /// that is gone, or else under any.
     fn find(&self, upstream: &str, origin: &Origin, place: &Path, registration: &Registration) -> Option<&Known> {
         let own = self.seals.iter().filter(|pin| pin.origin == *origin && pin.what.place == *place);
         let rank = |pin: &&Pin<Known>| {
@@ -488,8 +491,8 @@ impl Pins {
         own.max_by_key(rank).map(|pin| &pin.what)
     }
 
-    /// What a bank was shown last: by this upstream, or else by those that are gone. Another one that is still there may be
-    /// another client of the same bank.
+    /// What a bank was shown last: by this upstream, or else by those that are gone. Another one that is still there
+    /// may be another client of the same bank.
     fn shown(&self, upstream: &str, origin: &Origin) -> Vec<&Certificate> {
         let own = self.shown.iter().find(|pin| pin.is(upstream, origin));
         let gone = self.shown.iter().filter(|pin| own.is_none() && pin.origin == *origin && !pin.is_present);
@@ -515,9 +518,10 @@ struct Succession {
     reason: Option<&'static str>,
 }
 
-/// Whether a certificate may seal in the place of another under the same name. The bank knows keys by what was registered: it
-/// may if the bank knew none yet, if it is the same, if the configuration now says otherwise than then, or if the bank's
-/// name for the key fits. A key id goes with its certificate: one that was written down ahead of the certificate waits for it.
+/// Whether a certificate may seal in the place of another under the same name. The bank knows keys by what was
+/// registered: it may if the bank knew none yet, if it is the same, if the configuration now says otherwise than then,
+/// or if the bank's name for the key fits. A key id goes with its certificate: one that was written down ahead of the
+/// certificate waits for it.
 fn succession(
     before: Option<&Known>,
     registration: &Registration,
@@ -540,8 +544,8 @@ fn succession(
     let fits = match &registration.key_id {
         Some(key_id) if names(key_id, new) => true,
         Some(key_id) if preflight::is_fingerprint(key_id) && !is_other => is_same && !is_renamed,
-        // Another name than before is that of a new key, and the same name that of the same key: the bank checks seals with the
-        // key, over which the certificate may have been renewed.
+        // Another name than before is that of a new key, and the same name that of the same key: the bank checks seals
+        // with the key, over which the certificate may have been renewed.
         Some(_) => {
             if is_renamed {
                 !is_same
@@ -549,8 +553,8 @@ fn succession(
                 old.public_key() == new.public_key()
             }
         }
-        // The key id is made from the certificate: a new one would name a key that the bank has never seen. One that it has
-        // seen may come back with the settings that it came with.
+        // The key id is made from the certificate: a new one would name a key that the bank has never seen. One that it
+        // has seen may come back with the settings that it came with.
         None => is_same || (is_renamed && before.earlier.contains(&new.id())),
     };
     let is_early = !is_same && new.validity_at(now) != Validity::Valid && old.validity_at(now) == Validity::Valid;

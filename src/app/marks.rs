@@ -1,5 +1,5 @@
-//! What files hold, as digests, and who may read them: whether anything has changed, and whether what was read one after the other belongs
-//! together. Must not know what the files mean.
+//! What files hold, as digests, and who may read them: whether anything has changed, and whether what was read one
+//! after the other belongs together. Must not know what the files mean.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -21,8 +21,8 @@ enum Mark {
     Unreadable(io::ErrorKind),
 }
 
-/// Which file it is and when it was last changed: equal to any other, because a file that is written anew with what it held
-/// is the same to us.
+/// Which file it is and when it was last changed: equal to any other, because a file that is written anew with what it
+/// held is the same to us.
 #[derive(Clone, Copy, Debug)]
 struct Version {
     inode: u64,
@@ -44,8 +44,8 @@ impl Version {
 }
 
 impl Marks {
-    /// Whether nobody has touched the files between two looks, not even to put them back: what was read meanwhile is what
-    /// the marks say.
+    /// Whether nobody has touched the files between two looks, not even to put them back: what was read meanwhile is
+    /// what the marks say.
     pub(super) fn is_untouched(&self, later: &Self) -> bool {
         let same = |(file, mark): (&PathBuf, &Mark)| match (mark, later.0.get(file)) {
             (Mark::Content { version: one, .. }, Some(Mark::Content { version: other, .. })) => one.is(other),

@@ -152,8 +152,8 @@ impl App {
         self.generation.lines.get(upstream).map(Line::seals).unwrap_or_default()
     }
 
-    /// What is wrong with the sources that tell of revocations of our own certificates, without asking a responder. A proxy
-    /// that runs says it in its log, as it looks.
+    /// What is wrong with the sources that tell of revocations of our own certificates, without asking a responder. A
+    /// proxy that runs says it in its log, as it looks.
     pub async fn judge_revocation(&self, now: SystemTime) -> Vec<Finding> {
         let (config, watched) = (Arc::clone(&self.generation.config), self.generation.watched());
         // Lists are large, and files may be slow.
@@ -231,11 +231,11 @@ impl Bound {
         self.app.config().limits
     }
 
-    /// Serves until a signal comes, then leaves step by step. SIGTERM: readiness falls and each answer is the last of its
-    /// connection, but whoever comes is served, for the linger time or until the next signal; those who send callers here
-    /// need time to learn that we go. SIGINT skips that. Then no connection is accepted and requests in flight finish
-    /// within the drain time, or until a further signal. SIGHUP reads the configuration anew, and means nothing to a
-    /// process that is about to end.
+    /// Serves until a signal comes, then leaves step by step. SIGTERM: readiness falls and each answer is the last of
+    /// its connection, but whoever comes is served, for the linger time or until the next signal; those who send
+    /// callers here need time to learn that we go. SIGINT skips that. Then no connection is accepted and requests in
+    /// flight finish within the drain time, or until a further signal. SIGHUP reads the configuration anew, and means
+    /// nothing to a process that is about to end.
     pub async fn serve(self, mut signal: impl AsyncFnMut() -> Signal) -> io::Result<Ended> {
         let Self { app, listeners, admin } = self;
         let App { process, shared, generation, marks, log } = app;
@@ -346,8 +346,8 @@ async fn drained(hall: &Hall, metrics: &Metrics, limit: Duration) -> Ended {
     Ended::Drained
 }
 
-/// For callers that are told at the end of the drain what is known of their requests: a part of it, so that whoever ends
-/// us by force after the linger and the drain cuts nothing.
+/// For callers that are told at the end of the drain what is known of their requests: a part of it, so that whoever
+/// ends us by force after the linger and the drain cuts nothing.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How often a drain looks whether it is done.

@@ -1,6 +1,6 @@
 //! The only watcher: looks at the files when their folders change, at times, and when a certificate's time has come or
-//! gone; reads the configuration anew when asked. Builds the next generation beside the present one, checks it, and swaps
-//! it in whole. A bad one changes nothing: it is counted, logged and shown.
+//! gone; reads the configuration anew when asked. Builds the next generation beside the present one, checks it, and
+//! swaps it in whole. A bad one changes nothing: it is counted, logged and shown.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -114,8 +114,8 @@ impl Reloader {
         }
         self.tell_revocation(&config, &self.seen, &marks);
         let Some(mut next) = self.build(&config, &marks).await else { return };
-        // Whoever writes certificate and key one after the other is given a moment to finish. What is tried again, or has
-        // not changed meanwhile, is as it was: a token must not be asked again and again.
+        // Whoever writes certificate and key one after the other is given a moment to finish. What is tried again, or
+        // has not changed meanwhile, is as it was: a token must not be asked again and again.
         for _ in 0..if changed { ROUNDS } else { 0 } {
             let Some(after) = self.marks(&config).await else { return };
             let untouched = marks.is_untouched(&after);
@@ -186,8 +186,8 @@ impl Reloader {
         self.put(next, Trigger::Configuration, refused);
     }
 
-    /// What keeps a configuration from being taken: errors of its own, or that it takes away what works. What it stops on
-    /// purpose is no loss.
+    /// What keeps a configuration from being taken: errors of its own, or that it takes away what works. What it stops
+    /// on purpose is no loss.
     fn loss(&self, next: &Generation) -> Option<String> {
         let now = SystemTime::now();
         let mut identities = next.holdings.iter();
@@ -224,9 +224,9 @@ impl Reloader {
         self.patiently(Trigger::Files, move || Marks::of(generation::files(&config))).await
     }
 
-    /// Does `work` on a thread that may take its time: keys may be derived from passphrases, disks are slow, and this thread
-    /// has the acceptors too. `None`, which is told, if it panicked or has not come to its end in a long while; until it
-    /// has, nothing else is begun. What is served goes on.
+    /// Does `work` on a thread that may take its time: keys may be derived from passphrases, disks are slow, and this
+    /// thread has the acceptors too. `None`, which is told, if it panicked or has not come to its end in a long while;
+    /// until it has, nothing else is begun. What is served goes on.
     async fn patiently<T: Send + 'static>(
         &mut self,
         trigger: Trigger,
@@ -334,8 +334,8 @@ impl Reloader {
         self.folders.follow(self.seen.files());
     }
 
-    /// Says by what each upstream's seals are made, where that is news: with another key, and when a fault has ended the
-    /// making of several at a time.
+    /// Says by what each upstream's seals are made, where that is news: with another key, and when a fault has ended
+    /// the making of several at a time.
     fn tell_backends(&mut self) {
         let backends = self.present.backends();
         for (upstream, (backend, alone)) in &backends {
@@ -422,7 +422,8 @@ struct Backend<'a> {
 
 /// How often the files are looked at without an event: some file systems have none.
 const POLL: Duration = Duration::from_secs(5);
-/// How long it may take to read and to judge all files: a token has 10 s to be opened, and as long for a test signature.
+/// How long it may take to read and to judge all files: a token has 10 s to be opened, and as long for a test
+/// signature.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often what is wrong is tried again without an event: a token may be back.
 const RETRY: Duration = Duration::from_secs(15);

@@ -1,5 +1,5 @@
-//! `sealproxy check`: everything that `run` does short of binding. With `--connect` also what one connection to each bank
-//! shows, and what an `x5u` serves. One line per finding, or one JSON document.
+//! `sealproxy check`: everything that `run` does short of binding. With `--connect` also what one connection to each
+//! bank shows, and what an `x5u` serves. One line per finding, or one JSON document.
 
 use std::collections::BTreeMap;
 use std::path::Path;

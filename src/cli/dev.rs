@@ -74,7 +74,8 @@ fn alone(folder: &Path) -> Result<File, Failure> {
     }
 }
 
-/// The proxy in front of the bank on free ports, and where it is. Another process may take one between the look and the use: then once more.
+/// The proxy in front of the bank on free ports, and where it is. Another process may take one between the look and the
+/// use: then once more.
 async fn bind(kit: &Kit, bank: &SandboxBank, port: u16, log: &Log) -> Result<(Bound, SocketAddr), Failure> {
     let mut tries = TRIES;
     loop {

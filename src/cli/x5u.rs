@@ -1,5 +1,5 @@
-//! Whether a key id that is a URL (`x5u`, RFC 7517 section 4.6) serves the certificate that seals, with the chain behind it: the
-//! bank fetches it from there, and refuses every seal once it finds another one or no path.
+//! Whether a key id that is a URL (`x5u`, RFC 7517 section 4.6) serves the certificate that seals, with the chain
+//! behind it: the bank fetches it from there, and refuses every seal once it finds another one or no path.
 
 use std::path::Path;
 use std::sync::Arc;

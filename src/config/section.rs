@@ -28,7 +28,8 @@ impl<'a> Value<'a> {
     pub(super) fn text<T>(&self, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
         let scalar = self.scalar("text")?;
         if scalar.kind != Kind::Text {
-            // Not shown: a long number is no longer written as it was. Quotes alone help where it would be legal as text.
+            // Not shown: a long number is no longer written as it was. Quotes alone help where it would be legal as
+            // text.
             let hint = parse(&scalar.text).map_or_else(|fault| fault.hint, |_| None);
             self.refuse_text(hint);
             return None;

@@ -1,5 +1,5 @@
-//! Judges the order, completeness and signatures of a chain as it is going to be presented. A bank builds its own path, but
-//! many take the chain as it comes. Must not know whom the bank trusts.
+//! Judges the order, completeness and signatures of a chain as it is going to be presented. A bank builds its own path,
+//! but many take the chain as it comes. Must not know whom the bank trusts.
 
 use std::time::SystemTime;
 
@@ -139,8 +139,8 @@ impl Link<'_> {
     }
 }
 
-/// The way up from the leaf. Of several authorities with one name, such as an earlier and a later key of one, it goes by
-/// the one that signed.
+/// The way up from the leaf. Of several authorities with one name, such as an earlier and a later key of one, it goes
+/// by the one that signed.
 fn path<'a, 'b>(links: &'a [Link<'b>]) -> Vec<&'a Link<'b>> {
     let mut path: Vec<&Link<'_>> = links.first().into_iter().collect();
     while let Some(last) = path.last().copied()
@@ -182,8 +182,8 @@ fn validity(links: &[Link<'_>], now: SystemTime) -> Vec<Issue> {
     judged.collect()
 }
 
-/// Where the path ends because its issuer is there by name alone. An authority that signed its own name by an earlier key
-/// may come without that key's certificate.
+/// Where the path ends because its issuer is there by name alone. An authority that signed its own name by an earlier
+/// key may come without that key's certificate.
 fn broken(links: &[Link<'_>], path: &[&Link<'_>]) -> Option<Issue> {
     let last = path.last().filter(|last| !last.certificate.is_self_issued())?;
     let issuer = links.iter().find(|link| last.names_as_issuer(link) && last.is_signed_by(link) == Signed::No)?;

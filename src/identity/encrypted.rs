@@ -1,5 +1,5 @@
-//! Opens encrypted private keys (PKCS#8, RFC 5958 section 3, with PBES2 of RFC 8018) and PKCS#12 bundles (RFC 7292). What
-//! they cost is bounded: a file that asks for an hour of key derivation is refused. Must not know files.
+//! Opens encrypted private keys (PKCS#8, RFC 5958 section 3, with PBES2 of RFC 8018) and PKCS#12 bundles (RFC 7292).
+//! What they cost is bounded: a file that asks for an hour of key derivation is refused. Must not know files.
 
 use std::fmt;
 
@@ -104,8 +104,8 @@ impl Bundle {
     }
 }
 
-/// The crate bounds each derivation of a key (a million iterations), but neither how many a bundle asks for nor scrypt as
-/// we do. Told by what stands unencrypted: what is hidden inside is there for those alone who know the passphrase.
+/// The crate bounds each derivation of a key (a million iterations), but neither how many a bundle asks for nor scrypt
+/// as we do. Told by what stands unencrypted: what is hidden inside is there for those alone who know the passphrase.
 fn plausible(der: &[u8]) -> Result<(), Reason> {
     if count(&SCRYPT, der) > 0 {
         return Err(Reason::Cipher("a bundle with scrypt".into()));

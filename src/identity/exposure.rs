@@ -1,5 +1,5 @@
-//! Files with secrets that everybody on the machine may read or write. Judged is the file that a path leads to: Kubernetes' secrets
-//! are links.
+//! Files with secrets that everybody on the machine may read or write. Judged is the file that a path leads to:
+//! Kubernetes' secrets are links.
 
 use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt as _;
@@ -53,8 +53,8 @@ fn secrets(pair: &Pair) -> impl Iterator<Item = (&'static str, &Path)> {
     key.map(|path| (pair.key_setting(), path)).into_iter().chain(passphrase.map(|path| ("passphrase", path)))
 }
 
-/// The group is how Kubernetes gives a secret to a user that is not root. Whoever may write a key need not read it: he puts his
-/// own there.
+/// The group is how Kubernetes gives a secret to a user that is not root. Whoever may write a key need not read it: he
+/// puts his own there.
 fn is_exposed(mode: u32) -> bool {
     mode & 0o006 != 0
 }

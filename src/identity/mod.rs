@@ -209,8 +209,8 @@ impl Qwac {
         &self.chain
     }
 
-    /// Where the key is on a token: how many handshakes may be on their way to it, those that it signs for included. Such a
-    /// handshake stands still while the token signs, and belongs in [`signing_until`].
+    /// Where the key is on a token: how many handshakes may be on their way to it, those that it signs for included.
+    /// Such a handshake stands still while the token signs, and belongs in [`signing_until`].
     pub fn at_token(&self) -> Option<usize> {
         self.at_token
     }
@@ -301,8 +301,8 @@ async fn in_time<T>(trial: impl Future<Output = Result<T, Reason>>) -> Result<T,
     timeout(PATIENCE, trial).await.unwrap_or(Err(key::Error::Late.into()))
 }
 
-/// The chain and the key that files hold. On a thread that may take its time, because a key that is encrypted well takes
-/// long to open, and whoever waits here may have connections to accept.
+/// The chain and the key that files hold. On a thread that may take its time, because a key that is encrypted well
+/// takes long to open, and whoever waits here may have connections to accept.
 async fn read_both(pair: &Pair) -> Result<Bundle, Vec<Error>> {
     let pair = pair.clone();
     let reading = tokio::task::spawn_blocking(move || match &pair.key {

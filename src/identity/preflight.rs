@@ -1,5 +1,6 @@
-//! Judges certificates before a bank does: what they are for, whose they are, which roles they carry, how they are issued.
-//! Pure; the clock is an argument. Must not know routes, upstreams or HTTP: what those need comes in as expectations.
+//! Judges certificates before a bank does: what they are for, whose they are, which roles they carry, how they are
+//! issued. Pure; the clock is an argument. Must not know routes, upstreams or HTTP: what those need comes in as
+//! expectations.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,8 +25,8 @@ pub struct Issue {
 }
 
 impl Issue {
-    /// Judges it anew in a certificate that is to follow one with the issues `before`: a chain that was whole there has been
-    /// cut or mixed up on its way.
+    /// Judges it anew in a certificate that is to follow one with the issues `before`: a chain that was whole there has
+    /// been cut or mixed up on its way.
     pub fn compare(&mut self, before: &[Self]) {
         let is_new = !before.iter().any(|issue| (issue.code, &issue.reason) == (self.code, &self.reason));
         if is_new && FAULTS_OF_CHAINS.contains(&self.code) {
@@ -173,7 +174,8 @@ fn qualification(certificate: &Certificate) -> Vec<&'static str> {
 
 /// Notes that a QWAC is of another issuer than the one that it follows: some banks trust issuers one by one.
 pub fn judge_issuer(new: &Certificate, held: &Certificate) -> Option<Issue> {
-    // An authority's new key has its old name; where either certificate does not say which key it was, the name decides.
+    // An authority's new key has its old name; where either certificate does not say which key it was, the name
+    // decides.
     let keys = new.authority_key_id().zip(held.authority_key_id());
     let is_another_key = keys.is_some_and(|(new, held)| new != held);
     let by = if is_another_key && new.issuer() == held.issuer() { "by another key of" } else { "by" };
@@ -245,8 +247,8 @@ pub fn judge_environment(certificate: &Certificate, is_production: bool) -> Opti
     }
 }
 
-/// A word in the certificate's names that says it is not meant seriously, as it is or numbered. Whole words alone: a name may
-/// begin or end like one of them.
+/// A word in the certificate's names that says it is not meant seriously, as it is or numbered. Whole words alone: a
+/// name may begin or end like one of them.
 fn test_word(certificate: &Certificate) -> Option<&'static str> {
     let names = format!("{} {}", certificate.subject(), certificate.issuer()).to_lowercase();
     let words = names.split(|character: char| !character.is_alphanumeric());
@@ -343,8 +345,8 @@ impl Judged {
         }
     }
 
-    /// A QSealC need not have any. A QWAC must (EN 319 412-4 by way of the CA/Browser Forum's rules), and some authorities leave
-    /// clientAuth out by now.
+    /// A QSealC need not have any. A QWAC must (EN 319 412-4 by way of the CA/Browser Forum's rules), and some
+    /// authorities leave clientAuth out by now.
     fn extended_usage(&mut self, x509: &X509Certificate<'_>) {
         let reason = match x509.extended_key_usage() {
             _ if self.purpose != Purpose::Presenting => return,

@@ -1,9 +1,11 @@
-//! RSA keys in memory that sign up to eight messages in one call of Intel's Cryptography Primitives Library (`crypto_mb`),
-//! where the CPU has AVX-512 IFMA. What is alone, and what the library cannot do, aws-lc signs. The one file with `unsafe`.
+//! RSA keys in memory that sign up to eight messages in one call of Intel's Cryptography Primitives Library
+//! (`crypto_mb`), where the CPU has AVX-512 IFMA. What is alone, and what the library cannot do, aws-lc signs. The one
+//! file with `unsafe`.
 //!
-//! No timers: what a reactor is asked to sign is gathered until eight are there or until its event loop brings nothing more.
-//! Every signature is checked with the public key before it leaves: one that was made by the Chinese remainder theorem with
-//! a fault in it may reveal the key (Boneh, DeMillo, Lipton 1997). After the first that fails, aws-lc signs everything.
+//! No timers: what a reactor is asked to sign is gathered until eight are there or until its event loop brings nothing
+//! more. Every signature is checked with the public key before it leaves: one that was made by the Chinese remainder
+//! theorem with a fault in it may reveal the key (Boneh, DeMillo, Lipton 1997). After the first that fails, aws-lc
+//! signs everything.
 
 #![expect(unsafe_code, reason = "a C library is called, in `together` and `check` and nowhere else")]
 
@@ -24,7 +26,8 @@ use super::{Error, aws_lc};
 
 /// How many signatures the library makes at a time, whatever it is given.
 const LANES: usize = 8;
-/// How often each of the two ways is timed when a key is loaded, or for how long: what disturbs one disturbs hardly all.
+/// How often each of the two ways is timed when a key is loaded, or for how long: what disturbs one disturbs hardly
+/// all.
 const TIMINGS: usize = 5;
 const TIMED: Duration = Duration::from_millis(10);
 /// How often, or for how long, before it is believed that the library is never worth it.
@@ -143,8 +146,8 @@ async fn sign_when_quiet(watch: Watch) {
     drop(watch);
 }
 
-/// A task that waits for the event loop to bring nothing more. However it ends, the next one who comes finds that there is
-/// none, and whoever waits still is told that nothing will come: a runtime may end before it.
+/// A task that waits for the event loop to bring nothing more. However it ends, the next one who comes finds that there
+/// is none, and whoever waits still is told that nothing will come: a runtime may end before it.
 struct Watch;
 
 impl Drop for Watch {
@@ -214,9 +217,9 @@ impl Job {
 /// The numbers of an RSA key (RFC 8017 section 3.2), least significant word first.
 struct Parts {
     bits: i32,
-    /// From how many on signatures are made together. One call takes as long as 3.0 signatures of aws-lc with 2048 bits on a
-    /// Xeon of 2023 (Sapphire Rapids), and as 4 on an EPYC of 2023 (Zen 4); there it takes as long as 9 with 3072 and 4096
-    /// bits, and never pays (`benches/seal.rs`). So it is timed when the key is loaded.
+    /// From how many on signatures are made together. One call takes as long as 3.0 signatures of aws-lc with 2048 bits
+    /// on a Xeon of 2023 (Sapphire Rapids), and as 4 on an EPYC of 2023 (Zen 4); there it takes as long as 9 with 3072
+    /// and 4096 bits, and never pays (`benches/seal.rs`). So it is timed when the key is loaded.
     worth: usize,
     modulus: Vec<u64>,
     p: Zeroizing<Vec<u64>>,
@@ -251,8 +254,8 @@ impl Parts {
         Ok(Self { bits, worth: LANES, modulus, p, q, dp: half(&dp)?, dq: half(&dq)?, iq: half(&iq)? })
     }
 
-    /// The same, if they are seen to sign as aws-lc does, with the time that it takes. aws-lc has checked that the numbers
-    /// belong together: what is wrong then is a fault.
+    /// The same, if they are seen to sign as aws-lc does, with the time that it takes. aws-lc has checked that the
+    /// numbers belong together: what is wrong then is a fault.
     fn tried(mut self, scalar: &aws_lc::Key, record: &Record) -> Result<Self, &'static str> {
         const MESSAGE: &[u8] = b"sealproxy: is this signature that of aws-lc?";
         let encoded = encoded(MESSAGE, self.len());
@@ -278,9 +281,10 @@ impl Parts {
     }
 }
 
-/// From how many signatures on one call that makes eight is the faster way, by the shortest that a call and a signature by itself
-/// take. They are timed in turn, so that a slow phase of the machine meets both, and on where it would seem that a call never
-/// pays: a key that was mistimed is so until it is loaded anew. A lone signature is never worth a call.
+/// From how many signatures on one call that makes eight is the faster way, by the shortest that a call and a signature
+/// by itself take. They are timed in turn, so that a slow phase of the machine meets both, and on where it would seem
+/// that a call never pays: a key that was mistimed is so until it is loaded anew. A lone signature is never worth a
+/// call.
 fn worth(mut timed: impl FnMut() -> (Duration, Duration)) -> usize {
     let (mut together, mut alone) = (Duration::MAX, Duration::MAX);
     let (mut worth, mut took) = (usize::MAX, Duration::ZERO);
@@ -303,7 +307,8 @@ fn time<T>(work: impl FnOnce() -> T) -> Duration {
     began.elapsed()
 }
 
-/// The eight integers behind the version of an `RSAPrivateKey` (RFC 8017 appendix A.1.2), as it is or in PKCS#8 (RFC 5208).
+/// The eight integers behind the version of an `RSAPrivateKey` (RFC 8017 appendix A.1.2), as it is or in PKCS#8 (RFC
+/// 5208).
 fn numbers(der: &PrivateKeyDer<'_>) -> Option<[Zeroizing<Vec<u8>>; 8]> {
     let inner;
     let der = match der {
@@ -413,7 +418,8 @@ impl Drop for Outs {
     }
 }
 
-/// Signs up to eight messages with keys of one length. `None`: at least one result does not verify, and none is to be used.
+/// Signs up to eight messages with keys of one length. `None`: at least one result does not verify, and none is to be
+/// used.
 fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>>> {
     let first = lanes.first().filter(|_| lanes.len() <= LANES)?;
     let (bits, length) = (first.parts.bits, first.parts.len());
@@ -437,9 +443,10 @@ fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>
     let room = unsafe { mbx_RSA_Method_BufSize(method).max(mbx_RSA_Method_BufSize(public)) };
     let words = usize::try_from(room).ok()?.div_ceil(8).max(work.len());
     work.resize(words, 0);
-    // SAFETY: there are eight of everything. Each message and each result has `bits` / 8 bytes, of which a buffer has at least
-    // as many; each part of a key has `bits` / 128 words; `work` is as large as the method asks for. All of them outlive
-    // the call, nothing else refers to the results, and the CPU was asked for its instructions before there were parts.
+    // SAFETY: there are eight of everything. Each message and each result has `bits` / 8 bytes, of which a buffer has
+    // at least as many; each part of a key has `bits` / 128 words; `work` is as large as the method asks for. All of
+    // them outlive the call, nothing else refers to the results, and the CPU was asked for its instructions before
+    // there were parts.
     let status = unsafe {
         mbx_rsa_private_crt_mb8(
             messages.as_ptr(),
@@ -467,7 +474,8 @@ fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>
             work.as_mut_ptr().cast(),
         )
     };
-    // As a slice, which stays as long as it is: a vector is wiped word by word, and filled once more before the next call.
+    // As a slice, which stays as long as it is: a vector is wiped word by word, and filled once more before the next
+    // call.
     work.as_mut_slice().zeroize();
     let is_right = |(lane, opened): (&Lane<'_>, &Out)| opened[..length] == *lane.encoded;
     let all = status == 0 && checked == 0 && lanes.iter().zip(&opened.0).all(is_right);
@@ -512,8 +520,8 @@ unsafe extern "C" {
     ) -> u32;
 }
 
-/// The library's functions for OpenSSL's numbers stand beside those that are called here, and ask for these. Nobody calls
-/// them. They are not exported: an OpenSSL that a token's module brings along keeps its own.
+/// The library's functions for OpenSSL's numbers stand beside those that are called here, and ask for these. Nobody
+/// calls them. They are not exported: an OpenSSL that a token's module brings along keeps its own.
 mod openssl {
     // SAFETY: nothing else in the program has these names; ring and aws-lc give theirs a prefix.
     #[unsafe(no_mangle)]
@@ -804,8 +812,8 @@ mod tests {
         assert!(shortest < Duration::from_millis(20), "{shortest:?}");
     }
 
-    /// What was given up is not signed, and holds nobody up. The key's numbers are wrong, which would show if it were: one by
-    /// one aws-lc signs, with its own.
+    /// What was given up is not signed, and holds nobody up. The key's numbers are wrong, which would show if it were:
+    /// one by one aws-lc signs, with its own.
     #[test]
     fn requests_that_are_gone_cost_nothing() {
         let mut key = key(&der(KeySize::Rsa2048));

@@ -76,8 +76,8 @@ impl Key {
         Self::with_ring(der)
     }
 
-    /// The same, one at a time by aws-lc, with the feature `batch` too: the twin that tests and benches compare with. `None`
-    /// for a key that is not RSA.
+    /// The same, one at a time by aws-lc, with the feature `batch` too: the twin that tests and benches compare with.
+    /// `None` for a key that is not RSA.
     #[cfg(feature = "aws-lc")]
     pub fn with_aws_lc(der: &PrivateKeyDer<'_>) -> Result<Option<Self>, Error> {
         let key = aws_lc::Key::from_der(der)?;
@@ -143,8 +143,9 @@ impl Key {
         }
     }
 
-    /// Whether it is on a token. What such a key signs is to be verified before it is used: nobody here has seen it made, and a
-    /// fault in the middle of an RSA signature gives the key away. The libraries of keys in memory look for that themselves.
+    /// Whether it is on a token. What such a key signs is to be verified before it is used: nobody here has seen it
+    /// made, and a fault in the middle of an RSA signature gives the key away. The libraries of keys in memory look for
+    /// that themselves.
     pub fn is_on_token(&self) -> bool {
         #[cfg(feature = "pkcs11")]
         return matches!(self.backend, Backend::Token(_));
@@ -152,8 +153,8 @@ impl Key {
         false
     }
 
-    /// Why an RSA key in memory signs one message at a time, in words; `None`: it signs several together, or is another kind of
-    /// key.
+    /// Why an RSA key in memory signs one message at a time, in words; `None`: it signs several together, or is another
+    /// kind of key.
     pub fn alone(&self) -> Option<&'static str> {
         match &self.backend {
             #[cfg(feature = "batch")]
@@ -165,8 +166,8 @@ impl Key {
         }
     }
 
-    /// Waits for the right to sign once. Keys in memory grant it at once; a token grants a session, and refuses who would
-    /// wait behind too many, or longer than his patience lasts.
+    /// Waits for the right to sign once. Keys in memory grant it at once; a token grants a session, and refuses who
+    /// would wait behind too many, or longer than his patience lasts.
     pub async fn turn(&self, patience: Patience) -> Result<Turn, Error> {
         #[cfg(not(feature = "pkcs11"))]
         let _ = patience;
@@ -200,8 +201,8 @@ impl fmt::Debug for Key {
 const ONE_BY_ONE: &str =
     if cfg!(feature = "batch") { "the key was loaded without" } else { "built without the feature `batch`" };
 
-/// Lets this thread, which runs a current-thread runtime and nothing else, sign what comes in at a time together, where the
-/// feature `batch` is built in and the CPU can.
+/// Lets this thread, which runs a current-thread runtime and nothing else, sign what comes in at a time together, where
+/// the feature `batch` is built in and the CPU can.
 pub fn gather_here() {
     #[cfg(feature = "batch")]
     batch::gather_here();

@@ -1,5 +1,5 @@
-//! How long a signature is waited for; and how long a thread may stand still for one, where it does nothing else: a reactor
-//! has no patience of that kind, and gets an error in place of a wait.
+//! How long a signature is waited for; and how long a thread may stand still for one, where it does nothing else: a
+//! reactor has no patience of that kind, and gets an error in place of a wait.
 
 use std::cell::Cell;
 use std::pin::pin;

@@ -113,7 +113,8 @@ impl Sealer {
     }
 
     /// Seals a head whose other headers are final: waits for the key's turn, then reads the clock, sets `Date`,
-    /// `Digest` and `Signature`, and looks at the clock once more. On an error the head is not sealed and must not be sent.
+    /// `Digest` and `Signature`, and looks at the clock once more. On an error the head is not sealed and must not be
+    /// sent.
     pub async fn seal(
         &self,
         head: &mut Parts,
@@ -192,8 +193,8 @@ fn date(now: HttpDate) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(now.to_string())).expect("an IMF-fixdate is ASCII")
 }
 
-/// Refuses a `Date` that has grown old while the key signed. It is in whole seconds, and as old as these say. A clock that
-/// was set back meanwhile is no reason: it was wrong before, or is now.
+/// Refuses a `Date` that has grown old while the key signed. It is in whole seconds, and as old as these say. A clock
+/// that was set back meanwhile is no reason: it was wrong before, or is now.
 fn judge_age(dated: HttpDate, now: SystemTime) -> Result<(), Error> {
     match now.duration_since(dated.into()) {
         Ok(age) if age > FRESH => Err(Error::Stale(age)),

@@ -1,6 +1,6 @@
 //! Handshakes whose signature a token makes, aside of the reactors: rustls signs in the middle of one and its thread
-//! stands still meanwhile. One thread for each upstream: a slow token keeps no other bank waiting, and one that hangs no
-//! more than this thread. Must not know TLS.
+//! stands still meanwhile. One thread for each upstream: a slow token keeps no other bank waiting, and one that hangs
+//! no more than this thread. Must not know TLS.
 //!
 //! Only the handshake's future is polled here. Its socket was registered with the driver of the reactor that connected
 //! it, and stays so: a tokio socket is bound to the driver and not to who polls it. Readiness is noted by the reactor's
@@ -60,8 +60,8 @@ impl Aside {
         Ok(Self { runtime, places: Arc::new(Semaphore::new(capacity)), capacity, work, stop })
     }
 
-    /// Runs a handshake to its end, `limit` at most. Given up, or its caller gone, it is dropped as soon as the thread is
-    /// free, and asks nothing of the token any more.
+    /// Runs a handshake to its end, `limit` at most. Given up, or its caller gone, it is dropped as soon as the thread
+    /// is free, and asks nothing of the token any more.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -81,8 +81,8 @@ impl Aside {
         })
     }
 
-    /// Whether a handshake would be refused now: all places are taken, and the thread stands still. Otherwise it is the banks
-    /// that are slow, and a place will be free in a moment.
+    /// Whether a handshake would be refused now: all places are taken, and the thread stands still. Otherwise it is the
+    /// banks that are slow, and a place will be free in a moment.
     pub(super) fn admits(&self) -> Result<(), KeyFault> {
         let full = self.places.available_permits() == 0 && self.work().since.is_some();
         if full { Err(KeyFault::Busy(self.capacity)) } else { Ok(()) }
@@ -111,7 +111,8 @@ impl Drop for Aside {
     }
 }
 
-/// How often who waits for a place looks whether it is worth while: more than handshakes take, less than callers notice.
+/// How often who waits for a place looks whether it is worth while: more than handshakes take, less than callers
+/// notice.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Drives a handshake, and counts what that takes.

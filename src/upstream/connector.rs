@@ -1,5 +1,5 @@
-//! Makes one live connection to a bank: resolve, connect (directly or through a company's proxy), handshake, each with its deadline and its metric.
-//! Whatever fails here is `not_sent`: nobody has sealed anything yet.
+//! Makes one live connection to a bank: resolve, connect (directly or through a company's proxy), handshake, each with
+//! its deadline and its metric. Whatever fails here is `not_sent`: nobody has sealed anything yet.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -205,8 +205,8 @@ impl Connector {
     }
 }
 
-/// Bytes of an answer that hyper reads at a time, and of a request before it is written. A head that is not whole with so
-/// many is refused. Its own default is 400 KiB, which a connection of long answers grows to.
+/// Bytes of an answer that hyper reads at a time, and of a request before it is written. A head that is not whole with
+/// so many is refused. Its own default is 400 KiB, which a connection of long answers grows to.
 const BUFFER: usize = 64 * 1024;
 
 fn unreached(attempts: Attempts, limit: Duration) -> AcquireError {

@@ -82,8 +82,8 @@ impl Count {
         self.broken.load(Ordering::Acquire)
     }
 
-    /// Before a request is written: the next read takes what the socket has, even where the event loop has not seen it. hyper
-    /// reads first, and what it finds, an end or what nobody asked for, keeps the request here.
+    /// Before a request is written: the next read takes what the socket has, even where the event loop has not seen it.
+    /// hyper reads first, and what it finds, an end or what nobody asked for, keeps the request here.
     pub(super) fn look(&self) {
         self.looks.store(true, Ordering::Release);
     }
@@ -148,8 +148,9 @@ impl Counted {
         }
     }
 
-    /// A write that fails because the bank hung up leaves unread what it said before: an answer that did not wait for the
-    /// whole request, an alert. So it is taken for written, as far as hyper goes, which reads on (RFC 9112 section 9.5).
+    /// A write that fails because the bank hung up leaves unread what it said before: an answer that did not wait for
+    /// the whole request, an alert. So it is taken for written, as far as hyper goes, which reads on (RFC 9112 section
+    /// 9.5).
     fn written(&mut self, cx: &Context<'_>, result: io::Result<usize>, offered: usize) -> Poll<io::Result<usize>> {
         self.count.written.fetch_add(left(&result, offered), Ordering::AcqRel);
         let Err(error) = result else { return Poll::Ready(result) };
@@ -162,8 +163,8 @@ impl Counted {
         Poll::Ready(Ok(offered))
     }
 
-    /// Reads what TLS has. What came before an alert is not lost by it: rustls tells the error as soon as it has it, and what
-    /// it has decrypted by then only to who asks again.
+    /// Reads what TLS has. What came before an alert is not lost by it: rustls tells the error as soon as it has it,
+    /// and what it has decrypted by then only to who asks again.
     fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ended.is_none() {
             match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
@@ -178,8 +179,8 @@ impl Counted {
         Poll::Ready(Err(error))
     }
 
-    /// What ended the writing is also what ended the reading, where that ends without a word: a bank that closes TLS has said
-    /// all that it has to say.
+    /// What ended the writing is also what ended the reading, where that ends without a word: a bank that closes TLS
+    /// has said all that it has to say.
     fn end(&mut self, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
         let Poll::Ready(Err(error)) = result else { return result };
         if error.kind() != io::ErrorKind::UnexpectedEof {
@@ -194,8 +195,8 @@ impl Counted {
 
 /// How many bytes a write of `offered` may have put on the wire.
 ///
-/// A write that fails says nothing of how far it came. Up to one record it came nowhere: the record did not leave whole, and
-/// a part of a record cannot be decrypted. Of several records the first may have left.
+/// A write that fails says nothing of how far it came. Up to one record it came nowhere: the record did not leave
+/// whole, and a part of a record cannot be decrypted. Of several records the first may have left.
 fn left(result: &io::Result<usize>, offered: usize) -> u64 {
     let left = match result {
         Ok(accepted) => *accepted,

@@ -13,8 +13,8 @@ use super::{AcquireError, Destination, ReactorId};
 
 type Establishing = Pin<Box<dyn Future<Output = Result<Established, AcquireError>> + Send>>;
 
-/// A connection on its way. Dropped before it is there, it goes on by itself, within the deadlines that it has, and ends in
-/// the pool.
+/// A connection on its way. Dropped before it is there, it goes on by itself, within the deadlines that it has, and
+/// ends in the pool.
 pub(super) struct Dialling {
     /// `None` once it has ended.
     establishing: Option<Establishing>,

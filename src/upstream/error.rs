@@ -157,8 +157,8 @@ impl From<Unresolved> for AcquireError {
 }
 
 impl AcquireError {
-    /// Whether it was we who ended the handshake, over the bank's certificate: the bank has not seen ours then (RFC 8446
-    /// section 4.4, RFC 5246 section 7.4.6).
+    /// Whether it was we who ended the handshake, over the bank's certificate: the bank has not seen ours then (RFC
+    /// 8446 section 4.4, RFC 5246 section 7.4.6).
     pub fn is_distrust(&self) -> bool {
         matches!(
             self,

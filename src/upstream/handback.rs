@@ -1,5 +1,5 @@
-//! How a connection gets back to its pool when its answer has ended, or nothing was sent on it: it is left for the task that drives it. Must not know
-//! what a pool does with it.
+//! How a connection gets back to its pool when its answer has ended, or nothing was sent on it: it is left for the task
+//! that drives it. Must not know what a pool does with it.
 
 use std::future::poll_fn;
 use std::mem;
@@ -47,8 +47,9 @@ impl Handback {
         handback.driver.wake();
     }
 
-    /// Drives a connection to its end, and puts it back whenever it was left. Always after its turn at the socket: whatever
-    /// the system has told by then, that the bank has closed without a word included, is noticed before a payment is sent.
+    /// Drives a connection to its end, and puts it back whenever it was left. Always after its turn at the socket:
+    /// whatever the system has told by then, that the bank has closed without a word included, is noticed before a
+    /// payment is sent.
     pub(super) fn drive(self: Arc<Self>, http: impl Future) -> impl Future<Output = ()> {
         // The connection holds what holds it: however this ends, begun or not, they part.
         let driver = Driver(self);

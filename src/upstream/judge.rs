@@ -25,8 +25,8 @@ pub(super) struct Judge {
     /// `None` without pins: the path is not looked for twice.
     pinning: Option<Pinning>,
     lists_expiry: Option<SystemTime>,
-    /// Until when what has passed stands, in seconds since 1970: the first end of a certificate that was presented. 0: nothing
-    /// has passed yet.
+    /// Until when what has passed stands, in seconds since 1970: the first end of a certificate that was presented. 0:
+    /// nothing has passed yet.
     stands_until: AtomicU64,
 }
 
@@ -60,8 +60,8 @@ impl Judge {
         now.as_secs() <= self.stands_until.load(Ordering::Relaxed) && now.as_secs() < lists
     }
 
-    /// Something has passed. Banks have several servers, whose certificates need not end together: the first end counts, until
-    /// it is over.
+    /// Something has passed. Banks have several servers, whose certificates need not end together: the first end
+    /// counts, until it is over.
     fn passes(&self, certificates: impl Iterator<Item = SystemTime>, now: UnixTime) {
         let end = certificates.map(seconds).min().unwrap_or(0);
         let before = self.stands_until.load(Ordering::Relaxed);

@@ -108,7 +108,8 @@ impl Lease {
         let deadline = deadline.min(tokio::time::Instant::from_std(began) + limit);
         held.connection.served += 1;
         held.connection.count.look();
-        // Mapped rather than awaited: a future that awaits what it was given holds it twice, and every request moves it.
+        // Mapped rather than awaited: a future that awaits what it was given holds it twice, and every request moves
+        // it.
         timeout_at(deadline, held.connection.sender.try_send_request(request))
             .map(move |sent| held.conclude(sent, began, limit))
     }
@@ -196,8 +197,8 @@ impl Held {
     }
 }
 
-/// Whether the only transfer coding is the one that hyper undoes (RFC 9112 section 7). Named once more, it is applied twice
-/// (section 6.1).
+/// Whether the only transfer coding is the one that hyper undoes (RFC 9112 section 7). Named once more, it is applied
+/// twice (section 6.1).
 pub fn is_plainly_framed(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
@@ -205,8 +206,8 @@ pub fn is_plainly_framed(headers: &HeaderMap) -> bool {
     codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
-/// Whether a body was announced where there is none (RFC 9110 section 8.6): a bank that sends it all the same would have it
-/// read as the next one's answer.
+/// Whether a body was announced where there is none (RFC 9110 section 8.6): a bank that sends it all the same would
+/// have it read as the next one's answer.
 fn announces_what_never_comes(response: &Response<Incoming>) -> bool {
     response.status() == StatusCode::NO_CONTENT
         && response.headers().get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
@@ -219,8 +220,8 @@ fn is_refusal(alert: AlertDescription, unjudged: bool, served: u64, read: u64) -
     unjudged && served == 1 && read == 0 && connector::refuses_certificate(alert)
 }
 
-/// Whether it cannot be about anything else, so that no request was read before it. `access_denied` is for access control
-/// (RFC 8446 section 6.2), which may have read one.
+/// Whether it cannot be about anything else, so that no request was read before it. `access_denied` is for access
+/// control (RFC 8446 section 6.2), which may have read one.
 fn speaks_of_a_certificate(alert: AlertDescription) -> bool {
     alert != AlertDescription::AccessDenied
 }

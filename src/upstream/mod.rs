@@ -238,9 +238,9 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Joins a destination with the identity that is presented to it, and reads the files of its trust as of `now`. Where
-    /// the identity's key is on a token `at_token` says how many handshakes may be on their way to it; they have a thread
-    /// of their own.
+    /// Joins a destination with the identity that is presented to it, and reads the files of its trust as of `now`.
+    /// Where the identity's key is on a token `at_token` says how many handshakes may be on their way to it; they have
+    /// a thread of their own.
     pub fn new(
         destination: Arc<Destination>,
         resolver: Arc<dyn ResolvesClientCert>,
@@ -292,8 +292,9 @@ impl Upstream {
         self.counted(self.any(reactor), reactor).await
     }
 
-    /// Leases a connection for a request that an idle one has just failed: a new one, because what else is idle may have
-    /// ended too. Where the bank has as many as it may have, what comes back next is nearly as good, and comes sooner.
+    /// Leases a connection for a request that an idle one has just failed: a new one, because what else is idle may
+    /// have ended too. Where the bank has as many as it may have, what comes back next is nearly as good, and comes
+    /// sooner.
     pub async fn acquire_again(&self, reactor: ReactorId) -> Result<Lease, AcquireError> {
         self.counted(self.awaited(reactor, self.pool.place_first()), reactor).await
     }
@@ -323,8 +324,8 @@ impl Upstream {
         }
     }
 
-    /// What comes first: a connection that comes back, or the right to one more. One place in either queue for the whole
-    /// wait: who has waited longest is next.
+    /// What comes first: a connection that comes back, or the right to one more. One place in either queue for the
+    /// whole wait: who has waited longest is next.
     async fn awaited(&self, reactor: ReactorId, mut place: Place) -> Result<Connection, AcquireError> {
         let seat = tokio::select! {
             biased;
@@ -344,8 +345,8 @@ impl Upstream {
         timeout(patience, connections.take()).await.map_err(|_| AcquireError::Full(most, patience))
     }
 
-    /// Whoever asked may go before the handshake has ended: the connection is then somebody else's. A caller who is less
-    /// patient than a bank is quick would otherwise never have one.
+    /// Whoever asked may go before the handshake has ended: the connection is then somebody else's. A caller who is
+    /// less patient than a bank is quick would otherwise never have one.
     async fn dial(&self, reactor: ReactorId, seat: Seat) -> Result<Connection, AcquireError> {
         if self.pool.is_replaced() {
             return Err(AcquireError::Replaced);

@@ -66,7 +66,8 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// The pins of one upstream, and all that it takes to find the path again which the library verified without showing it.
+/// The pins of one upstream, and all that it takes to find the path again which the library verified without showing
+/// it.
 ///
 /// What counts is the path, not the presented chain: anyone may present a pinned authority's certificate beside a chain
 /// of his own. And the whole path counts, from the bank's certificate to the anchor, though banks rarely present the
@@ -85,7 +86,8 @@ impl fmt::Debug for Pinning {
 }
 
 impl Pinning {
-    /// Whether there is a path that verifies and holds a pinned key, for a chain that has been verified by the same rules.
+    /// Whether there is a path that verifies and holds a pinned key, for a chain that has been verified by the same
+    /// rules.
     pub(super) fn check(
         &self,
         end_entity: &CertificateDer<'_>,

@@ -166,7 +166,8 @@ impl Pool {
     /// Takes a connection in that is ready for the next request: its last answer has ended, or it has had none.
     pub(super) fn put(self: &Arc<Self>, mut connection: Connection) {
         connection.has_waited = true;
-        // Whoever distrusts our certificate says so unasked: an alert from here on may speak of a request that was read.
+        // Whoever distrusts our certificate says so unasked: an alert from here on may speak of a request that was
+        // read.
         connection.unjudged = false;
         let since = Instant::now();
         if since - connection.born >= self.max_age {

@@ -50,7 +50,8 @@ impl Seats {
         self.free.available_permits() == 0
     }
 
-    /// Changes their number. Where more are taken than there are from now on, none is given out until enough have come back.
+    /// Changes their number. Where more are taken than there are from now on, none is given out until enough have come
+    /// back.
     pub(super) fn resize(&self, most: usize) {
         let mut count = self.lock();
         if most < count.most {
@@ -72,8 +73,8 @@ impl Seats {
 }
 
 impl Count {
-    /// Whether a seat that is free is one too many: then it is none. One that was on its way to somebody who has left is free
-    /// without having been taken.
+    /// Whether a seat that is free is one too many: then it is none. One that was on its way to somebody who has left
+    /// is free without having been taken.
     fn settle(&mut self) -> bool {
         let settled = self.surplus > 0;
         self.surplus -= usize::from(settled);

@@ -1,5 +1,5 @@
-//! TLS sessions for resumption, for as long as what was judged at their beginning still holds. A resumed session presents no
-//! chain: without this a bank's tickets would outlive its certificate and the revocation lists.
+//! TLS sessions for resumption, for as long as what was judged at their beginning still holds. A resumed session
+//! presents no chain: without this a bank's tickets would outlive its certificate and the revocation lists.
 
 use std::sync::Arc;
 

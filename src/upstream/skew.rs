@@ -29,8 +29,9 @@ impl Skew {
         Self { upstream: upstream.to_owned(), gauge, log, born: Instant::now(), looked, alarm }
     }
 
-    /// Looks at the answer to a request that began then and took so long: at one answer a second, whichever comes first,
-    /// because a clock that stands still has to be noticed as well. The others cost one read of an atomic number.
+    /// Looks at the answer to a request that began then and took so long: at one answer a second, whichever comes
+    /// first, because a clock that stands still has to be noticed as well. The others cost one read of an atomic
+    /// number.
     pub(super) fn observe(&self, headers: &HeaderMap, began: Instant, took: Duration) {
         if !self.is_due(began + took) {
             return;
@@ -123,8 +124,8 @@ impl Alarm {
     }
 }
 
-/// In seconds: above what a machine with NTP is off, and below the few minutes that services commonly allow; what these banks
-/// allow for is not known.
+/// In seconds: above what a machine with NTP is off, and below the few minutes that services commonly allow; what these
+/// banks allow for is not known.
 pub const TOLERATED_SKEW: u8 = 30;
 
 /// Two machines behind one name, of which one is off, must not fill the log.

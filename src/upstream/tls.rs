@@ -13,9 +13,9 @@ use super::question::Attentive;
 use super::sessions::Sessions;
 use super::witness::Witness;
 
-/// The configuration of one generation. Never reused for another identity or another trust: its resumption tickets would
-/// carry the old certificate on. A resumed session has no chain to judge, but comes from a handshake that this same
-/// configuration has judged, pins and revocation lists included, and ends with them.
+/// The configuration of one generation. Never reused for another identity or another trust: its resumption tickets
+/// would carry the old certificate on. A resumed session has no chain to judge, but comes from a handshake that this
+/// same configuration has judged, pins and revocation lists included, and ends with them.
 pub(super) struct Tls {
     connector: TlsConnector,
     judge: Arc<Judge>,

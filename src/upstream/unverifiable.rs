@@ -12,8 +12,8 @@ use crate::identity::certificate::{Certificate, PublicKey, name_content_in_words
 /// Why our TLS library verifies no such chain, whoever issued it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Unverifiable {
-    /// A signature that ring does not verify: ECDSA with SHA-512, on P-521 or on brainpool, RSA below 2048 bits, RSA-PSS
-    /// with unusual parameters, Ed448, SHA-1.
+    /// A signature that ring does not verify: ECDSA with SHA-512, on P-521 or on brainpool, RSA below 2048 bits,
+    /// RSA-PSS with unusual parameters, Ed448, SHA-1.
     #[error("the certificate of {subject} is signed with {algorithm}, which this build's TLS library does not verify")]
     Signature {
         /// Whose certificate it is.

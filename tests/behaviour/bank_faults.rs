@@ -428,7 +428,8 @@ fn an_answer_without_a_body_that_announces_one_ends_its_connection() {
     assert_eq!(bank.connections(), 2);
 }
 
-/// The whole of an exchange ends though no piece of the answer comes that could tell it, and whoever waited did not leave.
+/// The whole of an exchange ends though no piece of the answer comes that could tell it, and whoever waited did not
+/// leave.
 #[test]
 fn an_answer_that_pauses_ends_with_its_exchange_and_its_caller_is_not_blamed() {
     let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";

@@ -68,8 +68,8 @@ fn a_connection_that_comes_to_nothing_is_counted_after_whoever_left() {
     until("it is counted", SOON, || rig.metrics().contains(counted));
 }
 
-/// T-idle: what is dropped silently cannot be seen. Below the firewall's time nothing is lost; above it the caller learns
-/// that nothing is known, and nothing is sent twice.
+/// T-idle: what is dropped silently cannot be seen. Below the firewall's time nothing is lost; above it the caller
+/// learns that nothing is known, and nothing is sent twice.
 #[test]
 fn an_idle_time_below_that_of_a_silent_firewall_costs_no_payment() {
     const FIREWALL: Duration = Duration::from_millis(600);
@@ -123,8 +123,8 @@ fn a_request_that_is_tried_again_is_sealed_again() {
     }
 }
 
-/// A bank that has no room for more and closes each connection without a word, a moment after its answer: what comes back is
-/// handed to those who wait, and has ended by then.
+/// A bank that has no room for more and closes each connection without a word, a moment after its answer: what comes
+/// back is handed to those who wait, and has ended by then.
 #[test]
 fn whoever_waits_at_a_bank_that_closes_each_connection_is_served_in_the_end() {
     let bank = FakeBank::doing(|_| Act::AnswerAndLeave(Duration::from_micros(300), ok("{}")));

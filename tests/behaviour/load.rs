@@ -31,7 +31,8 @@ fn get(address: SocketAddr) -> Answer {
     Answer::parse(&answer)
 }
 
-/// Sends a head and then a body in these pieces for as long as anybody takes them; returns the answer and how much went.
+/// Sends a head and then a body in these pieces for as long as anybody takes them; returns the answer and how much
+/// went.
 fn upload(address: SocketAddr, framing: &str, pieces: impl Iterator<Item = Vec<u8>>) -> (Answer, usize) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
@@ -111,7 +112,8 @@ fn two_hundred_uploads_stay_within_what_all_bodies_may_hold() {
         assert!(answer.body.contains("the 64MiB of `limits.buffered`"), "{}", answer.body);
         assert!(answer.header("retry-after").is_some());
     }
-    // A caller that is still sending when it is refused may lose the answer to a reset: its connection ends all the same.
+    // A caller that is still sending when it is refused may lose the answer to a reset: its connection ends all the
+    // same.
     assert!(answers.iter().all(|answer| [200, 503, 0].contains(&answer.status)));
     assert!(served >= 4, "the first ones fit into what large bodies may hold: {served}");
     assert!(!shed.is_empty() && small > 0);
@@ -221,8 +223,8 @@ fn beyond_the_limit_whoever_has_no_place_is_told_at_once() {
     assert_eq!(bank.received().len(), 60 - refused);
 }
 
-/// A request of HTTP/2 (RFC 9113, RFC 7541 section 6.2.2) from somebody who answers no PING, so that a connection which is to
-/// take no more streams does not end by itself.
+/// A request of HTTP/2 (RFC 9113, RFC 7541 section 6.2.2) from somebody who answers no PING, so that a connection which
+/// is to take no more streams does not end by itself.
 fn http_2_request(address: SocketAddr) -> Vec<u8> {
     let authority = address.to_string();
     let fields = [(":method", "GET"), (":scheme", "http"), (":authority", &*authority), (":path", ACCOUNTS)];
@@ -235,7 +237,8 @@ fn http_2_request(address: SocketAddr) -> Vec<u8> {
     [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &headers, &block].concat()
 }
 
-/// Those who stayed over the limit, because they sent in the moment in which they were asked to go, go when they are idle.
+/// Those who stayed over the limit, because they sent in the moment in which they were asked to go, go when they are
+/// idle.
 #[test]
 fn whoever_stayed_over_the_limit_keeps_nobody_out() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(500), ok("{}")));

@@ -1,5 +1,5 @@
-//! What stands between proxy and bank, a balancer or a firewall: it forgets connections that are idle for too long, each
-//! in its own way.
+//! What stands between proxy and bank, a balancer or a firewall: it forgets connections that are idle for too long,
+//! each in its own way.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -637,7 +637,8 @@ fn an_identity_whose_certificate_is_revoked_is_used_no_more_where_it_says_so() {
     }
 }
 
-/// As OpenSSL writes it: emptied first, filled later. The look that finds it empty goes on to a key that takes its time.
+/// As OpenSSL writes it: emptied first, filled later. The look that finds it empty goes on to a key that takes its
+/// time.
 #[test]
 fn a_list_that_is_caught_half_written_is_read_when_it_is_whole() {
     if !present(&["openssl"]) {

@@ -97,7 +97,8 @@ impl World {
 }
 
 impl World {
-    /// The same, and the bank once more under another name and without settings, so that the identity is of use somewhere.
+    /// The same, and the bank once more under another name and without settings, so that the identity is of use
+    /// somewhere.
     fn with_spare(&self, identity: &str, upstream: &str) -> String {
         let plain = self.config(identity, "");
         let bank = plain.lines().find(|line| line.starts_with("  bank:")).expect("the bank");
@@ -207,8 +208,8 @@ fn broken(world: &World, present: &Issued, seal: &Issued, way: usize) -> Vec<(&'
     set
 }
 
-/// As it is judged: every new connection after a good rotation presents the new QWAC, a bad one changes nothing, no request
-/// fails, and a renewed seal that is not registered never seals.
+/// As it is judged: every new connection after a good rotation presents the new QWAC, a bad one changes nothing, no
+/// request fails, and a renewed seal that is not registered never seals.
 #[test]
 fn fifty_rotations_under_load_cost_no_request_and_each_is_what_the_bank_sees() {
     let world = World::new();
@@ -321,8 +322,8 @@ fn a_seal_that_is_not_listed_is_staged_and_shown_and_never_used() {
     verify_by(&world.bank.only(), &registered, &registered.sha1_hex()).expect("sealed by the registered one");
 }
 
-/// The precaution of an operator who sees it staged: the registered one's name is written down. Nor does it help to take the
-/// seal off the routes and put it back.
+/// The precaution of an operator who sees it staged: the registered one's name is written down. Nor does it help to
+/// take the seal off the routes and put it back.
 #[test]
 fn a_staged_seal_does_not_go_live_under_the_name_of_the_registered_one() {
     let world = World::new();
@@ -996,7 +997,8 @@ fn a_qwac_that_is_not_valid_yet_goes_live_when_it_is() {
     assert_eq!(metric(&rig, "sealproxy_reload_refused"), 0.0);
 }
 
-/// The chain was cut on its way, or another one lies behind the leaf: a bank that takes chains as they come would refuse it.
+/// The chain was cut on its way, or another one lies behind the leaf: a bank that takes chains as they come would
+/// refuse it.
 #[test]
 fn a_chain_that_is_worse_than_the_one_in_use_is_refused() {
     let world = World::new();
@@ -1167,8 +1169,8 @@ fn a_key_that_becomes_readable_to_everybody_is_noticed_while_it_is_in_use() {
     assert_eq!(rig.get(ACCOUNTS).status, 200);
 }
 
-/// What the bank knows stays with the bank: whatever the identity is called, whether the upstream was away for a while, and
-/// for whoever comes as a second brand of the same bank.
+/// What the bank knows stays with the bank: whatever the identity is called, whether the upstream was away for a while,
+/// and for whoever comes as a second brand of the same bank.
 #[test]
 fn what_a_bank_knows_outlives_every_change_of_the_configuration() {
     let world = World::new();
@@ -1283,7 +1285,8 @@ fn an_answer_that_a_rotation_cuts_is_not_counted_against_the_bank() {
     assert!(!rig.metrics().contains("cause=\"upstream-cut\""), "{}", rig.metrics());
 }
 
-/// One identity has no QWAC, and its bank's trust cannot be read: that was so at the start, and keeps no change of another out.
+/// One identity has no QWAC, and its bank's trust cannot be read: that was so at the start, and keeps no change of
+/// another out.
 #[test]
 fn a_bank_that_has_two_faults_holds_no_configuration_up() {
     let world = World::new();

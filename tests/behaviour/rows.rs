@@ -22,11 +22,14 @@
 //! - T-d2 `an_absent_header_is_an_error_and_never_an_empty_line` `a_head_without_what_must_be_signed_is_not_sealed`
 //! - T-d3 `what_the_caller_says_in_our_name_is_replaced`
 //! - T-d4 `a_chunked_body_carries_the_same_digest_and_one_framing_header_of_ours`
-//! - T-d5 `a_request_without_a_body_carries_nothing_that_describes_one`: what this bank asks for; a dialect may ask otherwise
+//! - T-d5 `a_request_without_a_body_carries_nothing_that_describes_one`: what this bank asks for; a dialect may ask
+//!   otherwise
 //! - T-d6 `a_body_keeps_its_bytes_whatever_they_are`
 //! - T-d7 `the_date_is_gmt_wherever_the_machine_thinks_it_is`
-//! - T-d8 T-d9 T-d13 `the_golden_vectors_byte_for_byte_with_every_backend` `openssl_receives_and_verifies_what_was_sealed`
-//! - T-d10 `a_key_id_that_would_break_out_of_its_quotes_is_not_accepted`: no dialect here makes a key id from a serial or a DN
+//! - T-d8 T-d9 T-d13 `the_golden_vectors_byte_for_byte_with_every_backend`
+//!   `openssl_receives_and_verifies_what_was_sealed`
+//! - T-d10 `a_key_id_that_would_break_out_of_its_quotes_is_not_accepted`: no dialect here makes a key id from a serial
+//!   or a DN
 //! - T-d11 cannot apply: no issuer DN goes into a header
 //! - T-d12 `a_second_dialect_goes_through_the_same_renderer`: the certificate header is in the signed list there
 //! - T-h2 `nothing_but_http_1_1_is_offered_to_the_bank` `a_bank_that_insists_on_http_2_is_told_apart`
@@ -41,7 +44,8 @@
 //! - T-mem `a_gibibyte_is_refused_long_before_it_is_there` `two_hundred_uploads_stay_within_what_all_bodies_may_hold`
 //! - T-mem2 `a_burst_over_http_2_leaves_no_high_water`
 //! - T-dup `no_payment_reaches_the_bank_twice_and_every_outcome_is_true`
-//! - T-slow `two_thousand_slow_heads_keep_nobody_out_and_are_closed_in_time` `whoever_sends_slowly_keeps_nobody_else_s_place`
+//! - T-slow `two_thousand_slow_heads_keep_nobody_out_and_are_closed_in_time`
+//!   `whoever_sends_slowly_keeps_nobody_else_s_place`
 //! - T-self `no_page_of_the_proxy_itself_shadows_a_path_of_the_bank`
 //!
 //! Connections, retries, TLS
@@ -70,9 +74,11 @@
 //! - T-idle3 `no_post_of_a_pooled_caller_fails_after_a_pause`
 //! - T-cold `one_request_a_second_on_sixteen_threads_meets_the_same_connection`
 //! - T-port `an_address_in_use_is_refused_at_start_and_a_second_process_never_shares_it`
-//! - T-yaml `equal_keys_and_merge_keys_are_reported_with_their_path` `variables_are_expanded_once_and_never_read_as_yaml`
+//! - T-yaml `equal_keys_and_merge_keys_are_reported_with_their_path`
+//!   `variables_are_expanded_once_and_never_read_as_yaml`
 //! - T-res `resumption_never_carries_an_old_certificate_on`
-//! - T-pool `an_upstream_whose_inputs_did_not_change_keeps_its_connections` `identities_and_profiles_never_mix_under_load`
+//! - T-pool `an_upstream_whose_inputs_did_not_change_keeps_its_connections`
+//!   `identities_and_profiles_never_mix_under_load`
 //! - T-rot1 `fifty_rotations_under_load_cost_no_request_and_each_is_what_the_bank_sees`
 //! - T-rot2 `a_set_that_is_written_file_by_file_is_taken_once_it_is_whole` `files_that_are_put_back_are_no_rotation`
 //! - T-rot3 `roots_that_change_hold_for_every_new_connection` `a_seal_goes_live_when_its_time_has_come_and_not_before`

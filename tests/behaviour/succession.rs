@@ -1,5 +1,5 @@
-//! Which QWAC may come after another one in production, and which pair may serve there. OpenSSL issues them, the judge is
-//! what the bank is shown.
+//! Which QWAC may come after another one in production, and which pair may serve there. OpenSSL issues them, the judge
+//! is what the bank is shown.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

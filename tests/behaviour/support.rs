@@ -38,7 +38,8 @@ pub(crate) fn kit() -> &'static Kit {
     KIT.get_or_init(|| Kit::open_or_make(&folder("kit"), SystemTime::now()).expect("a kit"))
 }
 
-/// A configuration for one bank at `bank`, sealed and unsealed routes. `more` is appended to the upstream, `top` at the end.
+/// A configuration for one bank at `bank`, sealed and unsealed routes. `more` is appended to the upstream, `top` at the
+/// end.
 pub(crate) fn config(bank: SocketAddr, more: &str, top: &str) -> String {
     on_token_if_asked(file_config(bank, more, top))
 }

@@ -220,8 +220,8 @@ fn a_bank_that_does_nothing_is_asked() {
     });
 }
 
-/// A proxy in front of this bank, a process of its own that can be made to stand still, and a caller whose first payment was
-/// answered.
+/// A proxy in front of this bank, a process of its own that can be made to stand still, and a caller whose first
+/// payment was answered.
 fn paid_once(bank: &Bank) -> (Started, TcpStream) {
     paid_once_with(bank, "")
 }
@@ -261,8 +261,8 @@ fn last_line(child: &mut Running) -> serde_json::Value {
     serde_json::from_str(log.lines().last().expect("a line")).expect("JSON")
 }
 
-/// Whether a payment met the deed of a bank on the connection that it had taken, in one of ten tries: the proxy may see to the
-/// bank first.
+/// Whether a payment met the deed of a bank on the connection that it had taken, in one of ten tries: the proxy may see
+/// to the bank first.
 fn meets(mut tried: impl FnMut() -> serde_json::Value, is_so: impl Fn(&serde_json::Value) -> bool) {
     let lines: Vec<_> = (0..10).map(|_| tried()).take_while(|line| !is_so(line)).collect();
     assert!(lines.len() < 10, "{lines:?}");

@@ -1,5 +1,5 @@
-//! The metrics of revocation. A certificate without a certain verdict has no value of the first two, rather than a wrong
-//! one.
+//! The metrics of revocation. A certificate without a certain verdict has no value of the first two, rather than a
+//! wrong one.
 
 use std::time::SystemTime;
 

@@ -1,5 +1,5 @@
-//! Looks in the background whether certificates of ours have been revoked, says so in log and metrics, and keeps what is
-//! known for others to read. Holds up no request: what follows from a verdict is for its readers to decide.
+//! Looks in the background whether certificates of ours have been revoked, says so in log and metrics, and keeps what
+//! is known for others to read. Holds up no request: what follows from a verdict is for its readers to decide.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,9 +70,9 @@ pub struct Revocation {
 }
 
 impl Revocation {
-    /// Watches these certificates from now on, and no others. New ones are checked at once; one that stays the same goes
-    /// on in its rhythm; one whose settings alone have changed keeps its verdict. Call it within the runtime that is to do
-    /// the work, which must not be a reactor.
+    /// Watches these certificates from now on, and no others. New ones are checked at once; one that stays the same
+    /// goes on in its rhythm; one whose settings alone have changed keeps its verdict. Call it within the runtime that
+    /// is to do the work, which must not be a reactor.
     pub fn update(&self, wanted: Vec<Watched>) {
         let wanted: BTreeMap<_, _> = wanted.into_iter().map(|watched| (watched.id(), watched)).collect();
         // A map of watches is whole after any panic.
@@ -158,8 +158,8 @@ async fn revoked_by_list(watched: &Watched) -> Option<Round> {
     Some(check::lists(watched).await).filter(|round| round.verdict.is_some_and(|verdict| verdict.is_revoked()))
 }
 
-/// Until the next check: `every`, or sooner while checks fail, and up to a tenth more, so that the proxies of a company do
-/// not ask all at once.
+/// Until the next check: `every`, or sooner while checks fail, and up to a tenth more, so that the proxies of a company
+/// do not ask all at once.
 fn pause(every: Duration, failed: u32, luck: u8) -> Duration {
     let base = match failed.checked_sub(1) {
         None => every,

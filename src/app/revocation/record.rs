@@ -1,5 +1,5 @@
-//! What is known of each certificate: the last certain verdict, when it was reached, and why the last check was less than
-//! that. Pure; the clock is an argument.
+//! What is known of each certificate: the last certain verdict, when it was reached, and why the last check was less
+//! than that. Pure; the clock is an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;

@@ -25,8 +25,8 @@ pub fn crls(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CrlError> {
 }
 
 impl Issued {
-    /// What a list says of this certificate at `now`. An error for which [`CrlError::concerns_others`] holds is no fault
-    /// of the list. Takes little memory beyond the list itself, however many entries it has.
+    /// What a list says of this certificate at `now`. An error for which [`CrlError::concerns_others`] holds is no
+    /// fault of the list. Takes little memory beyond the list itself, however many entries it has.
     pub fn read_crl(&self, der: &[u8], now: SystemTime) -> Result<Verdict, CrlError> {
         let list = yasna::parse_der(der, |reader| read_signed(reader, |reader| List::read(reader, &self.serial)));
         let (list, signed) = list.map_err(|_| CrlError::Malformed)?;

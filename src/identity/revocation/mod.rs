@@ -110,7 +110,8 @@ struct Issuer {
 }
 
 impl Issued {
-    /// Takes the first certificate of a chain, and the one among the others that issued it, shown by name and signature.
+    /// Takes the first certificate of a chain, and the one among the others that issued it, shown by name and
+    /// signature.
     pub fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, ChainError> {
         let (leaf, others) = chain.split_first().ok_or(ChainError::Empty)?;
         let leaf = parse(leaf)?;

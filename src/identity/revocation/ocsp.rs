@@ -1,5 +1,5 @@
-//! OCSP (RFC 6960): the request for one certificate, and what an answer to it says. No nonce: an answer without one would
-//! have to be taken all the same, since responders sign ahead (RFC 5019), and its dates bound how old it can be.
+//! OCSP (RFC 6960): the request for one certificate, and what an answer to it says. No nonce: an answer without one
+//! would have to be taken all the same, since responders sign ahead (RFC 5019), and its dates bound how old it can be.
 
 use std::time::{Duration, SystemTime};
 
@@ -101,8 +101,8 @@ impl Issued {
 }
 
 impl Issuer {
-    /// Whether the issuer lets somebody answer in its place. Whether that certificate has itself been revoked is not asked:
-    /// most are short-lived and say that nobody need ask (id-pkix-ocsp-nocheck, section 4.2.2.2.1).
+    /// Whether the issuer lets somebody answer in its place. Whether that certificate has itself been revoked is not
+    /// asked: most are short-lived and say that nobody need ask (id-pkix-ocsp-nocheck, section 4.2.2.2.1).
     fn delegates_to(&self, responder: &X509Certificate<'_>, now: SystemTime) -> Result<(), OcspError> {
         if responder.issuer().as_raw() != self.name {
             return Err(OcspError::UnknownResponder);

@@ -1,16 +1,16 @@
-//! Who signs next with a key that takes its time. A queue in the order of arrival, which takes in nobody who would leave it
-//! without a signature. Must not know what a signature is.
+//! Who signs next with a key that takes its time. A queue in the order of arrival, which takes in nobody who would
+//! leave it without a signature. Must not know what a signature is.
 //!
-//! A queue whose members lose patience serves nobody under a lasting overload, however slight: it grows until whoever comes
-//! to its head has waited for all of his time, and the key then works for those who are just leaving. So the desk sees how
-//! long a signature takes, and refuses at once whoever would not have one well within his patience. Estimates err, and so it
-//! looks once more when a turn has come: who has too little time left costs the key nothing then. Who is let in is served in
-//! time, and the key is never without work while somebody asks. What is known of a slow key fades while it is idle, by a half
-//! each second: one that hung and is back is tried again.
+//! A queue whose members lose patience serves nobody under a lasting overload, however slight: it grows until whoever
+//! comes to its head has waited for all of his time, and the key then works for those who are just leaving. So the desk
+//! sees how long a signature takes, and refuses at once whoever would not have one well within his patience. Estimates
+//! err, and so it looks once more when a turn has come: who has too little time left costs the key nothing then. Who is
+//! let in is served in time, and the key is never without work while somebody asks. What is known of a slow key fades
+//! while it is idle, by a half each second: one that hung and is back is tried again.
 //!
-//! What is signed holds the time and ages while the key works. Many tokens sign one message at a time whatever their sessions,
-//! and each signature then takes as long as all that are under way. So no more are begun at a time than are made quickly
-//! enough: one less after each that was too slow, and one more after a number that were not.
+//! What is signed holds the time and ages while the key works. Many tokens sign one message at a time whatever their
+//! sessions, and each signature then takes as long as all that are under way. So no more are begun at a time than are
+//! made quickly enough: one less after each that was too slow, and one more after a number that were not.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,8 +126,8 @@ impl Drop for Place<'_> {
     }
 }
 
-/// The right to sign once. It goes back when the key is done, not when its holder has given up: a key that hangs must not
-/// gather work.
+/// The right to sign once. It goes back when the key is done, not when its holder has given up: a key that hangs must
+/// not gather work.
 pub(super) struct Permit {
     /// `None`: nobody ever had it.
     desk: Option<Arc<Desk>>,
@@ -175,8 +175,8 @@ impl Pace {
         Self { took: Duration::ZERO, idle: None, room: sessions, sessions, changed: None, quick: 0 }
     }
 
-    /// Refuses whoever has so many before him that his signature would not be there in three quarters of his time; the fourth
-    /// is for what the estimate does not know.
+    /// Refuses whoever has so many before him that his signature would not be there in three quarters of his time; the
+    /// fourth is for what the estimate does not know.
     fn admit(&self, ahead: usize, patience: Patience, now: Instant) -> Result<(), Error> {
         let expected = self.expected(ahead, now);
         let left = patience.until.saturating_duration_since(now);
@@ -240,7 +240,8 @@ mod tests {
         Patience { until: now + 2000 * MS, signing: 800 * MS }
     }
 
-    /// Makes so many signatures at a time, each of which takes so long if alone, as a token that makes one after the other.
+    /// Makes so many signatures at a time, each of which takes so long if alone, as a token that makes one after the
+    /// other.
     fn work(pace: &mut Pace, mut now: Instant, each: Duration, rounds: usize) -> Instant {
         pace.wake(now);
         for _ in 0..rounds {

@@ -35,7 +35,8 @@ const STARTS: u64 = 2;
 /// Bytes of a PIN's file: tokens take PINs of some dozen.
 const MAX_PIN: u64 = 1024;
 
-/// The PIN that a token has refused. Of the process, because a key may be opened anew again and again, and a token counts.
+/// The PIN that a token has refused. Of the process, because a key may be opened anew again and again, and a token
+/// counts.
 type Refused = Arc<Mutex<Option<AuthPin>>>;
 
 static REFUSED: LazyLock<Mutex<HashMap<String, Refused>>> = LazyLock::new(Mutex::default);

@@ -39,8 +39,8 @@ const EC: [(Scheme, MechanismType, MechanismType, Hash); 1] =
     [(Scheme::EcdsaP256Sha256, MechanismType::ECDSA_SHA256, MechanismType::ECDSA, Hash::Sha256)];
 
 impl Way {
-    /// All ways of an RSA key, or else of one on P-256, that lead over mechanisms of `known`. A key that takes its message
-    /// `in_parts` can only be used with a mechanism that hashes.
+    /// All ways of an RSA key, or else of one on P-256, that lead over mechanisms of `known`. A key that takes its
+    /// message `in_parts` can only be used with a mechanism that hashes.
     pub(super) fn all(rsa: bool, known: &[MechanismType], in_parts: bool) -> Vec<Self> {
         let candidates: &[_] = if rsa { &RSA } else { &EC };
         let ways = candidates.iter().filter_map(|(scheme, hashing, bare, hash)| {

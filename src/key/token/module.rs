@@ -52,8 +52,8 @@ impl Module {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Starts the library anew, unless somebody has since `epoch`: some look for tokens only then. Not while another thread is
-    /// in it, and not more often than once a second. Returns whether it is worth another try.
+    /// Starts the library anew, unless somebody has since `epoch`: some look for tokens only then. Not while another
+    /// thread is in it, and not more often than once a second. Returns whether it is worth another try.
     pub(super) fn looks_anew(&self, epoch: u64) -> bool {
         let mut started = lock(&self.started);
         if self.epoch() != epoch {
@@ -74,8 +74,8 @@ impl Module {
 /// How often a library may be started.
 pub(super) const LOOK_ANEW: Duration = Duration::from_secs(1);
 
-/// Waits until no thread is in a module, for a moment at most, and lets none in again. A module's own memory is gone while the
-/// process ends, and a thread that closes its session then would crash it.
+/// Waits until no thread is in a module, for a moment at most, and lets none in again. A module's own memory is gone
+/// while the process ends, and a thread that closes its session then would crash it.
 pub(in super::super) fn leave() {
     let began = Instant::now();
     let modules: Vec<_> = loop {

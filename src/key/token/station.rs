@@ -46,8 +46,8 @@ impl Station {
         self.open()?.sign(scheme, message).inspect_err(|_| self.close())
     }
 
-    /// Learns what the key is. A token that only just cannot be read, because another process writes to it or it starts, is no
-    /// reason to go without it, while nobody else works with its module.
+    /// Learns what the key is. A token that only just cannot be read, because another process writes to it or it
+    /// starts, is no reason to go without it, while nobody else works with its module.
     pub(super) fn open_at_first(&mut self) -> Result<Vec<Scheme>, Fault> {
         loop {
             let opened = self.open().map(Place::schemes);

@@ -251,7 +251,8 @@ impl Script {
             }
             Finish::Alert => {
                 let (tcp, session) = tls.get_mut();
-                // The session says what it thinks of such a record; the stream around it would pass on nothing any more.
+                // The session says what it thinks of such a record; the stream around it would pass on nothing any
+                // more.
                 session.read_tls(&mut &UNREADABLE[..])?;
                 let _ = session.process_new_packets();
                 let mut alert = Vec::new();

@@ -239,8 +239,8 @@ fn fifty_callers_of_a_slow_token_get_fresh_seals_or_are_told_that_nothing_was_se
     assert_eq!(bank.received().len(), sealed + 1);
 }
 
-/// What callers were told who ask for `seconds`, each again as soon as he is answered, or a moment after he was refused: when
-/// the answer came, how long it took, and itself.
+/// What callers were told who ask for `seconds`, each again as soon as he is answered, or a moment after he was
+/// refused: when the answer came, how long it took, and itself.
 fn closed_loop(address: SocketAddr, callers: usize, seconds: u64) -> Vec<(Duration, Duration, Answer)> {
     let start = Instant::now();
     let call = move || {
@@ -437,8 +437,8 @@ impl Neighbours {
         began.elapsed()
     }
 
-    /// With so many callers of the bank that needs the token at a time, each asking again and again for three seconds: the p99 of
-    /// the others before and meanwhile, and what these callers were answered.
+    /// With so many callers of the bank that needs the token at a time, each asking again and again for three seconds:
+    /// the p99 of the others before and meanwhile, and what these callers were answered.
     fn beside(&self, callers: usize, milliseconds: u32) -> (Duration, Duration, Vec<Answer>) {
         let address = self.proxy.address;
         self.p99();
@@ -469,8 +469,8 @@ impl Neighbours {
     }
 }
 
-/// The floor is what a busy test machine makes of two cores, and half of what a slow token takes for one signature: whoever
-/// stood behind it would show.
+/// The floor is what a busy test machine makes of two cores, and half of what a slow token takes for one signature:
+/// whoever stood behind it would show.
 fn keeps_its_pace(what: &str, quiet: Duration, loaded: Duration) {
     eprintln!("p99 {quiet:?} quiet, {loaded:?} beside {what}");
     assert!(loaded < (2 * quiet).max(quiet + Duration::from_millis(50)), "{what}: {quiet:?} {loaded:?}");

@@ -1,5 +1,5 @@
-//! QWAC keys that never leave a token. The banks end each connection and resume no session, so that each request needs a
-//! handshake, and each handshake a signature.
+//! QWAC keys that never leave a token. The banks end each connection and resume no session, so that each request needs
+//! a handshake, and each handshake a signature.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -23,8 +23,6 @@ const METHODS: [(&str, Method); 7] = [
 ];
 /// How many of them pass on a sealed route that names none: all but OPTIONS.
 const DEFAULT_METHODS: usize = 6;
-/// The depth to which the proxy looks prefixes up.
-const MAX_DEPTH: usize = 64;
 
 /// Reads all routes. `names` are the upstreams of the file, `upstreams` those of them that are legal.
 pub(super) fn routes(root: &Section<'_>, names: &[&str], upstreams: &BTreeMap<String, Upstream>) -> Vec<Settings> {
@@ -116,9 +114,6 @@ fn path(text: &str) -> Result<String, Fault> {
     if text.split('/').any(|segment| matches!(segment, "." | "..")) {
         return fault("holds a dot segment", "write the path that it leads to");
     }
-    if text.matches('/').count() > MAX_DEPTH {
-        return fault("has more than 64 segments", "end it earlier");
-    }
     Ok(text.to_owned())
 }
 
@@ -170,10 +165,10 @@ mod tests {
 
     #[test]
     fn a_path_is_one_that_can_be_found() {
-        for text in ["/", "/becm/", "/becm/oauth2/token", "/a.b/..c/~d:@!$&'()*+,=/"] {
+        let deep = "/a".repeat(65);
+        for text in ["/", "/becm/", "/becm/oauth2/token", "/a.b/..c/~d:@!$&'()*+,=/", &deep] {
             assert_eq!(path(text).as_deref(), Ok(text));
         }
-        let deep = "/a".repeat(65);
         for text in [
             "becm/",
             "https://bank/becm",
@@ -195,7 +190,6 @@ mod tests {
             "/a/**/b",
             "/a/{id}",
             "/a\n",
-            &deep,
         ] {
             assert!(path(text).is_err(), "{text}");
         }

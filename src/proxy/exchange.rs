@@ -2,7 +2,6 @@
 //! counts the metrics once.
 
 use std::cell::Cell;
-use std::error::Error as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +17,7 @@ use super::metrics::RouteMetrics;
 use super::problem::Problem;
 use super::redact::Words;
 use super::route::Route;
+use crate::causes::in_words;
 use crate::log::{Fields, Importance, Log, name, timestamp};
 use crate::upstream::{AnswerError, Outcome};
 
@@ -156,10 +156,7 @@ impl Exchange {
             return;
         }
         self.problem = Some(error.kind());
-        self.cause = Some(match error.source() {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        });
+        self.cause = Some(in_words(error));
     }
 
     /// The answer ends before it is whole, and not for the bank's sake: the caller left, or the proxy stops.
@@ -184,7 +181,7 @@ impl Exchange {
 
     /// The answer did not end in the time that the whole exchange has.
     pub(super) fn timed_out(&mut self) {
-        self.problem = Some("exchange-timeout");
+        self.problem = Some(Problem::ExchangeTimeout(self.outcome).kind());
     }
 
     /// The record goes before the caller's answer is made: unless one has begun, or it has left, it is told this.

@@ -115,7 +115,7 @@ impl Listener {
                 () = departure.reaches(Phase::Draining) => break,
                 accepted = self.accept() => match accepted {
                     Ok(accepted) => hall.let_in(accepted, self.peers.as_deref()).await,
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    Err(error) => hall.no_connection(&error).await,
                 },
             }
         }
@@ -155,6 +155,8 @@ const ROOM_LOOKS: usize = 100;
 
 /// After an accept that failed: long enough for a descriptor to come free, short enough for nobody to notice.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Where each descriptor that comes free is taken at once, every other attempt fails.
+const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(10);
 
 /// For how long those are taken in who were in the queue when the drain began.
 const LAST_ADMISSION: Duration = Duration::from_millis(500);
@@ -272,6 +274,8 @@ pub struct Hall {
     /// Whether every seat is taken. Answers then end their connection, so that callers make room themselves before
     /// somebody is evicted in the moment of sending.
     crowded: Arc<AtomicBool>,
+    /// When the log was last told that no connection could be accepted.
+    complained: Mutex<Option<Instant>>,
     departure: Departure,
 }
 
@@ -285,6 +289,7 @@ impl Hall {
             limit,
             refusal: Problem::Crowded(limit).answer_unread(),
             crowded: Arc::default(),
+            complained: Mutex::default(),
             departure,
         })
     }
@@ -306,9 +311,30 @@ impl Hall {
             match accept() {
                 Ok(accepted) => self.let_in(accepted, peers).await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                Err(error) => self.no_connection(&error).await,
             }
         }
+    }
+
+    /// Counts what kept a connection from being accepted, tells of it now and then, and waits a moment: running out of
+    /// file descriptors passes.
+    async fn no_connection(&self, error: &io::Error) {
+        let proxy = &self.reactors[0].proxy;
+        proxy.metrics().failed_accepts.inc();
+        if self.may_complain() {
+            proxy.accept_failed(error);
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+
+    fn may_complain(&self) -> bool {
+        let now = Instant::now();
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = complained.is_none_or(|last| now - last >= BETWEEN_COMPLAINTS);
+        if may {
+            *complained = Some(now);
+        }
+        may
     }
 
     fn seat(self: &Arc<Self>, accepted: Accepted, peers: Option<&[u32]>) {

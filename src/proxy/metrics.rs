@@ -24,6 +24,8 @@ pub struct Metrics {
     pub refused_connections: IntCounter,
     /// Connections of local clients that ended to make room for others.
     pub evicted_connections: IntCounter,
+    /// Connections of local clients that the system did not hand over, most often for want of a file descriptor.
+    pub failed_accepts: IntCounter,
 }
 
 impl Metrics {
@@ -76,6 +78,10 @@ impl Metrics {
             evicted_connections: count(
                 "sealproxy_client_connections_evicted_total",
                 "Connections of local clients that ended to make room for others.",
+            )?,
+            failed_accepts: count(
+                "sealproxy_accept_failures_total",
+                "Times that the system handed no connection over, most often for want of file descriptors.",
             )?,
         })
     }

@@ -1,6 +1,7 @@
 //! Turns accepted connections into sealed requests. Must not know YAML, files, keys or certificates.
 
 use std::future::poll_fn;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -289,12 +290,30 @@ impl Proxy {
         &self.shared.metrics
     }
 
+    /// Logs why nobody gets in.
+    fn accept_failed(&self, error: &io::Error) {
+        let detail = format!(
+            "no connection can be accepted: {error}; where files are short, raise the limit of this process \
+             (ulimit -n, LimitNOFILE) or lower `limits.connections`"
+        );
+        let line = AcceptFailed { time: timestamp(SystemTime::now()), event: "accept-failed", detail };
+        self.shared.recorder.log.entry(&line, Importance::Usual);
+    }
+
     /// Logs and counts a connection that ended over something that never became a request.
     fn malformed(&self, kind: &'static str, detail: &str) {
         self.shared.metrics.malformed(kind);
         let time = timestamp(SystemTime::now());
         self.shared.recorder.log.entry(&Malformed { time, event: "malformed", kind, detail }, Importance::Usual);
     }
+}
+
+/// The log line of connections that the system does not hand over.
+#[derive(Serialize)]
+struct AcceptFailed {
+    time: String,
+    event: &'static str,
+    detail: String,
 }
 
 /// The log line of a connection whose bytes were no request.

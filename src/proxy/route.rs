@@ -121,7 +121,8 @@ pub struct Routes {
     edition: u64,
     all: Vec<Arc<Route>>,
     own: Table,
-    of_banks: HashMap<Origin, Table>,
+    /// By host, then by port.
+    of_banks: HashMap<String, BTreeMap<u16, Table>>,
     names: Vec<String>,
     words: Words,
     listing: String,
@@ -152,11 +153,12 @@ impl Routes {
     pub fn new(edition: u64, routes: Vec<Route>, names: Vec<String>) -> Self {
         let words = Words::new(routes.iter().map(|route| route.api), routes.iter().map(|route| &*route.settings.path));
         let routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();
-        let mut of_banks: HashMap<Origin, Table> = HashMap::new();
+        let mut of_banks: HashMap<String, BTreeMap<u16, Table>> = HashMap::new();
         for route in &routes {
-            of_banks.entry(route.origin.clone()).or_default().insert(route);
+            let Origin { host, port } = route.origin.clone();
+            of_banks.entry(host).or_default().entry(port).or_default().insert(route);
         }
-        let listing = routes.iter().map(describe).collect::<Vec<_>>().join(", ");
+        let listing = listing(&routes);
         Self { own: Table::of_proxy(&routes), all: routes, edition, of_banks, names, words, listing }
     }
 
@@ -207,21 +209,32 @@ impl Routes {
 
     /// The table of whoever the authority names: a bank or the proxy.
     fn table(&self, authority: &Caller, transport: Transport) -> Result<&Table, Problem> {
-        let named = self.of_banks.iter().find(|(origin, _)| authority.names(origin));
-        match named {
-            Some((_, table)) => Ok(table),
-            None if transport == Transport::Unix || self.is_own(&authority.host) => Ok(&self.own),
+        let of_host = self.of_banks.get(authority.name());
+        match of_host.and_then(|of_host| authority.ports().find_map(|port| of_host.get(&port))) {
+            Some(table) => Ok(table),
+            None if transport == Transport::Unix || self.is_own(authority) => Ok(&self.own),
             None => Err(Problem::Misdirected(AskedHost::new(&authority.host, authority.port))),
         }
     }
 
-    fn is_own(&self, host: &str) -> bool {
-        let address = || host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-        host == "localhost"
-            || self.names.iter().any(|name| name == host)
-            || address().is_ok_and(|address| address.is_loopback())
+    fn is_own(&self, authority: &Caller) -> bool {
+        authority.host == "localhost"
+            || self.names.contains(&authority.host)
+            || authority.name().parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
+
+/// The first routes in words, and how many more there are.
+fn listing(routes: &[Arc<Route>]) -> String {
+    let mut words: Vec<String> = routes.iter().take(LISTED).map(describe).collect();
+    if let Some(more @ 1..) = routes.len().checked_sub(LISTED) {
+        words.push(format!("and {more} more"));
+    }
+    words.join(", ")
+}
+
+/// What a reader of an answer looks through.
+const LISTED: usize = 50;
 
 fn describe(route: &Arc<Route>) -> String {
     let Settings { path, upstream, .. } = &route.settings;
@@ -344,13 +357,16 @@ impl Caller {
         self.host == other.host && port(self) == port(other)
     }
 
-    fn names(&self, origin: &Origin) -> bool {
-        let host = self.host.trim_start_matches('[').trim_end_matches(']');
-        let port = match self.port {
-            None | Some(80 | 443) => 443,
-            Some(port) => port,
-        };
-        host == origin.host && (port == origin.port || self.port == Some(origin.port))
+    /// The host as it stands in an [`Origin`]: an IPv6 address without its brackets.
+    fn name(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// The ports of a bank that may be meant, the one that was named first. A caller of `http://` leaves out 80, or a library
+    /// puts it there, and means the bank all the same.
+    fn ports(&self) -> impl Iterator<Item = u16> {
+        let of_https = self.port.is_none_or(|port| port == 80).then_some(443);
+        self.port.into_iter().chain(of_https)
     }
 }
 

@@ -142,7 +142,8 @@ pub enum AcquireError {
         "all of the {0} `connections` to the upstream are in use, and none came free within the {1:?} of `timeouts.connect`"
     )]
     Full(usize, Duration),
-    /// The identity or the trust has a successor, and its upstream is the one to ask. Never reaches a caller.
+    /// The identity or the trust has a successor, and its upstream is the one to ask. Reaches a caller only where the
+    /// configuration has changed as well, under which the request may not be the same.
     #[error("the upstream's identity has just been replaced")]
     Replaced,
 }

@@ -263,6 +263,8 @@ fn a_body_that_is_cut_is_visibly_cut_for_the_caller() {
             (Some("upstream-cut"), Some("answered")),
             "{line}"
         );
+        let cause = line["cause"].as_str().expect("the log tells more");
+        assert!(["end of file before", "reset"].iter().any(|end| cause.contains(end)), "{cause}");
     }
 }
 

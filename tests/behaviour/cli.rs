@@ -1,6 +1,6 @@
 //! The program as people start it: what it prints, and how it exits.
 
-use std::io::{BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -560,10 +560,16 @@ pub(crate) fn start(yaml: &str, environment: &[(&str, &str)]) -> Started {
 
 /// With its log going there.
 pub(crate) fn start_with(yaml: &str, environment: &[(&str, &str)], log: Stdio) -> Started {
+    let mut command = sealproxy(&["run", "--config"]);
+    command.envs(environment.iter().copied());
+    start_by(command, yaml, log)
+}
+
+/// By a command that the configuration's file is the last argument of.
+fn start_by(mut command: Command, yaml: &str, log: Stdio) -> Started {
     let file = folder("run").join("sealproxy.yaml");
     std::fs::write(&file, yaml).expect("a file");
-    let mut command = sealproxy(&["run", "--config"]);
-    command.arg(&file).envs(environment.iter().copied()).stderr(Stdio::piped()).stdout(log);
+    command.arg(&file).stderr(Stdio::piped()).stdout(log);
     let mut child = Running(command.spawn().expect("it starts"));
     let mut stderr = BufReader::new(child.0.stderr.take().expect("piped"));
     let lines = read_until(&mut stderr, "sealproxy ");
@@ -607,6 +613,31 @@ fn run_says_what_makes_the_seals() {
     let mut log = String::new();
     child.0.stdout.take().expect("piped").read_to_string(&mut log).expect("text");
     assert_eq!(log, "", "a start is no request and no change");
+}
+
+#[test]
+fn a_process_that_is_short_of_files_says_so_once_and_serves_on() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 40; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sealproxy"), "run", "--config"]);
+    let Started { mut child, address, admin, stderr: _stderr } = start_by(command, &legal(), Stdio::piped());
+    let crowd: Vec<_> = (0..48).map(|_| TcpStream::connect(address).expect("the kernel lets it in")).collect();
+    let mut log = BufReader::new(child.0.stdout.take().expect("piped"));
+    let mut line = String::new();
+    log.read_line(&mut line).expect("a line");
+    let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!(said["event"], "accept-failed", "{line}");
+    assert!(line.contains("Too many open files") && line.contains("LimitNOFILE"), "{line}");
+    std::thread::sleep(Duration::from_millis(300));
+    drop(crowd);
+    // Those who waited are let in, and are gone; whoever comes now is served.
+    assert!(get(address, "/nowhere", "").starts_with("HTTP/1.1 404"));
+    let metrics = get(admin, "/metrics", "");
+    let failures = metrics.lines().find_map(|line| line.strip_prefix("sealproxy_accept_failures_total "));
+    assert!(failures.expect("it is counted").parse::<u32>().expect("a number") > 2, "{failures:?}");
+    assert_eq!(child.terminate_at_once(), Some(0));
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).expect("text");
+    assert!(!rest.contains("accept-failed"), "{rest}");
 }
 
 #[test]

@@ -13,6 +13,9 @@ use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 
+/// For what comes soon, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 fn readiness(rig: &Rig) -> u16 {
     rig.page("/readyz").status
 }
@@ -29,10 +32,9 @@ fn requests_in_flight_finish_and_nobody_new_is_let_in() {
     let in_flight = std::thread::spawn(move || {
         send(address, format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes())
     });
-    std::thread::sleep(Duration::from_millis(300));
+    until("the bank has it", PATIENCE, || bank.received().len() == 1);
     rig.signal();
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(readiness(&rig), 503);
+    until("it leaves", PATIENCE, || readiness(&rig) == 503);
     assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
     for stream in [&mut idle, &mut half] {
         let mut rest = Vec::new();
@@ -92,8 +94,7 @@ fn while_it_lingers_everybody_is_served_and_told_to_leave() {
     let mut fresh = Caller::connect(rig.address()).expect("connected");
     let began = Instant::now();
     rig.terminate();
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(readiness(&rig), 503);
+    until("it leaves", PATIENCE, || readiness(&rig) == 503);
     let new = Caller::connect(rig.address()).expect("still accepted");
     for mut caller in [new, idle] {
         let (answer, stays) = caller.pay().expect("answered");
@@ -115,10 +116,10 @@ fn a_second_signal_ends_the_linger_and_no_request() {
     let rig = Rig::start(&config(bank.address, "", "timeouts: { linger: 1m }\n"));
     let mut caller = Caller::connect(rig.address()).expect("connected");
     let paying = std::thread::spawn(move || caller.pay());
-    std::thread::sleep(Duration::from_millis(200));
+    until("the bank has it", PATIENCE, || bank.received().len() == 1);
     let began = Instant::now();
     rig.terminate();
-    std::thread::sleep(Duration::from_millis(100));
+    until("it leaves", PATIENCE, || readiness(&rig) == 503);
     rig.signal();
     assert_eq!(rig.ended(), Ended::Drained);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());

@@ -380,3 +380,39 @@ fn a_caller_that_names_the_bank_is_served_as_one_that_names_the_proxy() {
         assert_eq!(received.header("host"), Some(&*authority));
     }
 }
+
+/// Neither answers: the log tells whom the request was for.
+#[test]
+fn of_two_banks_on_one_host_the_port_that_is_named_decides() {
+    let text = config("127.0.0.1:443".parse().expect("an address"), "", "");
+    let (before, rest) = text.split_once("  bank:\n").expect("an upstream");
+    let (settings, after) = rest.split_once("routes:\n").expect("routes");
+    let settings = settings.replace("localhost:443", "bank.invalid");
+    let other = settings.replace("bank.invalid", "bank.invalid:80");
+    let more = format!("  - {{ path: {ACCOUNTS}, upstream: other }}\n");
+    let text = format!("{before}  bank:\n{settings}  other:\n{other}routes:\n{more}{after}");
+    let named = [("bank.invalid:80", "other"), ("bank.invalid", "bank"), ("bank.invalid:443", "bank")];
+    // Which comes first in a table is another matter each time.
+    for _ in 0..8 {
+        let rig = Rig::start(&text);
+        for (host, _) in named {
+            let answer = rig.send(&format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+            assert_eq!(answer.problem(), "upstream-unresolvable");
+        }
+        let lines = rig.log.wait(named.len());
+        let upstreams: Vec<_> = lines.iter().map(|line| line["upstream"].clone()).collect();
+        assert_eq!(upstreams, named.map(|(_, upstream)| upstream));
+    }
+}
+
+#[test]
+fn of_a_thousand_routes_those_that_fit_are_listed() {
+    let bank = FakeBank::good();
+    let routes: String = (0..1000)
+        .map(|number| format!("  - {{ path: /sandbox/becm/stet-psd2-api/{number}, upstream: bank }}\n"))
+        .collect();
+    let rig = Rig::start(&config(bank.address, "", "").replace("routes:\n", &format!("routes:\n{routes}")));
+    let body = rig.get("/nowhere").body;
+    assert!(body.contains("stet-psd2-api/49 (") && !body.contains("stet-psd2-api/50 ("), "{body}");
+    assert!(body.contains("and 952 more"), "{body}");
+}

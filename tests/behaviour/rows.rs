@@ -50,14 +50,17 @@
 //!
 //! Connections, retries, TLS
 //! - T-idle `a_connection_that_was_closed_or_reset_while_idle_costs_no_payment`
-//!   `an_idle_time_below_that_of_a_silent_firewall_costs_no_payment` `an_idle_connection_that_the_bank_has_closed_costs_no_request` `a_connection_reset_before_the_head`
+//!   `an_idle_time_below_that_of_a_silent_firewall_costs_no_payment`
+//!   `an_idle_connection_that_the_bank_has_closed_costs_no_request`
+//!   `a_connection_reset_before_the_head`
 //!   `a_connection_that_a_balancer_forgot_costs_one_answer_and_no_second_payment`
 //!   `idle_connections_to_the_bank_are_closed_before_the_bank_does_it`
 //! - T-idle2 `a_slow_connect_does_not_count_as_idle`
 //! - T-post `no_payment_reaches_the_bank_twice_and_every_outcome_is_true`
 //! - T-cert13 `a_qwac_that_is_refused_under_tls_1_3_after_the_request_was_written`
 //! - T-reneg `a_bank_that_renegotiates_for_the_certificate_is_named_at_once`
-//!   `openssl_that_renegotiates_for_the_certificate_is_an_error` `a_bank_that_asks_after_the_handshake_is_named_and_counted`
+//!   `openssl_that_renegotiates_for_the_certificate_is_an_error`
+//!   `a_bank_that_asks_after_the_handshake_is_named_and_counted`
 //! - T-skew `a_bank_whose_clock_is_off_is_measured_and_told_once` `a_clock_that_is_off_is_a_warning_and_no_error`
 //! - T-pool `identities_and_profiles_never_mix_under_load` `a_session_is_resumed_only_where_the_pins_were_checked`
 //! - T-alg T-x509 `certificates_that_cannot_be_verified_are_refused_in_words`

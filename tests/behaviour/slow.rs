@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-use crate::support::{Act, FakeBank, Rig, config, ok};
+use crate::support::{Act, FakeBank, Rig, config, ok, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const LARGE: usize = 24 << 20;
@@ -270,7 +270,7 @@ fn a_few_large_uploads_that_stall_keep_no_payment_out() {
 #[test]
 fn at_the_limit_of_connections_a_body_that_does_not_come_makes_room() {
     let bank = bank();
-    let rig = Rig::start(&config(bank.address, "", "limits: { connections: 4 }\ntimeouts: { header: 1s }\n"));
+    let rig = Rig::start(&config(bank.address, "", "limits: { connections: 4 }\ntimeouts: { header: 3s }\n"));
     let host = rig.address();
     let head = format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\nContent-Length: 9\r\n\r\n.");
     let slow: Vec<TcpStream> = (0..4)
@@ -280,12 +280,14 @@ fn at_the_limit_of_connections_a_body_that_does_not_come_makes_room() {
             stream
         })
         .collect();
-    std::thread::sleep(Duration::from_millis(200));
+    until("all are there", Duration::from_secs(5), || {
+        rig.metrics().contains("sealproxy_client_connections 4") && rig.metrics().contains("sealproxy_in_flight 4")
+    });
     let refused = rig.get(ACCOUNTS);
     assert_eq!((refused.status, &*refused.problem(), &*refused.outcome()), (503, "crowded", "not_sent"));
     assert!(refused.body.contains("the 4 of `limits.connections`"), "{}", refused.body);
     assert!(rig.metrics().contains("sealproxy_client_connections_refused_total 1"));
-    std::thread::sleep(Duration::from_millis(1000));
+    std::thread::sleep(Duration::from_millis(3000));
     assert_eq!(rig.get(ACCOUNTS).status, 200);
     drop(slow);
 }

@@ -492,12 +492,12 @@ impl FakeBank {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
-                let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
+                connections.fetch_add(1, Ordering::SeqCst);
                 let (manner, act, received) = (manner.clone(), Arc::clone(&act), Arc::clone(&received));
                 std::thread::spawn(move || {
                     std::thread::sleep(manner.pause);
                     // A connection ends as it ends; what was received is what is judged.
-                    let _ = converse(stream, &manner, &*act, &received, number);
+                    let _ = converse(stream, &manner, &*act, &received);
                 });
             }
         });
@@ -526,7 +526,6 @@ fn converse(
     manner: &Manner,
     act: &(dyn Fn(&Received) -> Act + Send + Sync),
     received: &Mutex<Vec<Received>>,
-    _: usize,
 ) -> std::io::Result<()> {
     let connected = SystemTime::now();
     let session = ServerConnection::new(Arc::clone(&manner.tls)).expect("a session");

@@ -342,6 +342,20 @@ impl Generation {
         self.findings.iter().filter(|finding| finding.level == Level::Warning)
     }
 
+    /// Whether something is wrong now with what is not in use.
+    pub(super) fn has_new_trouble(&self, earlier: &Self) -> bool {
+        self.warnings().any(|warning| warning.is_lowered && !earlier.findings.contains(warning))
+    }
+
+    /// Whether there are fewer warnings, none of them new, and what the others were about can be used.
+    pub(super) fn is_sounder(&self, earlier: &Self) -> bool {
+        let about = |warning: &Finding| warning.key.rsplit_once('.').map(|(about, _)| about.to_owned());
+        let left: Vec<&Finding> = self.warnings().collect();
+        let mut gone = earlier.warnings().filter(|warning| !left.contains(warning));
+        left.iter().all(|warning| earlier.findings.contains(warning))
+            && gone.all(|gone| !left.iter().any(|left| left.is_lowered && about(left) == about(gone)))
+    }
+
     fn note_nested(&mut self) {
         for (one, other) in route::nested(&self.config.routes) {
             let reason = format!(

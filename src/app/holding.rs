@@ -14,7 +14,6 @@ use crate::causes::in_words;
 use crate::config::Finding;
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::exposure::{self, Exposed};
-use crate::identity::pem;
 use crate::identity::preflight::{self, Expectations, Issue, Level, Need, Purpose, Subject};
 use crate::identity::{Credential, Error, Pair, Qwac, Settings, TOKEN_ABSENT};
 
@@ -187,7 +186,7 @@ impl Set {
     }
 
     /// Notes what was found in a pair. What is wrong with a seal that does not seal now holds nothing up, and with one
-    /// that no bank knows it is no error yet. The files of one whose time is yet to come may be so too.
+    /// that no bank knows, or whose time is yet to come, it is no error yet.
     fn add(&mut self, place: &Place<'_>, settings: &Settings, setting: &str, finding: Finding) {
         if !finding.is_error() {
             return self.findings.push(finding);
@@ -197,7 +196,7 @@ impl Set {
         self.is_bad |= seal.is_none_or(|seal| place.used.contains(seal.name.as_str()));
         let is_unknown = seal.is_some_and(|seal| !place.registered.contains(seal.name.as_str()));
         let is_early = seal.is_some_and(|seal| place.early.contains(seal.name.as_str()));
-        let may_wait = is_unknown || (is_early && finding.code == Some(pem::Reason::CODE));
+        let may_wait = is_unknown || is_early;
         self.findings.push(if may_wait { finding.lowered() } else { finding });
     }
 

@@ -13,7 +13,7 @@ use crate::causes::in_words;
 use crate::config::{Finding, Registration, Upstream as Config};
 use crate::identity::certificate::{Certificate, Fingerprint, Validity};
 use crate::identity::preflight::EXPIRES_SOON;
-use crate::identity::{Credential, Qwac, preflight};
+use crate::identity::{Credential, Qwac, SealSettings, preflight};
 use crate::log::timestamp;
 use crate::proxy::api::Environment;
 use crate::seal::{Profile, Sealer, SetupError as SealError};
@@ -181,7 +181,7 @@ impl Line {
         let usable = config.registrations.iter().filter(|registration| {
             let known = self.known.get(&registration.seal);
             let seals = |known: &Known| is_usable(known.credential.certificate(), &self.stopped, now);
-            registration.from.is_some_and(|from| from <= now) && known.is_some_and(seals)
+            registration.is_due(now) && known.is_some_and(seals)
         });
         // Of several with the same moment the one that stands last.
         usable.max_by_key(|registration| registration.from).map(|registration| registration.seal.clone())
@@ -263,27 +263,28 @@ impl Drawn {
     /// The seals: what is held takes the place of what the bank knows only where it is known to know it too.
     fn adopt(&mut self, file: &Path, upstream: &str, config: &Config, holding: &Holding, pins: &Pins, now: SystemTime) {
         let key = &|setting: &str| format!("upstreams.{upstream}.{setting}");
-        let place = |name: &str| holding.settings.seals.iter().find(|seal| seal.name == name);
-        let listed = |name: &String| config.registrations.iter().find(|registration| registration.seal == *name);
         for (name, credential) in &holding.seals {
-            let Some(registration) = listed(name) else {
-                self.stage(file, key, name, credential, "the bank does not know it: `seal_keys` does not list it", now);
+            let Some(seal) = holding.settings.seals.iter().find(|seal| seal.name == *name) else { continue };
+            let registration = config.registrations.iter().find(|registration| registration.seal == *name);
+            let held = Held { seal, credential, registration, may_wait: may_wait(registration, config, now) };
+            let Some(registration) = registration else {
+                self.stage(file, key, config, &held, "the bank does not know it: `seal_keys` does not list it", now);
                 continue;
             };
             if registration.from.is_none() {
-                self.stage(file, key, name, credential, "`seal_keys` says that it is not registered yet", now);
+                self.stage(file, key, config, &held, "`seal_keys` says that it is not registered yet", now);
             }
-            let Some(place) = place(name).map(|seal| seal.pair.certificate.clone()) else { continue };
-            let before = pins.find(upstream, &config.settings.origin, &place, registration);
-            let is_unknown = before.is_none_or(|before| before.registration.from.is_none());
+            let place = &seal.pair.certificate;
+            let before = pins.find(upstream, &config.settings.origin, place, registration);
+            let is_unknown = before.is_none_or(|before| !before.registration.is_due(now));
             if is_unknown && !config.opaque_key_ids && is_of_another(registration, credential) {
-                self.refuse_key_id(file, key, registration, credential);
-                self.stage(file, key, name, credential, "its key id is the SHA-1 of another certificate", now);
+                self.refuse_key_id(file, key, registration, &held);
+                self.stage(file, key, config, &held, OF_ANOTHER, now);
                 continue;
             }
             let Succession { used, key_id, reason } = succession(before, registration, credential, now);
             if let Some(reason) = reason {
-                self.stage(file, key, name, credential, reason, now);
+                self.stage(file, key, config, &held, reason, now);
             }
             if reason == Some(EARLY) {
                 self.line.due = self.line.due.into_iter().chain([credential.certificate().not_before()]).min();
@@ -293,11 +294,12 @@ impl Drawn {
             match Sealer::new(&profile, &used) {
                 Ok(sealer) => {
                     self.judge_key_id(file, key, config, &registration, sealer.key_id(), &used);
-                    let earlier = before.map(|before| before.until(&used)).unwrap_or_default();
-                    let known = Known { registration, place, credential: used, sealer: Arc::new(sealer), earlier };
+                    let earlier = before.map(|before| before.until(&used, now)).unwrap_or_default();
+                    let (sealer, place) = (Arc::new(sealer), place.clone());
+                    let known = Known { registration, place, credential: used, sealer, earlier };
                     self.line.known.insert(name.clone(), known);
                 }
-                Err(error) => self.refuse_sealer(file, key, config, &error),
+                Err(error) => self.refuse_sealer(file, key, config, &held, &error),
             }
         }
     }
@@ -320,12 +322,12 @@ impl Drawn {
                 "the key id is now {wanted}, and the certificate in use is still the one that the bank knew as {known_as}"
             );
             let hint = "install the certificate that the new key id belongs to; if the bank renamed the key, restart";
-            let finding = Finding::warning(file, key("key_id"), reason);
+            let finding = Finding::warning(file, key(&known.key_id_setting), reason);
             return self.line.findings.push(finding.hint(hint).code("key-id-without-certificate"));
         }
         let key_id = known.key_id.as_ref().filter(|_| !config.opaque_key_ids);
         let issue = key_id.and_then(|key_id| preflight::judge_key_id(key_id, used.certificate()));
-        self.line.findings.extend(issue.map(|issue| finding(file, key("key_id"), "", issue)));
+        self.line.findings.extend(issue.map(|issue| finding(file, key(&known.key_id_setting), "", issue)));
     }
 
     /// The process has not seen what the bank knows, and what lies there is not it.
@@ -334,15 +336,16 @@ impl Drawn {
         file: &Path,
         key: &impl Fn(&str) -> String,
         registration: &Registration,
-        credential: &Credential,
+        held: &Held<'_>,
     ) {
         let issue = registration.key_id.as_ref();
-        let issue = issue.and_then(|key_id| preflight::judge_key_id(key_id, credential.certificate()));
+        let issue = issue.and_then(|key_id| preflight::judge_key_id(key_id, held.credential.certificate()));
         let Some(issue) = issue else { return };
         let hint = "the bank knows another certificate by this name: put that one back, or give the key id that the bank \
                     returned for this one; if the bank's key ids only look like fingerprints, `key_id_opaque: true` in \
                     `profile` says so";
-        self.line.findings.push(Finding::error(file, key("key_id"), issue.reason).hint(hint).code(issue.code));
+        let finding = Finding::error(file, key(&registration.key_id_setting), issue.reason).hint(hint).code(issue.code);
+        self.line.findings.push(held.weigh(finding));
     }
 
     /// The seals in use may be older than those in the files, which are judged where they are read.
@@ -373,43 +376,92 @@ impl Drawn {
         self.line.findings.extend(issue.map(|issue| finding(file, key("environment"), "", issue)));
     }
 
-    fn refuse_sealer(&mut self, file: &Path, key: &impl Fn(&str) -> String, config: &Config, error: &SealError) {
-        let (key, hint) = match error {
+    fn refuse_sealer(
+        &mut self,
+        file: &Path,
+        key: &impl Fn(&str) -> String,
+        config: &Config,
+        held: &Held<'_>,
+        error: &SealError,
+    ) {
+        let pair = &held.seal.pair;
+        let finding = |key, hint: &str| Finding::error(file, key, in_words(error)).hint(hint).code("cannot-seal");
+        self.line.findings.push(match error {
             SealError::NoLabel { .. } => {
-                (format!("identities.{}.qsealc.key", config.identity), "this bank takes seals of RSA keys")
+                let key = format!("identities.{}.{}.{}", config.identity, pair.setting, pair.key_setting());
+                held.weigh(finding(key, "this bank takes seals of RSA keys"))
             }
             SealError::KeyId { .. } => {
                 self.is_faulty = true;
-                (key("key_id"), "give the key id exactly as the bank returned it")
+                let setting = held.registration.map_or("key_id", |registration| &registration.key_id_setting);
+                finding(key(setting), "give the key id exactly as the bank returned it")
             }
-        };
-        self.line.findings.push(Finding::error(file, key, in_words(error)).hint(hint).code("cannot-seal"));
+        });
     }
 
-    /// What has expired is told where certificates are judged, and lies ready for nothing.
+    /// What has expired is told where certificates are judged, and lies ready for nothing; nor does what could never
+    /// seal.
     fn stage(
         &mut self,
         file: &Path,
         key: &impl Fn(&str) -> String,
-        name: &str,
-        credential: &Arc<Credential>,
+        config: &Config,
+        held: &Held<'_>,
         reason: &'static str,
         now: SystemTime,
     ) {
+        let (name, credential) = (&held.seal.name, held.credential);
         let fingerprint = credential.certificate().sha1_hex();
         let is_over = credential.certificate().validity_at(now) == Validity::Expired;
-        if is_over || self.line.staged.iter().any(|staged| staged.name == name) {
+        if is_over || self.line.staged.iter().any(|staged| staged.name == *name) {
             return;
+        }
+        let profile = Profile { key_id: None, ..config.profile.clone() };
+        if let Err(error @ SealError::NoLabel { .. }) = Sealer::new(&profile, credential) {
+            return self.refuse_sealer(file, key, config, held, &error);
         }
         let text = format!("the seal {name} ({fingerprint}) lies ready and is not used: {reason}");
         let hint = format!(
             "register its key with the bank, then say so with its key id ({fingerprint} where the bank made none of its own), \
              in `key_id` or `seal_keys`"
         );
-        self.line.findings.push(Finding::note(file, key("seal_keys"), text).hint(hint).code("staged"));
-        self.line.staged.push(Staged { name: name.to_owned(), credential: Arc::clone(credential), reason });
+        let refused = held.registration.filter(|it| !config.opaque_key_ids && is_of_another(it, credential));
+        let finding = match refused.filter(|_| reason != OF_ANOTHER) {
+            Some(_) => {
+                let text =
+                    format!("{text}; a process that starts meanwhile has no seal, because its key id is another's");
+                Finding::warning(file, key("seal_keys"), text)
+            }
+            None => Finding::note(file, key("seal_keys"), text),
+        };
+        self.line.findings.push(finding.hint(hint).code("staged"));
+        self.line.staged.push(Staged { name: name.clone(), credential: Arc::clone(credential), reason });
     }
 }
+
+/// What an identity holds of a seal, and what the configuration says of it.
+struct Held<'a> {
+    seal: &'a SealSettings,
+    credential: &'a Arc<Credential>,
+    registration: Option<&'a Registration>,
+    /// Whether what is wrong with it keeps nothing from going on.
+    may_wait: bool,
+}
+
+impl Held<'_> {
+    fn weigh(&self, finding: Finding) -> Finding {
+        if self.may_wait { finding.lowered() } else { finding }
+    }
+}
+
+/// Whether a seal is one that the bank does not know, or whose time is yet to come while that of another one has.
+fn may_wait(registration: Option<&Registration>, config: &Config, now: SystemTime) -> bool {
+    let is_any_due = config.registrations.iter().any(|registration| registration.is_due(now));
+    registration.is_none_or(|registration| registration.from.is_none() || (is_any_due && !registration.is_due(now)))
+}
+
+/// Why a seal waits that the process has not seen before.
+const OF_ANOTHER: &str = "its key id is the SHA-1 of another certificate";
 
 /// What keeps an upstream from being made of its settings.
 fn unusable(file: &Path, key: &impl Fn(&str) -> String, error: &SetupError) -> Finding {
@@ -424,10 +476,10 @@ fn unusable(file: &Path, key: &impl Fn(&str) -> String, error: &SetupError) -> F
 
 impl Known {
     /// All that the bank was said to know before `next`.
-    fn until(&self, next: &Credential) -> BTreeSet<Fingerprint> {
+    fn until(&self, next: &Credential, now: SystemTime) -> BTreeSet<Fingerprint> {
         let mut earlier = self.earlier.clone();
         // What waits is not known yet.
-        if self.registration.from.is_some() {
+        if self.registration.is_due(now) {
             earlier.insert(self.credential.certificate().id());
         }
         earlier.remove(&next.certificate().id());
@@ -532,8 +584,9 @@ fn succession(
     let Some(before) = before else { return taken() };
     let (old, new) = (before.credential.certificate(), credential.certificate());
     let is_meant = |key_id: &String| preflight::is_fingerprint(key_id) && names(key_id, old);
-    // What was not registered yet is whatever lies on disk, unless the key id says that it is the one before.
-    if before.registration.from.is_none() && !registration.key_id.as_ref().is_some_and(is_meant) {
+    // What was not registered yet, or not due, has sealed nothing: it is whatever lies on disk, as for a process that
+    // starts, unless the key id says that it is the one before.
+    if !before.registration.is_due(now) && !registration.key_id.as_ref().is_some_and(is_meant) {
         return taken();
     }
     let is_same = old.der() == new.der();

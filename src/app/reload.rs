@@ -286,12 +286,14 @@ impl Reloader {
             self.tell(trigger, "refused", self.present.errors().cloned().collect());
         } else if was_bad && !is_bad {
             self.tell(trigger, "restored", self.present.findings.clone());
+        } else if self.present.has_new_trouble(&earlier) {
+            self.tell(trigger, "warned", self.present.findings.clone());
         } else if self.present.staged() != earlier.staged() {
             self.tell(trigger, "staged", self.present.findings.clone());
         } else if (refused || trigger == Trigger::Configuration) && self.present.warnings().ne(earlier.warnings()) {
             // What is in use is as it was, and what is to be used one day is not: whoever installed it hears of it now.
-            let is_worse = self.present.warnings().any(|warning| !earlier.findings.contains(warning));
-            self.tell(trigger, if is_worse { "warned" } else { "restored" }, self.present.findings.clone());
+            let result = if self.present.is_sounder(&earlier) { "restored" } else { "warned" };
+            self.tell(trigger, result, self.present.findings.clone());
         } else if trigger == Trigger::Configuration {
             self.tell(trigger, "unchanged", self.present.findings.clone());
         }

@@ -21,6 +21,8 @@ pub struct Finding {
     pub reason: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// Whether it is a warning only because what it is about is not in use.
+    pub is_lowered: bool,
 }
 
 impl Finding {
@@ -52,8 +54,10 @@ impl Finding {
 
     /// The same, and a warning at most.
     pub fn lowered(self) -> Self {
-        let level = if self.is_error() { Level::Warning } else { self.level };
-        Self { level, ..self }
+        if !self.is_error() {
+            return self;
+        }
+        Self { level: Level::Warning, is_lowered: true, ..self }
     }
 
     /// Whether it keeps the proxy from starting.
@@ -62,7 +66,7 @@ impl Finding {
     }
 
     fn new(level: Level, file: PathBuf, key: String, reason: String) -> Self {
-        Self { level, file, key, code: None, reason, hint: None }
+        Self { level, file, key, code: None, reason, hint: None, is_lowered: false }
     }
 }
 
@@ -169,7 +173,15 @@ impl Report {
 
     fn add(&self, level: Level, key: &str, fault: Fault) {
         let Fault { reason, code, hint, .. } = fault;
-        let finding = Finding { level, file: self.file.clone(), key: key.to_owned(), code: Some(code), reason, hint };
+        let finding = Finding {
+            level,
+            file: self.file.clone(),
+            key: key.to_owned(),
+            code: Some(code),
+            reason,
+            hint,
+            is_lowered: false,
+        };
         self.findings.borrow_mut().push(finding);
     }
 }

@@ -100,6 +100,15 @@ pub struct Registration {
     pub key_id: Option<String>,
     /// Since when; `None`: not yet.
     pub from: Option<SystemTime>,
+    /// Where its key id stands or would stand, below the upstream.
+    pub key_id_setting: String,
+}
+
+impl Registration {
+    /// Whether its time has come.
+    pub fn is_due(&self, now: SystemTime) -> bool {
+        self.from.is_some_and(|from| from <= now)
+    }
 }
 
 const KEYS: [&str; 10] =

@@ -121,7 +121,12 @@ fn registrations(section: &Section<'_>, profile: &Profile, seals: &[SealSettings
             }
             let items = value.items();
             let quoted = profile.key_id_quoted.unwrap_or(profile.dialect.key_id_quoted);
-            let legal: Vec<_> = items.iter().filter_map(|item| registration(item, &names, quoted)).collect();
+            if items.is_empty() && value.is_list() {
+                value.refuse(Fault::new("is empty").code("missing-setting").hint(SEAL_KEYS_HINT));
+            }
+            let numbered = items.iter().enumerate();
+            let legal: Vec<_> =
+                numbered.filter_map(|(number, item)| registration(item, number, &names, quoted)).collect();
             for (index, one) in legal.iter().enumerate() {
                 if legal[..index].iter().any(|earlier| earlier.seal == one.seal) {
                     value.refuse(Fault::listed_twice(format!("lists the seal {} twice", one.seal)));
@@ -133,17 +138,19 @@ fn registrations(section: &Section<'_>, profile: &Profile, seals: &[SealSettings
             seal: only.name.clone(),
             key_id: profile.key_id.clone(),
             from: Some(SystemTime::UNIX_EPOCH),
+            key_id_setting: "key_id".to_owned(),
         }]),
         (None, _) => {
-            let hint =
-                "say which of the identity's seals the bank knows: [{ qsealc: NAME, key_id: …, registered: true }]";
-            section.required("seal_keys", hint);
+            section.required("seal_keys", SEAL_KEYS_HINT);
             None
         }
     }
 }
 
-fn registration(item: &Value<'_>, names: &[(&str, &str)], quoted: bool) -> Option<Registration> {
+const SEAL_KEYS_HINT: &str =
+    "say which of the identity's seals the bank knows: [{ qsealc: NAME, key_id: …, registered: true }]";
+
+fn registration(item: &Value<'_>, number: usize, names: &[(&str, &str)], quoted: bool) -> Option<Registration> {
     let section = item.section(&SEAL_KEY_KEYS)?;
     let seal = section.required("qsealc", "name one of the identity's seals")?.choice("seal", names);
     let key_id = section.value("key_id").and_then(|value| value.text(|text| key_id(text, quoted)));
@@ -162,7 +169,8 @@ fn registration(item: &Value<'_>, names: &[(&str, &str)], quoted: bool) -> Optio
         (None, _) => Some(SystemTime::UNIX_EPOCH),
         (Some(since), _) => Some(since?),
     };
-    Some(Registration { seal: seal?.to_owned(), key_id, from })
+    let key_id_setting = format!("seal_keys[{number}].key_id");
+    Some(Registration { seal: seal?.to_owned(), key_id, from, key_id_setting })
 }
 
 /// A moment of RFC 3339, such as `2026-12-01T00:00:00Z`.

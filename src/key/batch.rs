@@ -3,9 +3,10 @@
 //! file with `unsafe`.
 //!
 //! No timers: what a reactor is asked to sign is gathered until eight are there or until its event loop brings nothing
-//! more. Every signature is checked with the public key before it leaves: one that was made by the Chinese remainder
-//! theorem with a fault in it may reveal the key (Boneh, DeMillo, Lipton 1997). After the first that fails, aws-lc
-//! signs everything.
+//! more. A reactor that has other work for longer than that is worth lets each sign by itself, because whoever waits
+//! for others also waits for all that is in between. Every signature is checked with the public key before it leaves:
+//! one that was made by the Chinese remainder theorem with a fault in it may reveal the key (Boneh, DeMillo, Lipton
+//! 1997). After the first that fails, aws-lc signs everything.
 
 #![expect(unsafe_code, reason = "a C library is called, in `together` and `check` and nowhere else")]
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, Opts};
 use ring::digest::{SHA256, digest};
+use rustix::time::{ClockId, clock_gettime};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -30,6 +32,14 @@ const LANES: usize = 8;
 /// all.
 const TIMINGS: usize = 5;
 const TIMED: Duration = Duration::from_millis(10);
+/// The longest that a thread may work on other things while some wait to be signed: more than eight requests take, far
+/// less than the end of a handshake with a key of 4096 bits. What is saved by gathering is a millisecond or two.
+const OPEN: Duration = Duration::from_millis(4);
+/// How many times in a row it takes for that to be no accident: a machine that runs others meanwhile counts their time
+/// as ours.
+const LATE: u32 = 2;
+/// For how long a thread that was late so often lets each sign by itself.
+const APART: Duration = Duration::from_secs(1);
 /// How often, or for how long, before it is believed that the library is never worth it.
 const MOST_TIMINGS: usize = 15;
 const MOST_TIMED: Duration = Duration::from_millis(60);
@@ -74,7 +84,8 @@ impl Key {
         }
     }
 
-    fn sign_alone(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+    /// Signs by itself, at once.
+    pub(super) fn sign_alone(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
         self.record.of_size(1).inc();
         self.scalar.sign(message)
     }
@@ -84,7 +95,7 @@ impl Key {
         if self.alone().is_some() {
             return Signed::Now(self.sign_alone(message));
         }
-        let gathered = GATHERED.with_borrow_mut(|gathered| Some(gathered.as_mut()?.gather(self, message)));
+        let gathered = GATHERED.with_borrow_mut(|gathered| gathered.as_mut()?.gather(self, message));
         let Some((signature, is_first)) = gathered else { return Signed::Now(self.sign_alone(message)) };
         // With nothing borrowed: a runtime that is about to end drops the task at once.
         if is_first {
@@ -120,8 +131,39 @@ struct Gathered {
     came: u64,
     /// Whether a task waits for the event loop to bring nothing more.
     is_watched: bool,
+    /// When the first of those came that wait.
+    began: Option<Moment>,
+    /// How many times in a row the thread was long in getting back to those who wait.
+    late: u32,
+    /// Until when each signs by itself, because the thread has much else to do.
+    apart: Option<Instant>,
     /// The library's own memory, which holds keys while it works.
     work: Zeroizing<Vec<u64>>,
+}
+
+/// A moment by the clock, and by the time that this thread has worked: what other processes take from it counts as
+/// nobody's.
+struct Moment {
+    at: Instant,
+    worked: Duration,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { at: Instant::now(), worked: worked() }
+    }
+
+    /// Whether the thread has worked for longer than that since. The clock alone is cheaper to ask.
+    fn is_past(&self, limit: Duration) -> bool {
+        self.at.elapsed() > limit && worked().saturating_sub(self.worked) > limit
+    }
+}
+
+/// The time that this thread has worked.
+fn worked() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or_default();
+    Duration::new(time.tv_sec.unsigned_abs(), nanoseconds)
 }
 
 struct Job {
@@ -137,12 +179,12 @@ async fn sign_when_quiet(watch: Watch) {
     loop {
         yield_now().await;
         let now = look();
-        if now == before {
+        if now == before || GATHERED.with_borrow(|gathered| gathered.as_ref().is_none_or(Gathered::is_held_up)) {
             break;
         }
         before = now;
     }
-    GATHERED.with_borrow_mut(|gathered| gathered.as_mut().map(Gathered::sign));
+    GATHERED.with_borrow_mut(|gathered| gathered.as_mut().map(Gathered::close));
     drop(watch);
 }
 
@@ -166,20 +208,40 @@ impl Drop for Watch {
 
 impl Gathered {
     /// Takes a message in, and signs all that waits if that is enough. Says whether somebody is to watch from here on.
-    fn gather(&mut self, key: &Arc<Key>, message: &[u8]) -> (oneshot::Receiver<Result<Vec<u8>, Error>>, bool) {
+    /// `None`: sign it by itself.
+    fn gather(&mut self, key: &Arc<Key>, message: &[u8]) -> Option<(oneshot::Receiver<Result<Vec<u8>, Error>>, bool)> {
+        if self.apart.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
         let (answer, signature) = oneshot::channel();
+        self.began.get_or_insert_with(Moment::now);
         self.waiting.push(Job { key: Arc::clone(key), message: message.to_vec(), answer });
         self.came += 1;
-        if self.waiting.len() < LANES {
-            return (signature, !std::mem::replace(&mut self.is_watched, true));
+        if self.waiting.len() < LANES && !self.is_held_up() {
+            return Some((signature, !std::mem::replace(&mut self.is_watched, true)));
         }
-        self.sign();
-        (signature, false)
+        self.close();
+        Some((signature, false))
     }
 
-    /// Signs all that waits.
+    /// Whether the thread does other things while some wait.
+    fn is_held_up(&self) -> bool {
+        self.began.as_ref().is_some_and(|began| began.is_past(OPEN))
+    }
+
+    /// Signs all that waits. Where the thread was long in getting here, and before it too, the next ones do not wait
+    /// for each other.
+    fn close(&mut self) {
+        self.late = if self.is_held_up() { self.late + 1 } else { 0 };
+        if self.late >= LATE {
+            self.apart = Some(Instant::now() + APART);
+        }
+        self.sign();
+    }
+
     fn sign(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
+        self.began = None;
         // Nobody waits for it any more.
         waiting.retain(|job| !job.answer.is_closed());
         while let Some(first) = waiting.first() {
@@ -301,10 +363,11 @@ fn worth(mut timed: impl FnMut() -> (Duration, Duration)) -> usize {
     worth.max(2)
 }
 
+/// What it takes of this thread's own time: a machine that has others to serve meanwhile is no slower for it.
 fn time<T>(work: impl FnOnce() -> T) -> Duration {
-    let began = Instant::now();
+    let began = worked();
     drop(work());
-    began.elapsed()
+    worked().saturating_sub(began)
 }
 
 /// The eight integers behind the version of an `RSAPrivateKey` (RFC 8017 appendix A.1.2), as it is or in PKCS#8 (RFC
@@ -314,7 +377,7 @@ fn numbers(der: &PrivateKeyDer<'_>) -> Option<[Zeroizing<Vec<u8>>; 8]> {
     let der = match der {
         PrivateKeyDer::Pkcs1(key) => key.secret_pkcs1_der(),
         PrivateKeyDer::Pkcs8(key) => {
-            inner = Zeroizing::new(yasna::parse_der(key.secret_pkcs8_der(), octets).ok()?);
+            inner = yasna::parse_der(key.secret_pkcs8_der(), octets).ok()?;
             &inner
         }
         _ => return None,
@@ -333,11 +396,11 @@ fn numbers(der: &PrivateKeyDer<'_>) -> Option<[Zeroizing<Vec<u8>>; 8]> {
 }
 
 /// The key within a `PrivateKeyInfo`.
-fn octets(reader: yasna::BERReader<'_, '_>) -> yasna::ASN1Result<Vec<u8>> {
+fn octets(reader: yasna::BERReader<'_, '_>) -> yasna::ASN1Result<Zeroizing<Vec<u8>>> {
     reader.read_sequence(|reader| {
         reader.next().read_u8()?;
         reader.next().read_der()?;
-        let key = reader.next().read_bytes()?;
+        let key = Zeroizing::new(reader.next().read_bytes()?);
         // Attributes.
         // The method itself is not general enough in its lifetimes.
         #[allow(clippy::redundant_closure_for_method_calls)]
@@ -740,6 +803,41 @@ mod tests {
         assert!(matches!(Arc::new(slow).sign(b"message"), Signed::Now(Ok(_))));
     }
 
+    /// One of three would rather have five beside it.
+    #[test]
+    fn what_does_not_pay_for_one_of_them_is_signed_one_by_one() {
+        if !can() {
+            return;
+        }
+        let runtime = reactor();
+        let (der, record) = (der(KeySize::Rsa2048), &*Box::leak(Box::new(Record::new())));
+        let of_worth = |worth| {
+            let mut key = key_with(record, &der);
+            key.parts.as_mut().expect("a usual key").worth = worth;
+            Arc::new(key)
+        };
+        all(&runtime, &[of_worth(2), of_worth(2), of_worth(5)], &messages(3, 0));
+        assert_eq!((record.of_size(1).get(), record.of_size(3).get()), (3, 0));
+        all(&runtime, &[of_worth(2), of_worth(2), of_worth(3)], &messages(3, 0));
+        assert_eq!((record.of_size(1).get(), record.of_size(3).get()), (3, 1));
+    }
+
+    /// Of one gathering the keys of one length are signed with first: what they show holds for the others.
+    #[test]
+    fn a_fault_ends_the_signing_together_within_one_gathering() {
+        if !can() {
+            return;
+        }
+        let runtime = reactor();
+        let mut broken = key(&der(KeySize::Rsa2048));
+        broken.parts.as_mut().expect("a usual key").p[3] ^= 1 << 17;
+        let sound = Arc::new(key_with(broken.record, &der(KeySize::Rsa3072)));
+        let keys = [Arc::new(broken), Arc::clone(&sound)];
+        all(&runtime, &keys, &messages(8, 0));
+        assert_eq!(sound.record.faults.get(), 1);
+        assert_eq!((sound.record.of_size(1).get(), sound.record.of_size(4).get()), (8, 0));
+    }
+
     #[test]
     fn a_key_is_timed_until_the_machine_was_quiet_enough() {
         let quiet = (900, 300);
@@ -791,6 +889,46 @@ mod tests {
         let mut work = Zeroizing::default();
         run(&[Lane { parts: &parts, encoded: &encoded }], &mut work).expect("signed");
         assert!(work.len() > 1000 && work.iter().all(|word| *word == 0));
+    }
+
+    fn work_for(duration: Duration) {
+        let began = worked();
+        while worked() - began < duration {}
+    }
+
+    /// A crowd of handshakes, say: each turn of the event loop takes long, and brings one seal more.
+    #[test]
+    fn whoever_would_wait_for_other_work_is_signed_by_itself() {
+        if !can() {
+            return;
+        }
+        let key = Arc::new(key(&der(KeySize::Rsa2048)));
+        let waited = reactor().block_on(async {
+            let asked: Vec<_> = (0..20_u8)
+                .map(|number| {
+                    let key = Arc::clone(&key);
+                    tokio::spawn(async move {
+                        work_for(2 * OPEN);
+                        let signed = key.sign(&[number]);
+                        let waits = matches!(&signed, Signed::Together(answer) if answer.is_empty());
+                        let signature = match signed {
+                            Signed::Now(signature) => signature,
+                            Signed::Together(signature) => signature.await.expect("answered"),
+                        };
+                        assert_eq!(signature.expect("signed"), key.scalar.sign(&[number]).expect("signed"));
+                        waits
+                    })
+                })
+                .collect();
+            let mut waited = Vec::new();
+            for one in asked {
+                waited.push(one.await.expect("no panic"));
+            }
+            waited
+        });
+        // Nobody could know it of the first, and it may have been an accident.
+        let some = waited.iter().filter(|waits| **waits).count();
+        assert!((1..=2).contains(&some) && !waited[4..].contains(&true), "{waited:?}");
     }
 
     /// Nobody waits for company that does not come, and nobody gathers where there is no reactor.

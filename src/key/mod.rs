@@ -182,6 +182,19 @@ impl Key {
         }))
     }
 
+    /// Signs by itself and at once, however many others could be signed with it. `None`: a token signs in its own time.
+    pub fn sign_alone(&self, message: &[u8]) -> Option<Result<Vec<u8>, Error>> {
+        match &self.backend {
+            Backend::Ring(key) => Some(key.sign(message)),
+            #[cfg(feature = "aws-lc")]
+            Backend::AwsLc(key) => Some(key.sign(message)),
+            #[cfg(feature = "batch")]
+            Backend::Batch(key) => Some(key.sign_alone(message)),
+            #[cfg(feature = "pkcs11")]
+            Backend::Token(_) => None,
+        }
+    }
+
     /// Signs while this thread waits, for interfaces that leave no other way: TLS signs in the middle of a handshake.
     /// Waits for as long as [`waiting_until`] allows this thread, and where nobody has called that not at all.
     pub fn sign_here(&self, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Error> {

@@ -362,8 +362,8 @@ impl Caller {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// The ports of a bank that may be meant, the one that was named first. A caller of `http://` leaves out 80, or a library
-    /// puts it there, and means the bank all the same.
+    /// The ports of a bank that may be meant, the one that was named first. A caller of `http://` leaves out 80, or a
+    /// library puts it there, and means the bank all the same.
     fn ports(&self) -> impl Iterator<Item = u16> {
         let of_https = self.port.is_none_or(|port| port == 80).then_some(443);
         self.port.into_iter().chain(of_https)

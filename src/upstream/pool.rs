@@ -298,6 +298,17 @@ mod tests {
         assert_eq!((waited.unjudged, waited.has_waited, waited.served), (false, true, 0));
     }
 
+    /// The newest, and of one's own reactor where there is one: any other costs two hops between threads.
+    #[tokio::test]
+    async fn what_is_idle_is_taken_by_its_own_reactor_first() {
+        let (pool, away) = (Pool::new(LONG, LONG), ReactorId(1));
+        for (home, served) in [(HOME, 1), (HOME, 2), (away, 3), (away, 4)] {
+            pool.put(Connection { home, served, ..connection().await });
+        }
+        let taken = [HOME, away, HOME, HOME].map(|reactor| pool.take(reactor).map(|taken| taken.served).ok());
+        assert_eq!(taken, [Some(2), Some(4), Some(1), Some(3)]);
+    }
+
     /// Six wait, and connections come back two and three at a time.
     #[tokio::test]
     async fn who_has_waited_longest_is_next() {

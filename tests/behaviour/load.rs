@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cli::{Started, standing_still, start, start_with};
-use crate::support::{Act, Answer, FakeBank, Manner, Running, config, kit, ok, page, until};
+use crate::support::{Act, Answer, FakeBank, Manner, Running, config, keep_alive, kit, next_answer, ok, page, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const MIB: usize = 1 << 20;
@@ -474,4 +474,26 @@ fn a_connection_that_a_balancer_forgot_costs_one_answer_and_no_second_payment() 
     assert_eq!(lost.header("retry-after"), None);
     assert_eq!(pay().status, 200, "the next has a connection of its own");
     assert_eq!(bank.received().len(), 2, "the lost one did not arrive, and was not sent again");
+}
+
+/// Few callers keep few connections: each thread serves its share of them.
+#[test]
+fn connections_spread_over_the_reactors() {
+    let bank = FakeBank::good();
+    let Started { mut child, address, stderr: _stderr, .. } = start(&config(bank.address, "", ""), &[]);
+    let mut callers: Vec<_> = (0..4).map(|_| keep_alive(address)).collect();
+    let request = format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    for number in 0..600 {
+        let caller = &mut callers[number % 4];
+        caller.get_mut().write_all(request.as_bytes()).expect("written");
+        assert!(next_answer(caller, "").is_some());
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", child.0.id())).expect("its threads");
+    let ticks: Vec<u64> = threads
+        .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok())
+        .filter_map(|stat| stat.split_once("(reactor-")?.1.split(' ').nth(12)?.parse().ok())
+        .collect();
+    let (least, most) = (ticks.iter().min().expect("reactors"), ticks.iter().max().expect("reactors"));
+    assert!(ticks.len() == 2 && *most > 5 && 3 * least > *most, "{ticks:?} ticks");
+    assert_eq!(child.terminate_at_once(), Some(0));
 }

@@ -959,6 +959,95 @@ fn what_is_wrong_with_a_seal_ahead_of_its_time_is_told_at_once() {
     assert_eq!((metric(&rig, REFUSED), rig.get(ACCOUNTS).status), (0.0, 200));
 }
 
+/// Until its time it has sealed nothing, and is what lies on disk, as for a process that starts.
+#[test]
+fn a_seal_that_is_corrected_before_its_time_seals_as_it_was_corrected() {
+    let now = SystemTime::now();
+    let world = World::new();
+    let (wrong, right) = (world.seal(), world.seal());
+    let two = Two::new(&world.qwac(), &world.seal(), &wrong);
+    let due = now + Duration::from_secs(5);
+    let keys = format!(
+        "seal_keys: [{{ qsealc: old, key_id: OLD, registered: true }}, {{ qsealc: new, key_id: NEW, active_from: \"{}\" }}]",
+        sealproxy::log::timestamp(due)
+    );
+    let rig = Rig::start(&world.config(&two.identity(), &format!(", {keys}")));
+    two.write("new", &right);
+    until("its time has come", Duration::from_secs(15), || {
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        world.bank.received().pop().expect("received").header("signature").expect("sealed").contains("keyId=\"NEW\"")
+    });
+    let received = world.bank.received().pop().expect("received");
+    verify_by(&received, &leaf_of(&der(&right)), "NEW").expect("sealed by what lies on disk");
+    // From then on the bank knows it, and another file waits for another word.
+    let reload = judged(&rig, || two.write("new", &wrong));
+    assert_eq!(reload["result"], "staged", "{reload}");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+    let received = world.bank.received().pop().expect("received");
+    verify_by(&received, &leaf_of(&der(&right)), "NEW").expect("sealed by what the bank knows");
+}
+
+/// Whatever is wrong with it is told in the same way, and counts as nothing that was refused.
+#[test]
+fn a_seal_ahead_of_its_time_is_warned_of_in_every_way_until_it_is_sound() {
+    let now = SystemTime::now();
+    let world = World::new();
+    let (new, other) = (world.seal(), world.seal());
+    let curve = world.authority.qsealc(&Tpp::demo(), KeyKind::P256).expect("a QSealC");
+    let two = Two::new(&world.qwac(), &world.seal(), &new);
+    let (certificate, key) = (two.path("new.pem"), two.path("new.key"));
+    for file in [&certificate, &key] {
+        std::fs::remove_file(file).expect("removed");
+    }
+    let keys = format!(
+        "seal_keys: [{{ qsealc: old, registered: true }}, {{ qsealc: new, key_id: {}, active_from: \"{}\" }}]",
+        leaf_of(&der(&new)).sha1_hex(),
+        sealproxy::log::timestamp(now + DAY)
+    );
+    let rig = Rig::start(&world.config(&two.identity(), &format!(", {keys}")));
+    let write = |file: &Path, text: &str| std::fs::write(file, text).expect("written");
+    let steps: [(&dyn Fn(), &str, &str); 7] = [
+        (&|| write(&certificate, &new.chain_pem), "warned", "new.key"),
+        (&|| write(&key, &other.key_pem), "warned", "identities.main.qsealc[1].key"),
+        (&|| two.write("new", &other), "warned", "upstreams.bank.seal_keys[1].key_id"),
+        (&|| two.write("new", &curve), "warned", "identities.main.qsealc[1].key"),
+        (&|| two.write("new", &new), "restored", ""),
+        (&|| write(&certificate, "no certificate"), "warned", "new.pem"),
+        (&|| two.write("new", &new), "restored", ""),
+    ];
+    for (number, (act, result, about)) in steps.into_iter().enumerate() {
+        let reload = judged(&rig, act);
+        assert_eq!(reload["result"], result, "{number}: {reload:#}");
+        assert!(reload["findings"].to_string().contains(about), "{number}: {reload:#}");
+        assert_eq!(metric(&rig, "sealproxy_reload_refused"), 0.0, "{number}");
+    }
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+}
+
+/// A process that starts takes the same files for a mistake: whoever reads of it has time to mend that.
+#[test]
+fn a_seal_that_would_keep_the_next_process_from_starting_is_a_warning() {
+    let world = World::new();
+    let seal = world.seal();
+    let mut secret = Secret::new(&files(&world.qwac(), &seal));
+    let known = format!(", key_id: {}", leaf_of(&der(&seal)).sha1_hex());
+    let text = world.config(&identity(&secret), &known);
+    let rig = Rig::start(&text);
+    secret.swap(&files(&world.qwac(), &world.seal()));
+    until("it is staged", Duration::from_secs(10), || metric(&rig, "sealproxy_staged_seals{upstream=\"bank\"}") == 1.0);
+    let last = status(&rig)["last_reload"].clone();
+    let findings = last["findings"].as_array().expect("findings").clone();
+    let staged = findings.iter().filter_map(Value::as_str).find(|it| it.contains("lies ready")).expect("it is told");
+    assert!(staged.starts_with("warning: ") && staged.contains("a process that starts meanwhile"), "{staged}");
+    // One that this bank could never take is no successor.
+    let curve = world.authority.qsealc(&Tpp::demo(), KeyKind::P256).expect("a QSealC");
+    secret.swap(&files(&world.qwac(), &curve));
+    until("it is refused", Duration::from_secs(10), || metric(&rig, "sealproxy_reload_refused") == 1.0);
+    let last = status(&rig)["last_reload"].to_string();
+    assert!(last.contains("no signature algorithm") && !last.contains("lies ready"), "{last}");
+    assert_eq!(rig.get(ACCOUNTS).status, 200);
+}
+
 /// A bad set keeps what works, and what has expired does not work.
 #[test]
 fn an_expired_qwac_is_replaced_whatever_lies_beside_its_successor() {

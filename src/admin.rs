@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
 use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -252,7 +252,9 @@ impl Desk {
                 text(StatusCode::NOT_FOUND, format!("no such page here; there are {}\n", served.join(" ")))
             }
             Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-                text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n")
+                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+                answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                answer
             }
             // A web page whose own name was made to resolve to this machine has the browsers' leave to read what it
             // gets, and cannot change the name that they send.

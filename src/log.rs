@@ -163,7 +163,7 @@ pub struct Writer {
 
 impl Log {
     /// Starts the writer thread over `out`, with room for `capacity` lines.
-    pub fn start(mut out: impl Write + Send + 'static, capacity: usize) -> io::Result<(Self, Writer)> {
+    pub fn start(out: impl Write + Send + 'static, capacity: usize) -> io::Result<(Self, Writer)> {
         let dropped = IntCounter::new(
             "sealproxy_log_dropped_lines_total",
             "Log lines lost because nobody read them or they could not be written.",
@@ -181,11 +181,11 @@ impl Log {
         let (end, done) = mpsc::channel();
         std::thread::Builder::new().name("log".into()).spawn(move || {
             let mut lines = Lines::default();
+            let mut out = Out { out, is_torn: false };
             let mut ended: Option<Instant> = None;
             while reader.wait(&mut lines) {
                 let is_crowded = is_crowded(lines.count, ended.map(|ended| ended.elapsed()));
-                let written = out.write_all(&lines.text).and_then(|()| out.flush());
-                if let Err(error) = written {
+                if let Err(error) = out.write(&lines.text, |error| reader.waits_for_room(error)) {
                     // How many of them were written nobody knows: counted are those that may be lost.
                     reader.shared.dropped.inc_by(lines.count as u64);
                     reader.complain_once(&error);
@@ -270,11 +270,24 @@ impl Log {
         }
     }
 
+    /// Whether a write that failed is to be tried again, after a moment. What comes meanwhile is queued, as for a
+    /// reader who is slow.
+    fn waits_for_room(&self, error: &io::Error) -> bool {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => {}
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.complain_once(error),
+            _ => return false,
+        }
+        std::thread::sleep(ROOM_LOOK);
+        true
+    }
+
     /// A log that cannot be written cannot be complained about in the log.
     fn complain_once(&self, error: &io::Error) {
         if !self.shared.complained.swap(true, Ordering::Relaxed) {
             // stderr may be gone as well.
-            let _ = writeln!(io::stderr(), "warning: the log cannot be written, its lines are lost: {error}");
+            let _ =
+                writeln!(io::stderr(), "warning: the log cannot be written, and its lines are lost in time: {error}");
         }
     }
 
@@ -313,6 +326,40 @@ impl Log {
     }
 }
 
+/// Where lines are written, piece by piece, so that it is known where a failure left them.
+struct Out<W> {
+    out: W,
+    /// Whether the last line that was begun has no end.
+    is_torn: bool,
+}
+
+impl<W: Write> Out<W> {
+    /// Writes all. A line that was torn ends first.
+    fn write(&mut self, text: &[u8], mut may_wait: impl FnMut(&io::Error) -> bool) -> io::Result<()> {
+        if self.is_torn {
+            self.write_on(b"\n", &mut may_wait)?;
+        }
+        self.write_on(text, &mut may_wait)?;
+        self.out.flush()
+    }
+
+    fn write_on(&mut self, mut text: &[u8], may_wait: &mut impl FnMut(&io::Error) -> bool) -> io::Result<()> {
+        while !text.is_empty() {
+            match self.out.write(text) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.is_torn = text[written - 1] != b'\n';
+                    text = &text[written..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if may_wait(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Writer {
     /// Writes what is queued and ends the thread. Lines that come later stay unwritten, and so do those that a reader
     /// who has stopped reading leaves no room for: a process that is asked to end must end. Returns whether all were
@@ -330,6 +377,8 @@ fn is_crowded(lines: usize, since_the_last: Option<Duration>) -> bool {
     lines > 1 || since_the_last.is_some_and(|since| since < CLOSE)
 }
 
+/// How often it is looked whether there is room again.
+const ROOM_LOOK: Duration = Duration::from_millis(20);
 /// How much later than its request a line may come.
 const TOGETHER: Duration = Duration::from_millis(5);
 /// What is closer to the last one is one of many.
@@ -339,6 +388,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
 
     /// Blocks in its first write until it is released.
@@ -459,11 +510,17 @@ mod tests {
         assert_eq!(written(30_000_999_500), r#"{"took":30001.000"#);
     }
 
-    struct Full;
+    /// Takes a piece or fails, as it was told.
+    struct Fails {
+        steps: VecDeque<Result<usize, io::ErrorKind>>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
 
-    impl Write for Full {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(io::Error::from(io::ErrorKind::StorageFull))
+    impl Write for Fails {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = self.steps.pop_front().unwrap_or(Ok(bytes.len()))?.min(bytes.len());
+            self.written.lock().expect("no panic").extend_from_slice(&bytes[..count]);
+            Ok(count)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -471,12 +528,38 @@ mod tests {
         }
     }
 
+    /// What two lines come to, one after the other, and how many were lost.
+    fn written_despite(steps: &[Result<usize, io::ErrorKind>]) -> (String, u64) {
+        let written = Arc::new(Mutex::default());
+        let out = Fails { steps: steps.iter().copied().collect(), written: Arc::clone(&written) };
+        let (log, writer) = Log::start(out, 10).expect("a thread");
+        for line in ["first", "second"] {
+            log.entry(&line, Importance::Keep);
+            while !log.lock().asleep {
+                std::thread::yield_now();
+            }
+        }
+        assert!(writer.close());
+        let written = written.lock().expect("no panic").clone();
+        (String::from_utf8(written).expect("text"), log.dropped().get())
+    }
+
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
-        let (log, writer) = Log::start(Full, 10).expect("a thread");
-        log.entry(&"payment", Importance::Keep);
-        writer.close();
-        assert_eq!(log.dropped().get(), 1);
+        assert_eq!(written_despite(&[Err(io::ErrorKind::BrokenPipe)]), ("\"second\"\n".to_owned(), 1));
+    }
+
+    #[test]
+    fn a_line_that_was_torn_takes_no_other_with_it() {
+        let torn = written_despite(&[Ok(3), Err(io::ErrorKind::Other)]);
+        assert_eq!(torn, ("\"fi\n\"second\"\n".to_owned(), 1));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_for_a_while_and_a_slow_reader_cost_no_line() {
+        let (full, slow) = (Err(io::ErrorKind::StorageFull), Err(io::ErrorKind::WouldBlock));
+        let whole = ("\"first\"\n\"second\"\n".to_owned(), 0);
+        assert_eq!(written_despite(&[Ok(3), full, full, Ok(1), slow, Err(io::ErrorKind::Interrupted)]), whole);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //! after the other belongs together. Must not know what the files mean.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use zeroize::Zeroizing;
 
 use crate::files;
@@ -77,26 +78,34 @@ impl Marks {
 
 impl Mark {
     fn of(file: &Path) -> Self {
-        // Of a key too: what was read must not stay in memory.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
         let read = files::open(file).map_err(io::Error::from).and_then(|(file, found)| {
-            file.take(MOST).read_to_end(&mut bytes)?;
             let changed = (found.ctime(), found.ctime_nsec());
-            Ok((found.mode(), Version { inode: found.ino(), changed }))
+            Ok((digest(file)?, found.mode(), Version { inode: found.ino(), changed }))
         });
         match read {
-            Ok((mode, version)) => {
-                let digest = digest(&SHA256, &bytes);
-                let digest = digest.as_ref().try_into().expect("SHA-256 has 32 bytes");
-                Self::Content { digest, mode, version }
-            }
+            Ok((digest, mode, version)) => Self::Content { digest, mode, version },
             Err(error) => Self::Unreadable(error.kind()),
         }
     }
 }
 
-/// More than any chain, so that a buffer with a key in it is never moved and left behind.
-const ROOM: usize = 64 * 1024;
+/// Piece by piece: a path that was mistaken costs time, and no memory.
+fn digest(mut file: File) -> io::Result<[u8; SHA256_OUTPUT_LEN]> {
+    // Of a key too: what was read must not stay in memory.
+    let mut piece = Zeroizing::new([0; PIECE]);
+    let (mut digest, mut left) = (Context::new(&SHA256), MOST);
+    while left > 0 {
+        let read = file.read(&mut *piece)?;
+        if read == 0 {
+            break;
+        }
+        digest.update(&piece[..read]);
+        left = left.saturating_sub(read as u64);
+    }
+    Ok(digest.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"))
+}
+
+const PIECE: usize = 8 * 1024;
 /// A path that leads to a disk is not read to its end.
 const MOST: u64 = 64 << 20;
 

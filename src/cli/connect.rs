@@ -185,7 +185,7 @@ fn speaks_of_the_request(failure: &Failure) -> bool {
         Failure::Send(SendError { cause, .. }) => match cause {
             Cause::QwacRefused(_) | Cause::Renegotiation | Cause::PostHandshakeAuthentication => false,
             Cause::Unasked(_) | Cause::MalformedHead(_) | Cause::Switched | Cause::TransferCoding => false,
-            Cause::ClosedBeforeHead(_) | Cause::ClosedInHead(_) | Cause::ResponseTimeout(_) => true,
+            Cause::ClosedBeforeHead(_) | Cause::ClosedInHead(_) | Cause::ResponseTimeout(_) | Cause::Retired => true,
         },
     }
 }

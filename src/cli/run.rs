@@ -1,5 +1,8 @@
 //! `sealproxy run`: serve with a configuration file.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,17 +14,22 @@ use crate::app::{App, Bound, Ended, NO_IDENTITY, Signal, no_identity};
 use crate::config::{Config, Finding, show_size};
 use crate::log::Log;
 
+/// Without the buffer that others write through: the log's writer knows what has been written.
+fn stdout() -> io::Result<File> {
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
+}
+
 pub(super) fn run(file: &Path) -> Result<(), Failure> {
     keep_memory_to_ourselves();
     let (config, findings) = Config::load(file).map_err(Failure::Configuration)?;
     findings.iter().for_each(tell);
-    let (log, writer) = Log::start(std::io::stdout(), LOG_LINES)?;
+    let (log, writer) = Log::start(stdout()?, LOG_LINES)?;
     let runtime = control_runtime()?;
     let ended = runtime.block_on(serve(config, log));
     // A slow disk or a token must not hold up the end.
     runtime.shutdown_background();
     if !writer.close() {
-        tell("warning: nobody reads the log: its last lines are lost");
+        tell("warning: nobody reads the log, or it cannot be written: its last lines are lost");
     }
     ended
 }

@@ -35,7 +35,8 @@ pub(super) fn without_kit(error: &kit::Error) -> Failure {
 }
 
 /// What to do where the files of a sandbox are no more what they were.
-pub(super) const ANEW: &str = "Delete the folder of --dir, or name another: everything in it is then made anew";
+pub(super) const ANEW: &str = "Name another folder by --dir, or delete the files that were made in it (sealproxy.yaml, ca.pem, and those of bank, qwac, qsealc \
+     and other-qsealc): they are then made anew";
 
 /// The bank of a kit; `with` changes its settings.
 pub(super) fn bank(

@@ -9,6 +9,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::BufMut as _;
 use futures_util::FutureExt as _;
@@ -21,6 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::clock::{self, Busy, Clock, Expiry, State};
 use super::relay::RelayBody;
@@ -217,11 +219,14 @@ where
                 if clock.state() == State::Head {
                     proxy.malformed("slow", "a request's head was not whole within the header timeout");
                 }
-                return;
+                return take_leave(connection, clock).await;
             }
             asked = clock.asked() => match asked {
                 clock::Ask::Go => return,
-                clock::Ask::MakeRoom => return proxy.metrics().evicted_connections.inc(),
+                clock::Ask::MakeRoom => {
+                    proxy.metrics().evicted_connections.inc();
+                    return take_leave(connection, clock).await;
+                }
                 clock::Ask::NoMore => connection.as_mut().graceful_shutdown(),
             },
             () = reaches(&mut departure, next) => {
@@ -233,6 +238,22 @@ where
         }
     }
 }
+
+/// Over HTTP/2 a caller is told which of its requests were taken before the connection ends (RFC 9113 section 6.8): one
+/// that sends at this very moment knows then that it can send again. What was taken is answered.
+async fn take_leave<C>(mut connection: Pin<Box<C>>, clock: &Clock)
+where
+    C: GracefulConnection<Error = hyper::Error>,
+{
+    if !clock.is_multiplexed() {
+        return;
+    }
+    connection.as_mut().graceful_shutdown();
+    while timeout(LEAVE, connection.as_mut()).await.is_err() && clock.state() == State::Busy {}
+}
+
+/// For a caller to hear of the end: it takes one round trip.
+const LEAVE: Duration = Duration::from_millis(100);
 
 async fn reaches(departure: &mut Departure, phase: Option<Phase>) {
     match phase {

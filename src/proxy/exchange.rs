@@ -141,9 +141,21 @@ impl Exchange {
     }
 
     pub(super) fn answered(&mut self, status: StatusCode, took: Duration) {
+        self.response = Some(took);
+        if AUDIENCE.get() == Audience::Told {
+            return self.stopped(format!("the bank answered {status} when its caller had been told so"));
+        }
         self.status = Some(status);
         self.outcome = Outcome::Answered;
-        self.response = Some(took);
+    }
+
+    /// The record says what the caller was told at the stop, and beside it what came of the request after all.
+    fn stopped(&mut self, later: String) {
+        let told = Problem::Stopped(Outcome::Unknown);
+        self.status = Some(told.status());
+        self.outcome = told.outcome();
+        self.problem = Some(told.kind());
+        self.cause = Some(later);
     }
 
     pub(super) fn relayed(&mut self, bytes: u64) {
@@ -175,7 +187,8 @@ impl Exchange {
 
     /// The caller did not take its answer.
     pub(super) fn stalled(&mut self) {
-        self.problem = Some("caller-stalled");
+        // Where the answer is one of ours, what it says is what went wrong.
+        self.problem.get_or_insert("caller-stalled");
         self.caller_gone = true;
     }
 
@@ -195,6 +208,10 @@ impl Exchange {
     }
 
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
+        if AUDIENCE.get() == Audience::Told {
+            let cause = problem.cause().unwrap_or_else(|| problem.to_string());
+            return self.stopped(format!("{}: {cause}", problem.kind()));
+        }
         self.status = Some(status);
         self.outcome = problem.outcome();
         self.problem = Some(problem.kind());
@@ -253,42 +270,54 @@ impl Drop for Exchange {
     }
 }
 
-thread_local! {
-    /// Whether what this thread polls or drops at the moment is what nobody waits for.
-    static UNWANTED: Cell<bool> = const { Cell::new(false) };
+/// Who waits for what a thread polls or drops at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Audience {
+    Waits,
+    /// The caller has hung up.
+    Left,
+    /// The caller has had another answer: that the proxy stopped.
+    Told,
 }
 
-/// Work whose caller has left: it can ask whether that is so, and the records that are dropped with it say so.
-pub(super) struct Unwanted<F>(Option<Pin<Box<F>>>);
+thread_local! {
+    static AUDIENCE: Cell<Audience> = const { Cell::new(Audience::Waits) };
+}
+
+/// Work that nobody waits for: it can ask whether that is so, and the records that are dropped with it say so.
+pub(super) struct Unwanted<F> {
+    work: Option<Pin<Box<F>>>,
+    audience: Audience,
+}
 
 impl<F> Unwanted<F> {
-    pub(super) fn new(work: Pin<Box<F>>) -> Self {
-        Self(Some(work))
+    /// Of a caller who has left.
+    pub(super) fn left(work: Pin<Box<F>>) -> Self {
+        Self { work: Some(work), audience: Audience::Left }
+    }
+
+    /// Of one who was told that the proxy stopped.
+    pub(super) fn told(work: Pin<Box<F>>) -> Self {
+        Self { work: Some(work), audience: Audience::Told }
     }
 
     fn mark<R>(&mut self, act: impl FnOnce(&mut Option<Pin<Box<F>>>) -> R) -> R {
-        let _mark = Mark::set();
-        act(&mut self.0)
+        let _mark = Mark(AUDIENCE.replace(self.audience));
+        act(&mut self.work)
     }
 }
 
-/// Whether the work that asks is done for nobody.
+/// Whether the caller of the work that asks has left.
 pub(super) fn is_unwanted() -> bool {
-    UNWANTED.get()
+    AUDIENCE.get() == Audience::Left
 }
 
 /// For as long as it lives, and not beyond a panic. Holds what was so before.
-struct Mark(bool);
-
-impl Mark {
-    fn set() -> Self {
-        Self(UNWANTED.replace(true))
-    }
-}
+struct Mark(Audience);
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        UNWANTED.set(self.0);
+        AUDIENCE.set(self.0);
     }
 }
 

@@ -112,7 +112,14 @@ impl Arrived {
     /// answer. A rest that is read to its end leaves the connection to the next request.
     fn refuse(self: Box<Self>, problem: &Problem, busy: &Busy) -> Response<RelayBody> {
         let mut answer = refuse(problem, self.exchange);
-        if self.comes_anyway && !self.incoming.is_end_stream() {
+        if self.incoming.is_end_stream() {
+            return answer;
+        }
+        if !self.comes_anyway && self.head.version < Version::HTTP_2 {
+            // Whether the body comes all the same nobody knows, and hyper ends the connection (RFC 9110 section
+            // 10.1.1).
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if self.comes_anyway {
             if self.incoming.size_hint().lower() > LINGER_OVER {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -387,10 +394,10 @@ impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd
         // Without a runtime the process is at its end, and the record says so.
         let Ok(runtime) = Handle::try_current() else { return };
         if self.told {
-            runtime.spawn(timeout(unwanted, work));
+            runtime.spawn(timeout(unwanted, Unwanted::told(work)));
         } else {
             runtime.spawn(async move {
-                if let Ok(mut answer) = timeout(unwanted, Unwanted::new(work)).await {
+                if let Ok(mut answer) = timeout(unwanted, Unwanted::left(work)).await {
                     answer.body_mut().caller_gone();
                 }
             });

@@ -106,7 +106,7 @@ pub fn outbound(
     head.headers.insert(X_REQUEST_ID, id.clone());
     fill(&mut head.headers, USER_AGENT, OUR_USER_AGENT);
     fill(&mut head.headers, ACCEPT, OUR_ACCEPT);
-    frame(head, body);
+    frame(head, body, route.is_sealed());
     Ok(())
 }
 
@@ -287,7 +287,7 @@ fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
 
 /// Headers that tell of the network the caller lives in.
 fn is_internal(name: &HeaderName) -> bool {
-    const INTERNAL: [Pattern; 27] = [
+    const INTERNAL: [Pattern; 29] = [
         Pattern::Exact("b3"),
         Pattern::Exact("baggage"),
         Pattern::Exact("forwarded"),
@@ -298,6 +298,7 @@ fn is_internal(name: &HeaderName) -> bool {
         Pattern::Prefix("sec-"),
         Pattern::Exact("traceparent"),
         Pattern::Exact("tracestate"),
+        Pattern::Exact("uber-trace-id"),
         Pattern::Exact("via"),
         Pattern::Prefix("x-amzn-trace"),
         Pattern::Prefix("x-b3-"),
@@ -316,6 +317,7 @@ fn is_internal(name: &HeaderName) -> bool {
         Pattern::Exact("x-original-uri"),
         Pattern::Exact("x-original-url"),
         Pattern::Exact("x-real-ip"),
+        Pattern::Exact("x-request-start"),
         Pattern::Exact("x-rewrite-url"),
     ];
     let name = hyphened(name);
@@ -334,8 +336,9 @@ fn fill(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
 }
 
 /// One framing header of ours, in the place of the caller's; without a body nothing that describes one.
-fn frame(head: &mut Parts, body: u64) {
-    if body == 0 {
+fn frame(head: &mut Parts, body: u64, is_sealed: bool) {
+    // A seal is to cover all that describes a body, and there is none.
+    if body == 0 && is_sealed {
         for name in [CONTENT_TYPE, CONTENT_ENCODING] {
             head.headers.remove(name);
         }

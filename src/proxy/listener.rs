@@ -7,7 +7,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,13 +71,30 @@ enum Socket {
     Unix { listener: UnixListener, _file: SocketFile },
 }
 
-/// Removes the socket's file when nobody listens there any more.
-struct SocketFile(PathBuf);
+/// Removes the socket's file when nobody listens there any more, unless it is another's by then: whoever starts anew
+/// may have put its own in the place.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), id: Self::id(path) }
+    }
+
+    fn id(path: &Path) -> Option<(u64, u64)> {
+        std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.0);
+        if self.id.is_some() && Self::id(&self.path) == self.id {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -94,7 +111,7 @@ impl Listener {
             Address::Unix(path) => {
                 remove_stale_socket(path).await?;
                 let listener = bind_unix(path, settings.mode)?;
-                let socket = Socket::Unix { listener, _file: SocketFile(path.clone()) };
+                let socket = Socket::Unix { listener, _file: SocketFile::new(path) };
                 Ok(Self { socket, address: settings.address.clone(), peers })
             }
         }
@@ -319,6 +336,10 @@ impl Hall {
     /// Counts what kept a connection from being accepted, tells of it now and then, and waits a moment: running out of
     /// file descriptors passes.
     async fn no_connection(&self, error: &io::Error) {
+        // A caller that has left while it waited.
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+            return;
+        }
         let proxy = &self.reactors[0].proxy;
         proxy.metrics().failed_accepts.inc();
         if self.may_complain() {

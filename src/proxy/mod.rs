@@ -194,13 +194,7 @@ impl Shared {
     }
 
     fn patience(&self, deadline: Instant) -> Patience {
-        Patience {
-            deadline,
-            unwanted: self.timeouts.exchange,
-            stalled: self.timeouts.body,
-            ahead: self.limits.body,
-            budget: Arc::clone(&self.ahead),
-        }
+        Patience { deadline, stalled: self.timeouts.body, ahead: self.limits.body, budget: Arc::clone(&self.ahead) }
     }
 }
 

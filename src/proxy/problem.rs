@@ -451,6 +451,7 @@ fn of_send(error: &SendError) -> Face {
         Cause::ResponseTimeout(_) => {
             (StatusCode::GATEWAY_TIMEOUT, "Upstream did not answer in time", "http_response_timeout")
         }
+        Cause::Retired => (StatusCode::BAD_GATEWAY, "The connection was retired", "proxy_internal_error"),
     };
     face(error.outcome, status, error.cause.kind(), title, rfc9209)
 }

@@ -38,8 +38,6 @@ enum Hold {
 /// What an answer may cost.
 #[derive(Clone)]
 pub(super) struct Patience {
-    /// How long an answer that nobody waits for any more is read on.
-    pub(super) unwanted: Duration,
     /// How long a caller may take over one piece, and keep the bank waiting in all.
     pub(super) stalled: Duration,
     /// The end of the exchange as a whole.
@@ -500,10 +498,10 @@ impl Relay {
         self.busy = None;
         if let (Source::Bank(answer), Some(exchange), Some(patience)) = (source, exchange, patience)
             && !answer.is_end_stream()
-            && let Some(limit) = unwanted(&answer, &exchange, &patience)
+            && let Some(deadline) = unwanted(&answer, &exchange, &patience)
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(drain(answer, exchange, limit));
+            runtime.spawn(drain(answer, exchange, deadline));
         }
     }
 
@@ -610,13 +608,13 @@ async fn mind(relay: Weak<Mutex<Relay>>, patience: Patience) {
 /// a machine that reads, short for a bank's connection.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long an answer is read on that nobody waits for. `None`: it is cut.
-fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option<Duration> {
+/// Until when an answer is read on that nobody waits for. `None`: it is cut.
+fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option<Instant> {
     if !exchange.is_safe() {
-        return Some(patience.unwanted);
+        return Some(patience.deadline);
     }
     let is_little = answer.size_hint().upper().is_some_and(|rest| rest <= LITTLE);
-    is_little.then(|| UNWANTED.min(patience.unwanted))
+    is_little.then(|| patience.deadline.min(Instant::now() + UNWANTED))
 }
 
 /// For how long the answer to a safe request is awaited when nobody waits for it, and up to which length it is read: to
@@ -625,11 +623,11 @@ fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option
 pub(super) const UNWANTED: Duration = Duration::from_millis(250);
 const LITTLE: u64 = 256 * 1024;
 
-async fn drain(answer: Answer, exchange: Box<Exchange>, limit: Duration) {
+async fn drain(answer: Answer, exchange: Box<Exchange>, deadline: Instant) {
     let mut rest = Relay::new(Source::Bank(answer), Some(exchange), None);
     let read = async { while let Some(Ok(_)) = poll_fn(|cx| rest.poll_next(cx)).await {} };
     // Past its patience the exchange is dropped, and logged as far as it came.
-    if tokio::time::timeout(limit, read).await.is_err() {
+    if tokio::time::timeout_at(deadline, read).await.is_err() {
         rest.end();
     }
 }

@@ -344,7 +344,13 @@ pub enum Cause {
     /// No answer in time.
     #[error("no response from the upstream within {0:?}")]
     ResponseTimeout(Duration),
+    /// We ended the connection.
+    #[error("{RETIRED}")]
+    Retired,
 }
+
+const RETIRED: &str = "the connection's certificate or trust has a successor, and the upstream's response was not whole when \
+                       `timeouts.drain` ended";
 
 impl Cause {
     /// One stable word for problems and metrics.
@@ -357,6 +363,7 @@ impl Cause {
             Self::ClosedInHead(_) => "upstream-closed-in-head",
             Self::Unasked(_) | Self::MalformedHead(_) | Self::Switched | Self::TransferCoding => "upstream-malformed",
             Self::ResponseTimeout(_) => "upstream-timeout",
+            Self::Retired => "stopped",
         }
     }
 
@@ -374,6 +381,7 @@ impl Cause {
                 "check that `url` names a port that speaks HTTP/1.1"
             }
             Self::ResponseTimeout(_) => "check with the bank, or raise `timeouts.response`",
+            Self::Retired => "give `timeouts.drain` as long as the bank's slowest answer takes",
         }
     }
 }
@@ -387,6 +395,9 @@ pub enum AnswerError {
     /// No frame in time.
     #[error("the upstream's response paused for longer than {0:?}")]
     Timeout(Duration),
+    /// We ended the connection.
+    #[error("{RETIRED}")]
+    Retired,
 }
 
 impl AnswerError {
@@ -394,6 +405,7 @@ impl AnswerError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Cut(_) | Self::Timeout(_) => "upstream-cut",
+            Self::Retired => "stopped",
         }
     }
 }

@@ -162,6 +162,12 @@ impl Held {
                 self.destination.skew.observe(response.headers(), began, took);
                 Ok(response.map(|incoming| Answer::new(incoming, self, took)))
             }
+            // What we cut ourselves is not the bank's failure.
+            Err(SendError { cause: Cause::ClosedBeforeHead(_) | Cause::ClosedInHead(_), outcome })
+                if self.pool.is_over() =>
+            {
+                Err(SendError { cause: Cause::Retired, outcome })
+            }
             Err(error) => {
                 self.destination.metrics.fail(error.cause.kind());
                 Err(error)
@@ -262,10 +268,11 @@ impl Answer {
 
     /// Gives the connection up.
     fn fail(&mut self, error: AnswerError) -> AnswerError {
-        // What we cut ourselves is not the bank's failure.
-        if let Some(held) = self.held.take().filter(|held| !held.pool.is_over()) {
-            held.destination.metrics.fail(error.kind());
+        let Some(held) = self.held.take() else { return error };
+        if held.pool.is_over() {
+            return AnswerError::Retired;
         }
+        held.destination.metrics.fail(error.kind());
         error
     }
 

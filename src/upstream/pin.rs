@@ -31,11 +31,16 @@ impl Pin {
 impl FromStr for Pin {
     type Err = NoPin;
 
-    /// `sha256:` and 64 hex digits, or the Base64 of the hash (RFC 4648 section 4).
+    /// `sha256:` and 64 hex digits, or the Base64 of the hash (RFC 4648 section 4), by itself, behind `sha256:`, or
+    /// behind `sha256//` as curl writes it.
     fn from_str(text: &str) -> Result<Self, NoPin> {
-        let bytes = match text.strip_prefix("sha256:") {
-            Some(hex) => from_hex(hex).ok_or(NoPin)?,
-            None => STANDARD.decode(text).map_err(|_| NoPin)?,
+        let hash = text.strip_prefix("sha256:");
+        let bytes = match hash.and_then(from_hex) {
+            Some(bytes) => bytes,
+            None => {
+                let base64 = hash.or_else(|| text.strip_prefix("sha256//")).unwrap_or(text);
+                STANDARD.decode(base64).map_err(|_| NoPin)?
+            }
         };
         bytes.try_into().map(Self).map_err(|_| NoPin)
     }
@@ -169,6 +174,8 @@ mod tests {
         assert_eq!(format!("sha256:{HEX}").parse(), Ok(pin));
         assert_eq!(format!("sha256:{}", HEX.to_uppercase()).parse(), Ok(pin));
         assert_eq!(BASE64.parse(), Ok(pin));
+        assert_eq!(format!("sha256:{BASE64}").parse(), Ok(pin));
+        assert_eq!(format!("sha256//{BASE64}").parse(), Ok(pin));
         assert_eq!(pin.to_string(), format!("sha256:{HEX}"));
     }
 

@@ -126,7 +126,7 @@ pub enum TrustError {
     List(pem::Error),
     /// A revocation list that the library does not take: delta and indirect ones, those without `nextUpdate`, and other
     /// departures from RFC 5280 section 5.
-    #[error("{}: the revocation list of {issuer} is of a kind that the TLS library does not take ({fault:?})", .path.display())]
+    #[error("{}: the revocation list of {issuer} is of a kind that the TLS library does not take: {}", .path.display(), lack(fault))]
     BadList {
         /// The file.
         path: PathBuf,
@@ -164,9 +164,21 @@ impl TrustError {
             Self::NoSystemRoots(_) => {
                 "install the package ca-certificates, set SSL_CERT_FILE, or name a PEM file in `trust`"
             }
-            Self::BadList { .. } => "give the authority's complete list (RFC 5280 section 5), with `nextUpdate`",
+            Self::BadList { .. } => {
+                "give the authority's complete list as RFC 5280 section 5 has it: version 2, with `nextUpdate` and a CRL \
+                 number. `openssl ca -gencrl` makes such a list where `crlnumber` and `crl_extensions` are configured"
+            }
             Self::ExpiredList { .. } => "fetch the authority's present list, and do so again before each `nextUpdate`",
         }
+    }
+}
+
+/// What it probably lacks, where the library's word for it says little.
+fn lack(fault: &webpki::Error) -> String {
+    match fault {
+        webpki::Error::BadDer => "it is damaged, or of version 1".to_owned(),
+        webpki::Error::MalformedExtensions => "it has no extensions, or damaged ones".to_owned(),
+        fault => format!("{fault:?}"),
     }
 }
 

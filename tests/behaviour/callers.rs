@@ -166,6 +166,57 @@ fn a_unix_listener_never_removes_what_is_no_socket() {
 }
 
 #[test]
+fn a_process_that_leaves_takes_no_socket_of_another_with_it() {
+    let bank = FakeBank::good();
+    let socket = std::env::temp_dir().join(format!("sealproxy-test-{}.sock", uuid::Uuid::new_v4()));
+    let yaml =
+        config(bank.address, "", "").replace("127.0.0.1:0\"]\nadmin", &format!("unix:{}\"]\nadmin", socket.display()));
+    let old = Rig::start(&yaml);
+    // As start scripts do.
+    std::fs::remove_file(&socket).expect("it is there");
+    let new = Rig::start(&yaml);
+    drop(old);
+    let mut stream = UnixStream::connect(&socket).expect("it is there still");
+    assert_eq!(ask(&mut stream, &format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: localhost\r\n\r\n")).status, 200);
+    drop((stream, new));
+    assert!(!socket.exists());
+}
+
+/// Whoever sends at the moment of the end knows then what was not taken (RFC 9113 section 6.8).
+#[test]
+fn an_idle_connection_of_http_2_ends_with_goaway() {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    let frame = |kind: u8, flags: u8, body: &[u8]| {
+        let length = u8::try_from(body.len()).expect("small");
+        [&[0, 0, length, kind, flags, 0, 0, 0, 0], body].concat()
+    };
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { header: 300ms }\n"));
+    let mut stream = TcpStream::connect(rig.address()).expect("connected");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
+    stream.write_all(&frame(SETTINGS, 0, &[])).expect("written");
+    let mut goaways = Vec::new();
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).is_ok() {
+        let mut body = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        stream.read_exact(&mut body).expect("a whole frame");
+        match head[3] {
+            PING => stream.write_all(&frame(PING, 1, &body)).expect("written"),
+            GOAWAY => goaways.push(body),
+            _ => {}
+        }
+    }
+    let numbers = |body: &[u8]| -> [u32; 2] {
+        [0, 4].map(|at| u32::from_be_bytes(body[at..at + 4].try_into().expect("four bytes")))
+    };
+    // First that no more is to be sent, and when that was heard, that nothing was taken.
+    assert_eq!(goaways.iter().map(|body| numbers(body)).collect::<Vec<_>>(), [[0x7fff_ffff, 0], [0, 0]]);
+}
+
+#[test]
 fn too_many_header_fields_are_refused_over_http_2_as_well() {
     let bank = FakeBank::good();
     let rig = Rig::before(&bank);

@@ -162,7 +162,7 @@ fn dev_says_what_to_do_about_a_folder_of_its_own_that_is_broken() {
         let refused = output(&["dev", "--dir", folder.to_str().expect("UTF-8")]);
         let said = text(&refused.stderr);
         assert!(!refused.status.success(), "{said}");
-        assert!(said.contains("Delete the folder of --dir, or name another"), "{name}: {said}");
+        assert!(said.contains("Name another folder by --dir, or delete the files"), "{name}: {said}");
     }
 }
 

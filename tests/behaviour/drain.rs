@@ -232,6 +232,30 @@ fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
     assert!(lines.iter().all(|line| line["status"] == 502), "what the callers were told: {lines:?}");
 }
 
+/// Its line says what its caller was told, and beside it what the bank said after all.
+#[test]
+fn an_answer_that_comes_after_the_stop_is_in_the_log_beside_what_the_caller_was_told() {
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(1000), ok("{}")));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 2s }\n"));
+    let address = rig.address();
+    let head = format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
+    let payment = std::thread::spawn(move || send(address, format!("{head}{{}}").as_bytes()));
+    until("it is with the bank", PATIENCE, || bank.received().len() == 1);
+    let log = rig.log.clone();
+    // The first ends the linger, and the second the drain.
+    std::thread::sleep(Duration::from_millis(750));
+    rig.signal();
+    rig.signal();
+    assert_eq!(rig.ended(), Ended::Hurried);
+    let payment = payment.join().expect("no panic");
+    assert_eq!((payment.status, &*payment.problem(), &*payment.outcome()), (502, "stopped", "unknown"));
+    let line = log.wait(1).pop().expect("a line");
+    let said = (&line["status"], &line["problem"], &line["outcome"], &line["caller_gone"]);
+    assert_eq!(said, (&502.into(), &"stopped".into(), &"unknown".into(), &false.into()), "{line}");
+    assert!(line["cause"].as_str().is_some_and(|cause| cause.contains("the bank answered 200")), "{line}");
+    assert_eq!(log.wait(1).len(), 1);
+}
+
 /// Once anybody was told that the proxy has stopped, nothing of anybody is sent any more.
 #[test]
 fn what_is_whole_after_the_stop_is_not_sent() {

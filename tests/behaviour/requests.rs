@@ -247,6 +247,39 @@ fn a_body_over_the_limit_is_refused_declared_or_chunked() {
     assert_eq!(bank.only().body.len(), 1024);
 }
 
+/// It ends the connection, and a caller that keeps one is to know that.
+#[test]
+fn a_caller_that_waits_for_leave_and_is_refused_is_told_that_the_connection_ends() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "", "limits: { body: 1KiB }\n"));
+    let host = rig.address();
+    let post = |target: &str, more: &str| {
+        format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\n{more}\r\n\r\n")
+    };
+    for (request, status) in [
+        (post("/nowhere", "Expect: 100-continue\r\nContent-Length: 9"), 404),
+        (post(ACCOUNTS, "Expect: 100-continue\r\nContent-Length: 1025"), 413),
+        (post(ACCOUNTS, "Expect: a-miracle\r\nContent-Length: 9"), 417),
+        (post("/nowhere", "Expect: 100-continue\r\nTransfer-Encoding: chunked"), 404),
+    ] {
+        let mut stream = TcpStream::connect(host).expect("connected");
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("a socket");
+        stream.write_all(request.as_bytes()).expect("written");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the end, and no reset");
+        let answer = Answer::parse(&answer);
+        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{request}");
+    }
+    // With nothing to come it stays.
+    let mut stream = std::io::BufReader::new(TcpStream::connect(host).expect("connected"));
+    for _ in 0..2 {
+        let request = post("/nowhere", "Expect: 100-continue\r\nContent-Length: 0");
+        stream.get_mut().write_all(request.as_bytes()).expect("written");
+        let answer = crate::support::next_answer(&mut stream, "").expect("whole");
+        assert_eq!((answer.status, answer.header("connection")), (404, None));
+    }
+}
+
 #[test]
 fn paths_of_the_other_environment_never_leave() {
     let bank = FakeBank::good();

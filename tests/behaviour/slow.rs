@@ -1,7 +1,7 @@
 //! Callers that send their body or take their answer slowly hold no more than their connection.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-use crate::support::{Act, FakeBank, Rig, config, ok, until};
+use crate::support::{Act, FakeBank, Manner, Rig, config, ok, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const LARGE: usize = 24 << 20;
@@ -200,7 +200,9 @@ fn streams_without_a_window_keep_nobody_else_s_place() {
         assert_eq!(rig.get(ACCOUNTS).status, 200, "the bank's part is over");
         let lines = rig.log.wait(7);
         let cut = lines.iter().filter(|line| line["problem"] == "caller-stalled").count();
-        assert_eq!(cut, 6, "{window}, problems of ours included: {lines:?}");
+        assert_eq!(cut, 4, "{window}: {lines:?}");
+        let gone = |line: &&serde_json::Value| line["problem"] == "no-route" && line["caller_gone"] == true;
+        assert_eq!(lines.iter().filter(gone).count(), 2, "{window}, problems of ours included: {lines:?}");
         assert!(rig.metrics().contains("sealproxy_in_flight 0"));
         drop(stuck);
     }
@@ -311,4 +313,36 @@ fn a_body_that_comes_in_drops_is_not_waited_for_to_the_end() {
     stream.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 408");
     assert!((0.4..2.0).contains(&began.elapsed().as_secs_f64()), "{:?}", began.elapsed());
+}
+
+/// A caller that the exchange was too long for leaves its place with it.
+#[test]
+fn an_exchange_ends_at_its_end_whoever_waits_for_it() {
+    let listener = drips();
+    let rig = Rig::start(&config(listener, "    in_flight: 1\n", "timeouts: { exchange: 1s }\n"));
+    let began = Instant::now();
+    let answer = rig.request("POST", ACCOUNTS, "Content-Type: a/b\r\n", "{}");
+    assert!(answer.status == 201 && answer.body.len() < 1000, "{answer:?}");
+    let line = rig.log.wait(1).pop().expect("a line");
+    assert_eq!(line["problem"], "exchange-timeout", "{line}");
+    assert!(began.elapsed() < Duration::from_millis(1700), "{:?}", began.elapsed());
+    assert!(rig.metrics().contains("sealproxy_upstream_in_flight{upstream=\"bank\"} 0"));
+}
+
+/// A bank that answers byte by byte.
+fn drips() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let (socket, _) = listener.accept().expect("a connection");
+        let session = rustls::ServerConnection::new(Manner::good().tls).expect("a session");
+        let mut tls = rustls::StreamOwned::new(session, socket);
+        let mut request = [0; 4096];
+        let _ = tls.read(&mut request).expect("a request");
+        tls.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 1000\r\n\r\n").expect("written");
+        while tls.write_all(b".").and_then(|()| tls.flush()).is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    address
 }

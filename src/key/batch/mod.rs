@@ -1,6 +1,5 @@
 //! RSA keys in memory that sign up to eight messages in one call of Intel's Cryptography Primitives Library
-//! (`crypto_mb`), where the CPU has AVX-512 IFMA. What is alone, and what the library cannot do, aws-lc signs. The one
-//! file with `unsafe`.
+//! (`crypto_mb`), where the CPU has AVX-512 IFMA. What is alone, and what the library cannot do, aws-lc signs.
 //!
 //! No timers: what a reactor is asked to sign is gathered until eight are there or until its event loop brings nothing
 //! more. A reactor that has other work for longer than that is worth lets each sign by itself, because whoever waits
@@ -8,30 +7,28 @@
 //! one that was made by the Chinese remainder theorem with a fault in it may reveal the key (Boneh, DeMillo, Lipton
 //! 1997). After the first that fails, aws-lc signs everything.
 
-#![expect(unsafe_code, reason = "a C library is called, in `together` and `check` and nowhere else")]
-
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
-use prometheus::{IntCounter, IntCounterVec, Opts};
-use ring::digest::{SHA256, digest};
-use rustix::time::{ClockId, clock_gettime};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::{Error, aws_lc};
 
-/// How many signatures the library makes at a time, whatever it is given.
-const LANES: usize = 8;
-/// How often each of the two ways is timed when a key is loaded, or for how long: what disturbs one disturbs hardly
-/// all.
-const TIMINGS: usize = 5;
-const TIMED: Duration = Duration::from_millis(10);
+mod crypto_mb;
+mod parts;
+mod record;
+mod worth;
+
+use crypto_mb::{LANES, Lane, run};
+use parts::{Parts, encoded};
+use record::Record;
+use worth::{time, worked, worth};
+
 /// The longest that a thread may work on other things while some wait to be signed: more than eight requests take, far
 /// less than the end of a handshake with a key of 4096 bits. What is saved by gathering is a millisecond or two.
 const OPEN: Duration = Duration::from_millis(4);
@@ -40,46 +37,41 @@ const OPEN: Duration = Duration::from_millis(4);
 const LATE: u32 = 2;
 /// For how long a thread that was late so often lets each sign by itself.
 const APART: Duration = Duration::from_secs(1);
-/// How often, or for how long, before it is believed that the library is never worth it.
-const MOST_TIMINGS: usize = 15;
-const MOST_TIMED: Duration = Duration::from_millis(60);
 
 /// A key that aws-lc signs with, and what the library needs of it.
 pub(super) struct Key {
     scalar: aws_lc::Key,
-    parts: Result<Parts, &'static str>,
+    /// `Err`: why the library does not sign with it, in words.
+    together: Result<Together, &'static str>,
     /// The process's, because a fault makes the CPU suspect.
     record: &'static Record,
 }
 
-/// What was signed with others and what by itself, and whether that went well.
-struct Record {
-    is_faulty: AtomicBool,
-    family: IntCounterVec,
-    by_size: [IntCounter; LANES],
-    faults: IntCounter,
-}
+/// A signature on its way.
+pub(super) type Answer = oneshot::Receiver<Result<Vec<u8>, Error>>;
 
 /// A signature: made at once, or on its way with others.
 pub(super) enum Signed {
     Now(Result<Vec<u8>, Error>),
-    Together(oneshot::Receiver<Result<Vec<u8>, Error>>),
+    Together(Answer),
 }
 
 impl Key {
     /// `None` for a key that is not RSA: another backend's turn.
     pub(super) fn from_der(der: &PrivateKeyDer<'_>) -> Result<Option<Self>, Error> {
         let Some(scalar) = aws_lc::Key::from_der(der)? else { return Ok(None) };
-        let parts = Parts::of(der).and_then(|parts| parts.tried(&scalar, &RECORD));
-        Ok(Some(Self { scalar, parts, record: &RECORD }))
+        let together = Parts::of(der).and_then(|parts| Together::tried(parts, &scalar, &RECORD));
+        Ok(Some(Self { scalar, together, record: &RECORD }))
     }
 
     /// Why it signs one message at a time; `None`: it does not.
     pub(super) fn alone(&self) -> Option<&'static str> {
-        match &self.parts {
+        match &self.together {
             Err(reason) => Some(reason),
-            Ok(parts) if parts.worth > LANES => Some("one by one is faster with a key of this length on this CPU"),
-            Ok(_) if self.record.is_faulty.load(Ordering::Relaxed) => Some(WRONG),
+            Ok(together) if together.worth > LANES => {
+                Some("one by one is faster with a key of this length on this CPU")
+            }
+            Ok(_) if self.record.is_faulty() => Some(WRONG),
             Ok(_) => None,
         }
     }
@@ -105,6 +97,37 @@ impl Key {
     }
 }
 
+/// What the library needs of a key, and when it is called.
+struct Together {
+    parts: Parts,
+    /// From how many on signatures are made together. One call takes as long as 3.0 signatures of aws-lc with 2048 bits
+    /// on a Xeon of 2023 (Sapphire Rapids), and as 4 on an EPYC of 2023 (Zen 4); there it takes as long as 9 with 3072
+    /// and 4096 bits, and never pays (`benches/seal.rs`). So it is timed when the key is loaded.
+    worth: usize,
+}
+
+impl Together {
+    /// Of a key whose numbers are seen to sign as aws-lc does, with the time that it takes. aws-lc has checked that the
+    /// numbers belong together: what is wrong then is a fault.
+    fn tried(parts: Parts, scalar: &aws_lc::Key, record: &Record) -> Result<Self, &'static str> {
+        const MESSAGE: &[u8] = b"sealproxy: is this signature that of aws-lc?";
+        let encoded = encoded(MESSAGE, parts.len());
+        let expected = scalar.sign(MESSAGE).map_err(|_| "aws-lc does not sign with this key")?;
+        let mut work = Zeroizing::default();
+        let mut is_right = || {
+            let made = run(&[Lane { parts: &parts, encoded: &encoded }], &mut work);
+            made.is_some_and(|made| made[0] == expected)
+        };
+        let mut all = is_right();
+        let worth = worth(|| (time(|| all &= is_right()), time(|| scalar.sign(MESSAGE))));
+        if !all {
+            record.fault();
+            return Err(WRONG);
+        }
+        Ok(Self { parts, worth })
+    }
+}
+
 /// Lets this thread, which runs a current-thread runtime and nothing else, sign what comes in at a time together.
 pub(super) fn gather_here() {
     GATHERED.set(Some(Gathered::default()));
@@ -112,7 +135,7 @@ pub(super) fn gather_here() {
 
 /// What was signed together, and what went wrong with it.
 pub(super) fn collectors() -> Vec<Box<dyn Collector>> {
-    vec![Box::new(RECORD.family.clone()), Box::new(RECORD.faults.clone())]
+    RECORD.collectors()
 }
 
 thread_local! {
@@ -159,13 +182,6 @@ impl Moment {
     }
 }
 
-/// The time that this thread has worked.
-fn worked() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or_default();
-    Duration::new(time.tv_sec.unsigned_abs(), nanoseconds)
-}
-
 struct Job {
     key: Arc<Key>,
     message: Vec<u8>,
@@ -209,7 +225,7 @@ impl Drop for Watch {
 impl Gathered {
     /// Takes a message in, and signs all that waits if that is enough. Says whether somebody is to watch from here on.
     /// `None`: sign it by itself.
-    fn gather(&mut self, key: &Arc<Key>, message: &[u8]) -> Option<(oneshot::Receiver<Result<Vec<u8>, Error>>, bool)> {
+    fn gather(&mut self, key: &Arc<Key>, message: &[u8]) -> Option<(Answer, bool)> {
         if self.apart.is_some_and(|until| Instant::now() < until) {
             return None;
         }
@@ -267,184 +283,18 @@ impl Gathered {
 
 impl Job {
     fn bits(&self) -> i32 {
-        self.key.parts.as_ref().map_or(0, |parts| parts.bits)
+        self.key.together.as_ref().map_or(0, |together| together.parts.bits())
     }
 
     /// Whether it is to be signed together with others, `count` in all.
     fn is_worth_it(&self, count: usize) -> bool {
-        self.key.alone().is_none() && self.key.parts.as_ref().is_ok_and(|parts| parts.worth <= count)
+        self.key.alone().is_none() && self.key.together.as_ref().is_ok_and(|together| together.worth <= count)
     }
-}
-
-/// The numbers of an RSA key (RFC 8017 section 3.2), least significant word first.
-struct Parts {
-    bits: i32,
-    /// From how many on signatures are made together. One call takes as long as 3.0 signatures of aws-lc with 2048 bits
-    /// on a Xeon of 2023 (Sapphire Rapids), and as 4 on an EPYC of 2023 (Zen 4); there it takes as long as 9 with 3072
-    /// and 4096 bits, and never pays (`benches/seal.rs`). So it is timed when the key is loaded.
-    worth: usize,
-    modulus: Vec<u64>,
-    p: Zeroizing<Vec<u64>>,
-    q: Zeroizing<Vec<u64>>,
-    dp: Zeroizing<Vec<u64>>,
-    dq: Zeroizing<Vec<u64>>,
-    iq: Zeroizing<Vec<u64>>,
-}
-
-impl Parts {
-    /// `Err`: why the library cannot sign with the key, in words.
-    fn of(der: &PrivateKeyDer<'_>) -> Result<Self, &'static str> {
-        if !is_x86_feature_detected!("avx512ifma") || !is_applicable() {
-            return Err("this CPU has no AVX-512 IFMA");
-        }
-        let [n, e, _, p, q, dp, dq, iq] = numbers(der).ok_or("the key's encoding is not read here")?;
-        if trimmed(&e) != [1, 0, 1] {
-            return Err("the key's public exponent is not 65537");
-        }
-        let bits = 8 * trimmed(&n).len();
-        let is_whole = trimmed(&n).first().is_some_and(|first| first & 0x80 != 0);
-        if ![2048, 3072, 4096].contains(&bits) || !is_whole {
-            return Err("the key has not 2048, 3072 or 4096 bits");
-        }
-        let half = |number: &[u8]| words(number, bits / 128).ok_or("the key's primes are not of one length");
-        let (p, q) = (half(&p)?, half(&q)?);
-        if [&p, &q].iter().any(|prime| prime.last().is_none_or(|high| high >> 63 == 0)) {
-            return Err("the key's primes are not of one length");
-        }
-        let modulus = words(&n, bits / 64).expect("it has that many bits").to_vec();
-        let bits = i32::try_from(bits).expect("4096 at most");
-        Ok(Self { bits, worth: LANES, modulus, p, q, dp: half(&dp)?, dq: half(&dq)?, iq: half(&iq)? })
-    }
-
-    /// The same, if they are seen to sign as aws-lc does, with the time that it takes. aws-lc has checked that the
-    /// numbers belong together: what is wrong then is a fault.
-    fn tried(mut self, scalar: &aws_lc::Key, record: &Record) -> Result<Self, &'static str> {
-        const MESSAGE: &[u8] = b"sealproxy: is this signature that of aws-lc?";
-        let encoded = encoded(MESSAGE, self.len());
-        let expected = scalar.sign(MESSAGE).map_err(|_| "aws-lc does not sign with this key")?;
-        let mut work = Zeroizing::default();
-        let mut is_right = || {
-            let made = run(&[Lane { parts: &self, encoded: &encoded }], &mut work);
-            made.is_some_and(|made| made[0] == expected)
-        };
-        let mut all = is_right();
-        let worth = worth(|| (time(|| all &= is_right()), time(|| scalar.sign(MESSAGE))));
-        if !all {
-            record.fault();
-            return Err(WRONG);
-        }
-        self.worth = worth;
-        Ok(self)
-    }
-
-    /// Of a signature, in bytes.
-    fn len(&self) -> usize {
-        self.modulus.len() * 8
-    }
-}
-
-/// From how many signatures on one call that makes eight is the faster way, by the shortest that a call and a signature
-/// by itself take. They are timed in turn, so that a slow phase of the machine meets both, and on where it would seem
-/// that a call never pays: a key that was mistimed is so until it is loaded anew. A lone signature is never worth a
-/// call.
-fn worth(mut timed: impl FnMut() -> (Duration, Duration)) -> usize {
-    let (mut together, mut alone) = (Duration::MAX, Duration::MAX);
-    let (mut worth, mut took) = (usize::MAX, Duration::ZERO);
-    for timing in 1..=MOST_TIMINGS {
-        let (call, signature) = timed();
-        took += call + signature;
-        (together, alone) = (together.min(call), alone.min(signature));
-        worth = usize::try_from(together.as_nanos().div_ceil(alone.as_nanos().max(1))).unwrap_or(usize::MAX);
-        let is_enough = if worth <= LANES { timing >= TIMINGS || took >= TIMED } else { took >= MOST_TIMED };
-        if timing > 1 && is_enough {
-            break;
-        }
-    }
-    worth.max(2)
-}
-
-/// What it takes of this thread's own time: a machine that has others to serve meanwhile is no slower for it.
-fn time<T>(work: impl FnOnce() -> T) -> Duration {
-    let began = worked();
-    drop(work());
-    worked().saturating_sub(began)
-}
-
-/// The eight integers behind the version of an `RSAPrivateKey` (RFC 8017 appendix A.1.2), as it is or in PKCS#8 (RFC
-/// 5208).
-fn numbers(der: &PrivateKeyDer<'_>) -> Option<[Zeroizing<Vec<u8>>; 8]> {
-    let inner;
-    let der = match der {
-        PrivateKeyDer::Pkcs1(key) => key.secret_pkcs1_der(),
-        PrivateKeyDer::Pkcs8(key) => {
-            inner = yasna::parse_der(key.secret_pkcs8_der(), octets).ok()?;
-            &inner
-        }
-        _ => return None,
-    };
-    let read = yasna::parse_der(der, |reader| {
-        reader.read_sequence(|reader| {
-            reader.next().read_u8()?;
-            let mut numbers: [Zeroizing<Vec<u8>>; 8] = Default::default();
-            for number in &mut numbers {
-                *number = Zeroizing::new(reader.next().read_bigint_bytes()?.0);
-            }
-            Ok(numbers)
-        })
-    });
-    read.ok()
-}
-
-/// The key within a `PrivateKeyInfo`.
-fn octets(reader: yasna::BERReader<'_, '_>) -> yasna::ASN1Result<Zeroizing<Vec<u8>>> {
-    reader.read_sequence(|reader| {
-        reader.next().read_u8()?;
-        reader.next().read_der()?;
-        let key = Zeroizing::new(reader.next().read_bytes()?);
-        // Attributes.
-        // The method itself is not general enough in its lifetimes.
-        #[allow(clippy::redundant_closure_for_method_calls)]
-        reader.read_optional(|reader| reader.read_der())?;
-        Ok(key)
-    })
-}
-
-fn trimmed(number: &[u8]) -> &[u8] {
-    &number[number.iter().take_while(|byte| **byte == 0).count()..]
-}
-
-/// A number of at most `count` words.
-fn words(number: &[u8], count: usize) -> Option<Zeroizing<Vec<u64>>> {
-    let number = trimmed(number);
-    if number.len() > count * 8 {
-        return None;
-    }
-    let mut words = Zeroizing::new(vec![0_u64; count]);
-    for (index, byte) in number.iter().rev().enumerate() {
-        words[index / 8] |= u64::from(*byte) << (8 * (index % 8));
-    }
-    Some(words)
-}
-
-/// EMSA-PKCS1-v1_5 with SHA-256 (RFC 8017 section 9.2): what the RSA operation is done on.
-fn encoded(message: &[u8], length: usize) -> Vec<u8> {
-    const PREFIX: [u8; 19] = [
-        0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04,
-        0x20,
-    ];
-    let hash = digest(&SHA256, message);
-    let behind = PREFIX.len() + hash.as_ref().len();
-    let mut encoded = vec![0xff; length];
-    encoded[..2].copy_from_slice(&[0, 1]);
-    encoded[length - behind - 1] = 0;
-    encoded[length - behind..length - hash.as_ref().len()].copy_from_slice(&PREFIX);
-    encoded[length - hash.as_ref().len()..].copy_from_slice(hash.as_ref());
-    encoded
 }
 
 /// The signatures of some jobs, all with keys of one length, each checked. `None`: sign them otherwise.
 fn together(jobs: &[Job], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>>> {
-    let parts: Vec<&Parts> = jobs.iter().filter_map(|job| job.key.parts.as_ref().ok()).collect();
+    let parts: Vec<&Parts> = jobs.iter().filter_map(|job| Some(&job.key.together.as_ref().ok()?.parts)).collect();
     let messages: Vec<_> = jobs.iter().zip(&parts).map(|(job, parts)| encoded(&job.message, parts.len())).collect();
     let lanes: Vec<_> = parts.iter().zip(&messages).map(|(parts, encoded)| Lane { parts, encoded }).collect();
     let made = run(&lanes, work);
@@ -454,170 +304,6 @@ fn together(jobs: &[Job], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>>
         None => record.fault(),
     }
     made
-}
-
-/// One of the messages that are signed together.
-struct Lane<'a> {
-    parts: &'a Parts,
-    encoded: &'a [u8],
-}
-
-/// A lane's buffer for a result.
-type Out = [u8; 512];
-
-/// The lanes' results. Wiped whatever comes: one that is wrong could tell the key, and so could what it is checked by.
-struct Outs([Out; LANES]);
-
-impl Outs {
-    fn new() -> Self {
-        Self([[0; 512]; LANES])
-    }
-}
-
-impl Drop for Outs {
-    fn drop(&mut self) {
-        // As one slice: an array of arrays is wiped byte by byte, which takes longer than the check.
-        self.0.as_flattened_mut().zeroize();
-    }
-}
-
-/// Signs up to eight messages with keys of one length. `None`: at least one result does not verify, and none is to be
-/// used.
-fn run(lanes: &[Lane<'_>], work: &mut Zeroizing<Vec<u64>>) -> Option<Vec<Vec<u8>>> {
-    let first = lanes.first().filter(|_| lanes.len() <= LANES)?;
-    let (bits, length) = (first.parts.bits, first.parts.len());
-    if lanes.iter().any(|lane| lane.parts.bits != bits || lane.encoded.len() != length) {
-        return None;
-    }
-    // The library reads and writes eight, so that those without a message do what the first does.
-    let lane = |index: usize| lanes.get(index).unwrap_or(first);
-    let of = |part: fn(&Parts) -> &[u64]| -> [*const u64; LANES] {
-        std::array::from_fn(|index| part(lane(index).parts).as_ptr())
-    };
-    let messages: [*const u8; LANES] = std::array::from_fn(|index| lane(index).encoded.as_ptr());
-    let (mut made, mut opened) = (Outs::new(), Outs::new());
-    let results: [*mut u8; LANES] = made.0.each_mut().map(|out| out.as_mut_ptr());
-    // SAFETY: takes a number and returns a constant of the library, or null for a number that it does not know.
-    let (method, public) = unsafe { (mbx_RSA_private_crt_Method(bits), mbx_RSA_pub65537_Method(bits)) };
-    if method.is_null() || public.is_null() {
-        return None;
-    }
-    // SAFETY: both methods are constants of the library.
-    let room = unsafe { mbx_RSA_Method_BufSize(method).max(mbx_RSA_Method_BufSize(public)) };
-    let words = usize::try_from(room).ok()?.div_ceil(8).max(work.len());
-    work.resize(words, 0);
-    // SAFETY: there are eight of everything. Each message and each result has `bits` / 8 bytes, of which a buffer has
-    // at least as many; each part of a key has `bits` / 128 words; `work` is as large as the method asks for. All of
-    // them outlive the call, nothing else refers to the results, and the CPU was asked for its instructions before
-    // there were parts.
-    let status = unsafe {
-        mbx_rsa_private_crt_mb8(
-            messages.as_ptr(),
-            results.as_ptr(),
-            of(|parts| &parts.p).as_ptr(),
-            of(|parts| &parts.q).as_ptr(),
-            of(|parts| &parts.dp).as_ptr(),
-            of(|parts| &parts.dq).as_ptr(),
-            of(|parts| &parts.iq).as_ptr(),
-            bits,
-            method,
-            work.as_mut_ptr().cast(),
-        )
-    };
-    let sources: [*const u8; LANES] = made.0.each_ref().map(|out| out.as_ptr());
-    let targets: [*mut u8; LANES] = opened.0.each_mut().map(|out| out.as_mut_ptr());
-    // SAFETY: as above; a modulus has `bits` / 64 words.
-    let checked = unsafe {
-        mbx_rsa_public_mb8(
-            sources.as_ptr(),
-            targets.as_ptr(),
-            of(|parts| &parts.modulus).as_ptr(),
-            bits,
-            public,
-            work.as_mut_ptr().cast(),
-        )
-    };
-    // As a slice, which stays as long as it is: a vector is wiped word by word, and filled once more before the next
-    // call.
-    work.as_mut_slice().zeroize();
-    let is_right = |(lane, opened): (&Lane<'_>, &Out)| opened[..length] == *lane.encoded;
-    let all = status == 0 && checked == 0 && lanes.iter().zip(&opened.0).all(is_right);
-    all.then(|| made.0.iter().take(lanes.len()).map(|out| out[..length].to_vec()).collect())
-}
-
-fn is_applicable() -> bool {
-    // SAFETY: asks the CPU, with no features given.
-    unsafe { mbx_is_crypto_mb_applicable(0) != 0 }
-}
-
-#[repr(C)]
-struct Method {
-    _private: [u8; 0],
-}
-
-// crypto_mb/rsa.h and crypto_mb/cpu_features.h.
-unsafe extern "C" {
-    fn mbx_is_crypto_mb_applicable(features: u64) -> i32;
-    fn mbx_RSA_private_crt_Method(bits: i32) -> *const Method;
-    fn mbx_RSA_pub65537_Method(bits: i32) -> *const Method;
-    fn mbx_RSA_Method_BufSize(method: *const Method) -> i32;
-    fn mbx_rsa_private_crt_mb8(
-        from: *const *const u8,
-        to: *const *mut u8,
-        p: *const *const u64,
-        q: *const *const u64,
-        dp: *const *const u64,
-        dq: *const *const u64,
-        iq: *const *const u64,
-        bits: i32,
-        method: *const Method,
-        work: *mut u8,
-    ) -> u32;
-    fn mbx_rsa_public_mb8(
-        from: *const *const u8,
-        to: *const *mut u8,
-        n: *const *const u64,
-        bits: i32,
-        method: *const Method,
-        work: *mut u8,
-    ) -> u32;
-}
-
-/// The library's functions for OpenSSL's numbers stand beside those that are called here, and ask for these. Nobody
-/// calls them. They are not exported: an OpenSSL that a token's module brings along keeps its own.
-mod openssl {
-    // SAFETY: nothing else in the program has these names; ring and aws-lc give theirs a prefix.
-    #[unsafe(no_mangle)]
-    extern "C" fn BN_num_bits() -> ! {
-        std::process::abort()
-    }
-
-    // SAFETY: as above.
-    #[unsafe(no_mangle)]
-    extern "C" fn BN_bn2lebinpad() -> ! {
-        std::process::abort()
-    }
-}
-
-impl Record {
-    fn new() -> Self {
-        let opts = Opts::new("sealproxy_seal_batches_total", "Calls of the seal key, by how many seals each made.");
-        let family = IntCounterVec::new(opts, &["seals"]).expect("a legal name");
-        let by_size = std::array::from_fn(|index| family.with_label_values(&[&(index + 1).to_string()]));
-        let help = "Calls that made a seal which did not verify: from the first on seals are made one by one.";
-        let faults = IntCounter::new("sealproxy_seal_batch_faults_total", help).expect("a legal name");
-        Self { is_faulty: AtomicBool::new(false), family, by_size, faults }
-    }
-
-    fn of_size(&self, size: usize) -> &IntCounter {
-        &self.by_size[size.clamp(1, LANES) - 1]
-    }
-
-    /// From now on aws-lc signs, with every key.
-    fn fault(&self) {
-        self.is_faulty.store(true, Ordering::Relaxed);
-        self.faults.inc();
-    }
 }
 
 #[cfg(test)]
@@ -630,6 +316,7 @@ mod tests {
     use rustls::pki_types::{PrivatePkcs1KeyDer, PrivatePkcs8KeyDer};
     use tokio::runtime::{Builder, Runtime};
 
+    use super::crypto_mb::is_applicable;
     use super::*;
 
     fn der(size: KeySize) -> PrivateKeyDer<'static> {
@@ -646,8 +333,8 @@ mod tests {
     fn key_with(record: &'static Record, der: &PrivateKeyDer<'_>) -> Key {
         let mut key = Key::from_der(der).expect("taken").expect("RSA");
         // Whatever pays on the machine at hand.
-        if let Ok(parts) = &mut key.parts {
-            parts.worth = 4;
+        if let Ok(together) = &mut key.together {
+            together.worth = 4;
         }
         Key { record, ..key }
     }
@@ -712,7 +399,7 @@ mod tests {
                 let signatures = all(&runtime, &keys, &messages);
                 for ((message, signature), key) in messages.iter().zip(&signatures).zip(keys.iter().cycle()) {
                     assert_eq!(*signature, key.scalar.sign(message).expect("signed"), "{count}");
-                    assert!(!key.record.is_faulty.load(Ordering::Relaxed));
+                    assert!(!key.record.is_faulty());
                 }
             }
         }
@@ -743,8 +430,8 @@ mod tests {
         ] {
             // What aws-lc refuses, nobody signs with.
             let Ok(Some(mut key)) = Key::from_der(&edge(name)) else { continue };
-            if let Ok(parts) = &mut key.parts {
-                parts.worth = LANES;
+            if let Ok(together) = &mut key.together {
+                together.worth = LANES;
             }
             assert_eq!(key.alone(), if can() { reason } else { Some(cannot) }, "{name}");
         }
@@ -760,9 +447,7 @@ mod tests {
         let der = der(KeySize::Rsa2048);
         for part in 0..5 {
             let mut broken = key(&der);
-            let parts = broken.parts.as_mut().expect("a usual key");
-            let number = [&mut parts.p, &mut parts.q, &mut parts.dp, &mut parts.dq, &mut parts.iq];
-            number.into_iter().nth(part).expect("five")[3] ^= 1 << 17;
+            broken.together.as_mut().expect("a usual key").parts.damage(part);
             let sound = Arc::new(key_with(broken.record, &der));
             let broken = Arc::new(broken);
             let messages = messages(8, part);
@@ -770,7 +455,7 @@ mod tests {
             for (message, signature) in messages.iter().zip(&signatures) {
                 assert_eq!(*signature, sound.scalar.sign(message).expect("signed"), "{part}");
             }
-            assert_eq!(broken.record.faults.get(), 1, "counted, and the last");
+            assert_eq!(broken.record.faults(), 1, "counted, and the last");
             assert_eq!((broken.alone(), sound.alone()), (Some(WRONG), Some(WRONG)), "from now on one by one");
             assert!(matches!(broken.sign(b"next"), Signed::Now(Ok(_))));
         }
@@ -785,10 +470,10 @@ mod tests {
         let (one, other) = (der(KeySize::Rsa2048), der(KeySize::Rsa2048));
         let scalar = aws_lc::Key::from_der(&one).expect("taken").expect("RSA");
         let record = Record::new();
-        assert!(Parts::of(&one).expect("usual").tried(&scalar, &record).is_ok());
-        assert_eq!((record.faults.get(), record.is_faulty.load(Ordering::Relaxed)), (0, false));
-        assert_eq!(Parts::of(&other).expect("usual").tried(&scalar, &record).err(), Some(WRONG));
-        assert_eq!((record.faults.get(), record.is_faulty.load(Ordering::Relaxed)), (1, true));
+        assert!(Together::tried(Parts::of(&one).expect("usual"), &scalar, &record).is_ok());
+        assert_eq!((record.faults(), record.is_faulty()), (0, false));
+        assert_eq!(Together::tried(Parts::of(&other).expect("usual"), &scalar, &record).err(), Some(WRONG));
+        assert_eq!((record.faults(), record.is_faulty()), (1, true));
     }
 
     #[test]
@@ -797,7 +482,7 @@ mod tests {
             return;
         }
         let mut slow = key(&der(KeySize::Rsa2048));
-        slow.parts.as_mut().expect("a usual key").worth = LANES + 1;
+        slow.together.as_mut().expect("a usual key").worth = LANES + 1;
         assert_eq!(slow.alone(), Some("one by one is faster with a key of this length on this CPU"));
         let _runtime = reactor();
         assert!(matches!(Arc::new(slow).sign(b"message"), Signed::Now(Ok(_))));
@@ -813,7 +498,7 @@ mod tests {
         let (der, record) = (der(KeySize::Rsa2048), &*Box::leak(Box::new(Record::new())));
         let of_worth = |worth| {
             let mut key = key_with(record, &der);
-            key.parts.as_mut().expect("a usual key").worth = worth;
+            key.together.as_mut().expect("a usual key").worth = worth;
             Arc::new(key)
         };
         all(&runtime, &[of_worth(2), of_worth(2), of_worth(5)], &messages(3, 0));
@@ -830,38 +515,12 @@ mod tests {
         }
         let runtime = reactor();
         let mut broken = key(&der(KeySize::Rsa2048));
-        broken.parts.as_mut().expect("a usual key").p[3] ^= 1 << 17;
+        broken.together.as_mut().expect("a usual key").parts.damage(0);
         let sound = Arc::new(key_with(broken.record, &der(KeySize::Rsa3072)));
         let keys = [Arc::new(broken), Arc::clone(&sound)];
         all(&runtime, &keys, &messages(8, 0));
-        assert_eq!(sound.record.faults.get(), 1);
+        assert_eq!(sound.record.faults(), 1);
         assert_eq!((sound.record.of_size(1).get(), sound.record.of_size(4).get()), (8, 0));
-    }
-
-    #[test]
-    fn a_key_is_timed_until_the_machine_was_quiet_enough() {
-        let quiet = (900, 300);
-        let timed = |disturbed: &[(u64, u64)], usual: (u64, u64)| {
-            let mut timings = disturbed.iter().copied().chain(std::iter::repeat(usual));
-            let mut count = 0;
-            let worth = worth(|| {
-                count += 1;
-                let (call, signature) = timings.next().expect("endless");
-                (Duration::from_micros(call), Duration::from_micros(signature))
-            });
-            (worth, count)
-        };
-        assert_eq!(timed(&[], quiet), (3, TIMINGS));
-        assert_eq!(timed(&[], (901, 300)), (4, TIMINGS));
-        assert_eq!(timed(&[(2700, 300), (1500, 2700), (1500, 300)], quiet), (3, 4), "long enough");
-        // Nobody called for the whole of the first round but once.
-        assert_eq!(timed(&[(4500, 300); TIMINGS], quiet), (3, TIMINGS + 1));
-        assert_eq!(timed(&[], (9000, 1000)), (9, 6), "as with 3072 bits on Zen 4");
-        assert_eq!(timed(&[], (2700, 300)), (9, MOST_TIMINGS));
-        assert_eq!(timed(&[], (250, 300)), (2, TIMINGS), "who is alone is signed alone");
-        // Longer keys are not timed for longer.
-        assert_eq!(timed(&[], (8000, 2500)), (4, 2));
-        assert_eq!(timed(&[], (22_000, 2500)), (9, 3));
     }
 
     #[test]
@@ -955,8 +614,8 @@ mod tests {
     #[test]
     fn requests_that_are_gone_cost_nothing() {
         let mut key = key(&der(KeySize::Rsa2048));
-        if let Ok(parts) = &mut key.parts {
-            parts.p[3] ^= 1 << 17;
+        if let Ok(together) = &mut key.together {
+            together.parts.damage(0);
         }
         let key = Arc::new(key);
         reactor().block_on(async {
@@ -968,7 +627,7 @@ mod tests {
             };
             assert_eq!(signature.expect("signed"), key.scalar.sign(b"stays").expect("signed"));
         });
-        assert!(!key.record.is_faulty.load(Ordering::Relaxed), "five were signed together");
+        assert!(!key.record.is_faulty(), "five were signed together");
     }
 
     /// Whoever waits is told when nobody will sign any more.
@@ -1034,7 +693,7 @@ mod tests {
             }
             (made, batch) = (made + count, batch + 1);
         }
-        assert!(!record.is_faulty.load(Ordering::Relaxed));
+        assert!(!record.is_faulty());
         let together: u64 = (2..=LANES).map(|size| record.of_size(size).get() * size as u64).sum();
         eprintln!("{together} of {made} were made together");
         assert!(!can() || together * 10 > made as u64 * 8, "{together} of {made} were made together");

@@ -1,5 +1,7 @@
 //! Request bodies, collected and hashed as their frames arrive, under limits.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,10 +11,9 @@ use http::HeaderValue;
 use http_body::Body as _;
 use http_body::Frame;
 use hyper::body::Incoming;
-use std::future::poll_fn;
-use std::pin::Pin;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::clock::Busy;
 use super::problem::Problem;
 use super::soon;
 use crate::seal::digest::BodyDigest;
@@ -72,10 +73,23 @@ pub(super) fn is_too_large(incoming: &Incoming, rules: &Rules<'_>) -> bool {
     incoming.size_hint().lower() > rules.limit
 }
 
-/// Reads what is left of a body that nobody wants, `most` bytes of it.
-pub(super) async fn forget(mut incoming: Incoming, most: u64) {
+/// Reads what is left of a body that nobody wants, for a while and up to a length, in a task of its own: a connection
+/// that ends over it could overtake the answer (RFC 9112 section 9.6). `busy` says meanwhile that the connection is.
+pub(super) fn forget(incoming: Incoming, busy: Busy) {
+    let forgetting = timeout(LINGER, read_on(incoming));
+    tokio::spawn(async move {
+        let _ = forgetting.await;
+        drop(busy);
+    });
+}
+
+/// For how long, and how many bytes.
+const LINGER: Duration = Duration::from_secs(5);
+pub(super) const FORGOTTEN: u64 = 16 << 20;
+
+async fn read_on(mut incoming: Incoming) {
     let mut read = 0;
-    while read <= most {
+    while read <= FORGOTTEN {
         let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await else { return };
         read += frame.data_ref().map_or(0, Bytes::len) as u64;
     }

@@ -1,11 +1,8 @@
 //! One request's record. Whatever becomes of the request, dropping the record emits exactly one access-log line and
 //! counts the metrics once.
 
-use std::cell::Cell;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::request::Parts;
@@ -17,6 +14,7 @@ use super::metrics::RouteMetrics;
 use super::problem::Problem;
 use super::redact::Words;
 use super::route::Route;
+use super::unwanted::{Audience, audience, is_unwanted};
 use crate::causes::in_words;
 use crate::log::{Fields, Importance, Log, name, timestamp};
 use crate::upstream::{AnswerError, Outcome};
@@ -142,7 +140,7 @@ impl Exchange {
 
     pub(super) fn answered(&mut self, status: StatusCode, took: Duration) {
         self.response = Some(took);
-        if AUDIENCE.get() == Audience::Told {
+        if audience() == Audience::Told {
             return self.stopped(format!("the bank answered {status} when its caller had been told so"));
         }
         self.status = Some(status);
@@ -208,7 +206,7 @@ impl Exchange {
     }
 
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
-        if AUDIENCE.get() == Audience::Told {
+        if audience() == Audience::Told {
             let cause = problem.cause().unwrap_or_else(|| problem.to_string());
             return self.stopped(format!("{}: {cause}", problem.kind()));
         }
@@ -267,71 +265,6 @@ impl Drop for Exchange {
         let untold = self.outcome == Outcome::Unknown || (self.outcome == Outcome::Answered && self.caller_gone);
         let importance = if untold && !self.is_safe() { Importance::Keep } else { Importance::Usual };
         self.recorder.log.fields(importance, |line| self.write(took, line));
-    }
-}
-
-/// Who waits for what a thread polls or drops at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Audience {
-    Waits,
-    /// The caller has hung up.
-    Left,
-    /// The caller has had another answer: that the proxy stopped.
-    Told,
-}
-
-thread_local! {
-    static AUDIENCE: Cell<Audience> = const { Cell::new(Audience::Waits) };
-}
-
-/// Work that nobody waits for: it can ask whether that is so, and the records that are dropped with it say so.
-pub(super) struct Unwanted<F> {
-    work: Option<Pin<Box<F>>>,
-    audience: Audience,
-}
-
-impl<F> Unwanted<F> {
-    /// Of a caller who has left.
-    pub(super) fn left(work: Pin<Box<F>>) -> Self {
-        Self { work: Some(work), audience: Audience::Left }
-    }
-
-    /// Of one who was told that the proxy stopped.
-    pub(super) fn told(work: Pin<Box<F>>) -> Self {
-        Self { work: Some(work), audience: Audience::Told }
-    }
-
-    fn mark<R>(&mut self, act: impl FnOnce(&mut Option<Pin<Box<F>>>) -> R) -> R {
-        let _mark = Mark(AUDIENCE.replace(self.audience));
-        act(&mut self.work)
-    }
-}
-
-/// Whether the caller of the work that asks has left.
-pub(super) fn is_unwanted() -> bool {
-    AUDIENCE.get() == Audience::Left
-}
-
-/// For as long as it lives, and not beyond a panic. Holds what was so before.
-struct Mark(Audience);
-
-impl Drop for Mark {
-    fn drop(&mut self) {
-        AUDIENCE.set(self.0);
-    }
-}
-
-impl<F: Future> Future for Unwanted<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.mark(|work| work.as_mut().expect("it is there until it is dropped").as_mut().poll(cx))
-    }
-}
-
-impl<F> Drop for Unwanted<F> {
-    fn drop(&mut self) {
-        self.mark(|work| *work = None);
     }
 }
 

@@ -3,13 +3,11 @@
 //! The order is the law: route, collect, prepare, acquire, seal, send, relay. A request is sealed only when its
 //! connection stands, and nothing touches a header after the seal.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Either, Ready, ready};
 use http::header::{CONNECTION, EXPECT};
@@ -17,16 +15,17 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
-use super::body::{self, Charge, Collected};
+use super::body::{self, Collected};
 use super::clock::Busy;
-use super::exchange::{Exchange, Unwanted, is_unwanted};
+use super::exchange::Exchange;
 use super::headers;
 use super::problem::Problem;
-use super::relay::{self, Patience, RelayBody};
+use super::relay::{Patience, RelayBody};
 use super::route::{Found, Route, Routes, Sealing, Transport};
+use super::unwanted::{ToTheEnd, is_unwanted};
+use super::whole::relay_whole;
 use super::{Interruption, Proxy, Shared, soon};
 use crate::seal;
 use crate::upstream::{AcquireError, Answer, Cause, Lease, Outcome, ReactorId, Upstream};
@@ -63,10 +62,6 @@ pub(super) struct Arrived {
     /// whoever waits for leave to send the body does not send it.
     comes_anyway: bool,
 }
-
-/// For how long the rest of a refused body is read, and how many bytes of it (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(5);
-const LINGER_OVER: u64 = 16 << 20;
 
 impl Arrived {
     /// Begins the exchange, under the caller's id or one of ours. In a box: hyper moves what holds it, and each future
@@ -120,14 +115,10 @@ impl Arrived {
             // 10.1.1).
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         } else if self.comes_anyway {
-            if self.incoming.size_hint().lower() > LINGER_OVER {
+            if self.incoming.size_hint().lower() > body::FORGOTTEN {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            let (busy, forgetting) = (busy.beside(), timeout(LINGER, body::forget(self.incoming, LINGER_OVER)));
-            tokio::spawn(async move {
-                let _ = forgetting.await;
-                drop(busy);
-            });
+            body::forget(self.incoming, busy.beside());
         }
         answer
     }
@@ -198,11 +189,10 @@ impl Prepared {
             return refuse(&problem, exchange);
         }
         let id = exchange.id().clone();
-        let unwanted = if exchange.is_safe() { relay::UNWANTED } else { Duration::MAX };
-        let work = Some(Box::pin(self.send(lease, exchange)));
-        let mut sending = pin!(ToTheEnd { work, unwanted, told: false });
+        let is_safe = exchange.is_safe();
+        let mut sending = pin!(ToTheEnd::new(self.send(lease, exchange), is_safe));
         let answer = shared.unless_stopped(sending.as_mut()).await;
-        sending.told = true;
+        sending.told();
         // The exchange goes with the work, and its record is logged as cut by the stop.
         answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
     }
@@ -227,7 +217,9 @@ impl Prepared {
             Err(problem) => Either::Left(ready(refuse(&problem, exchange))),
             Ok(response) if self.whole && response.body().size_hint().exact().is_none() => {
                 let Self { shared, deadline, .. } = *self;
-                Either::Right(relay_whole(response, exchange, shared, deadline).boxed())
+                let relaying = relay_whole(response, exchange, shared, deadline);
+                let refuse = |(problem, exchange): (Problem, _)| refuse(&problem, exchange);
+                Either::Right(relaying.map(move |relayed| relayed.unwrap_or_else(refuse)).boxed())
             }
             Ok(response) => Either::Left(ready(relay(response, exchange, self.shared.patience(self.deadline)))),
         }
@@ -362,49 +354,6 @@ fn is_proven_unsent(problem: &Problem) -> bool {
     matches!(problem, Problem::Send(error) if error.outcome == Outcome::NotSent && !refused(&error.cause))
 }
 
-/// A request under way, and its answer. Dropped because the caller hung up, it goes on in a task of its own: one that
-/// may change something at the bank to its end, so that its answer is read and logged; any other for a moment, because
-/// an answer that is nearly there keeps a connection whose making costs more.
-struct ToTheEnd<F: Future<Output = Response<RelayBody>> + Send + 'static> {
-    work: Option<Pin<Box<F>>>,
-    /// For how long it goes on when nobody waits for it.
-    unwanted: Duration,
-    /// Whether the caller is there, and has another answer.
-    told: bool,
-}
-
-impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Future for ToTheEnd<F> {
-    type Output = Response<RelayBody>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Taken out meanwhile: work that panics is not to go on.
-        let mut work = self.work.take().expect("what has ended is not polled again");
-        let polled = work.as_mut().poll(cx);
-        if polled.is_pending() {
-            self.work = Some(work);
-        }
-        polled
-    }
-}
-
-impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd<F> {
-    fn drop(&mut self) {
-        let Some(work) = self.work.take() else { return };
-        let unwanted = self.unwanted;
-        // Without a runtime the process is at its end, and the record says so.
-        let Ok(runtime) = Handle::try_current() else { return };
-        if self.told {
-            runtime.spawn(timeout(unwanted, Unwanted::told(work)));
-        } else {
-            runtime.spawn(async move {
-                if let Ok(mut answer) = timeout(unwanted, Unwanted::left(work)).await {
-                    answer.body_mut().caller_gone();
-                }
-            });
-        }
-    }
-}
-
 /// Before anything has left.
 fn not_sent(interruption: Interruption) -> Problem {
     match interruption {
@@ -423,37 +372,6 @@ fn relay(response: Response<Answer>, exchange: Box<Exchange>, patience: Patience
     head.version = Version::HTTP_11;
     headers::inbound(&mut head.headers, head.status, exchange.id());
     Response::from_parts(head, RelayBody::bank(answer, exchange, patience))
-}
-
-/// Reads an answer to its end before it is relayed, so that it has a length.
-async fn relay_whole(
-    response: Response<Answer>,
-    mut exchange: Box<Exchange>,
-    shared: Arc<Shared>,
-    deadline: Instant,
-) -> Response<RelayBody> {
-    let (mut head, mut answer) = response.into_parts();
-    let (mut body, mut charge) = (BytesMut::new(), Charge::none(&shared.ahead));
-    let reading = async {
-        while let Some(frame) = poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await {
-            let Ok(data) = frame.map_err(Problem::Cut)?.into_data() else { continue };
-            exchange.relayed(data.len() as u64);
-            charge.add(data.len() as u64).map_err(|_| Problem::TooLargeForHttp10)?;
-            if charge.bytes() > shared.limits.body {
-                return Err(Problem::TooLargeForHttp10);
-            }
-            body.extend_from_slice(&data);
-        }
-        Ok(())
-    };
-    match timeout_at(deadline, reading).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Answered))) {
-        Ok(()) => {
-            head.version = Version::HTTP_11;
-            headers::inbound(&mut head.headers, head.status, exchange.id());
-            Response::from_parts(head, RelayBody::whole(body.freeze(), charge, exchange))
-        }
-        Err(problem) => refuse(&problem, exchange),
-    }
 }
 
 fn refuse(problem: &Problem, mut exchange: Box<Exchange>) -> Response<RelayBody> {

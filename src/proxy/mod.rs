@@ -34,6 +34,8 @@ mod redact;
 mod relay;
 pub mod route;
 pub mod target;
+mod unwanted;
+mod whole;
 
 use crate::log::{Importance, Log, timestamp};
 use crate::upstream::ReactorId;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::clock::Busy;
 use super::problem::Problem;
-use super::soon;
+use super::stop::soon;
 use crate::seal::digest::BodyDigest;
 use crate::upstream::Payload;
 

@@ -2,7 +2,6 @@
 //! counts the metrics once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::request::Parts;
@@ -14,6 +13,7 @@ use super::metrics::RouteMetrics;
 use super::problem::Problem;
 use super::redact::Words;
 use super::route::Route;
+use super::stop::Stop;
 use super::unwanted::{Audience, audience, is_unwanted};
 use crate::causes::in_words;
 use crate::log::{Fields, Importance, Log, name, timestamp};
@@ -27,7 +27,7 @@ pub(super) struct Recorder {
     /// Requests under way.
     pub(super) in_flight: IntGauge,
     /// Whether what ends from now on is cut by the proxy's own end.
-    pub(super) stopped: AtomicBool,
+    pub(super) stop: Arc<Stop>,
 }
 
 /// What is known of one exchange so far.
@@ -171,7 +171,7 @@ impl Exchange {
 
     /// The answer ends before it is whole, and not for the bank's sake: the caller left, or the proxy stops.
     pub(super) fn caller_gone(&mut self) {
-        if self.recorder.stopped.load(Ordering::Acquire) {
+        if self.recorder.stop.has_come() {
             self.lost(&Problem::Stopped(self.outcome));
         } else {
             self.caller_gone = true;

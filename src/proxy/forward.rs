@@ -24,9 +24,10 @@ use super::headers;
 use super::problem::Problem;
 use super::relay::{Patience, RelayBody};
 use super::route::{Found, Route, Routes, Sealing, Transport};
+use super::stop::{Interruption, soon};
 use super::unwanted::{ToTheEnd, is_unwanted};
 use super::whole::relay_whole;
-use super::{Interruption, Proxy, Shared, soon};
+use super::{Proxy, Shared};
 use crate::seal;
 use crate::upstream::{AcquireError, Answer, Cause, Lease, Outcome, ReactorId, Upstream};
 
@@ -129,7 +130,7 @@ impl Arrived {
         let mut preparing = pin!(self.prepare(busy));
         let prepared = match soon(preparing.as_mut()).await {
             Some(prepared) => Ok(prepared),
-            None => shared.in_time(deadline, preparing).await,
+            None => shared.stop.in_time(deadline, preparing).await,
         };
         prepared.map_err(not_sent).flatten()
     }
@@ -179,7 +180,7 @@ impl Prepared {
         let acquired = {
             let deadline = self.deadline;
             let acquiring = pin!(self.acquire(Upstream::acquire, &mut exchange));
-            shared.in_time(deadline, acquiring).await
+            shared.stop.in_time(deadline, acquiring).await
         };
         let lease = match acquired.map_err(not_sent).flatten() {
             Ok(lease) => lease,
@@ -191,7 +192,7 @@ impl Prepared {
         let id = exchange.id().clone();
         let is_safe = exchange.is_safe();
         let mut sending = pin!(ToTheEnd::new(self.send(lease, exchange), is_safe));
-        let answer = shared.unless_stopped(sending.as_mut()).await;
+        let answer = shared.stop.unless_stopped(sending.as_mut()).await;
         sending.told();
         // The exchange goes with the work, and its record is logged as cut by the stop.
         answer.unwrap_or_else(|| without_exchange(&Problem::Stopped(Outcome::Unknown), &id))
@@ -235,7 +236,7 @@ impl Prepared {
         let dialled = {
             let deadline = self.deadline;
             let dialling = pin!(self.dial_and_seal(problem, &mut exchange));
-            shared.in_time(deadline, dialling).await
+            shared.stop.in_time(deadline, dialling).await
         };
         let (sent, reused) = match dialled.map_err(not_sent).flatten() {
             Ok(lease) => {
@@ -296,7 +297,7 @@ impl Prepared {
     /// told so.
     async fn seal_to_send(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {
         self.seal(exchange).await?;
-        if self.shared.is_stopped() { Err(Problem::Stopped(Outcome::NotSent)) } else { Ok(()) }
+        if self.shared.stop.has_come() { Err(Problem::Stopped(Outcome::NotSent)) } else { Ok(()) }
     }
 
     async fn seal(&mut self, exchange: &mut Exchange) -> Result<(), Problem> {
@@ -312,7 +313,7 @@ impl Prepared {
         let sealing = pin!(sealer.seal(&mut self.head, body, seal::Patience::of(limit), SystemTime::now));
         if sealer.key().is_on_token() {
             let sealing = pin!(timeout(limit, sealing));
-            let sealed = self.shared.in_time(self.deadline, sealing).await.map_err(not_sent)?;
+            let sealed = self.shared.stop.in_time(self.deadline, sealing).await.map_err(not_sent)?;
             sealed.map_err(|_| Problem::SealTimeout(limit))?.map_err(Problem::Seal)?;
         } else {
             // This thread makes it, now or as soon as its event loop brings nothing more: a timer would never be in

@@ -3,9 +3,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -15,8 +14,8 @@ use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 pub mod api;
 mod body;
@@ -33,6 +32,7 @@ mod problem;
 mod redact;
 mod relay;
 pub mod route;
+mod stop;
 pub mod target;
 mod unwanted;
 mod whole;
@@ -47,6 +47,7 @@ pub use metrics::{Metrics, RouteMetrics};
 use problem::Problem;
 use relay::{Patience, RelayBody};
 use route::{Routes, Transport};
+use stop::Stop;
 
 /// What the proxy takes at most. Each holds for the whole process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,14 +101,14 @@ pub struct Shared {
     ahead: Arc<Budget>,
     metrics: Metrics,
     recorder: Arc<Recorder>,
-    stopped: watch::Sender<bool>,
+    stop: Arc<Stop>,
 }
 
 impl Shared {
     /// Begins with a first generation of routes.
     pub fn new(routes: Routes, limits: Limits, timeouts: Timeouts, metrics: Metrics, log: Log) -> Arc<Self> {
         let unrouted = metrics.of_route("none");
-        let budget = Budget::new(limits.buffered, limits.body);
+        let (budget, stop) = (Budget::new(limits.buffered, limits.body), Arc::new(Stop::new()));
         Arc::new(Self {
             routes: ArcSwap::from_pointee(routes),
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
@@ -117,9 +118,9 @@ impl Shared {
                 log,
                 unrouted,
                 in_flight: metrics.in_flight.clone(),
-                stopped: AtomicBool::new(false),
+                stop: Arc::clone(&stop),
             }),
-            stopped: watch::Sender::new(false),
+            stop,
             limits,
             timeouts,
             metrics,
@@ -133,50 +134,7 @@ impl Shared {
 
     /// Cuts what is under way: each caller is told at once what is known of its request.
     pub fn stop(&self) {
-        self.recorder.stopped.store(true, Ordering::Release);
-        self.stopped.send_replace(true);
-    }
-
-    /// Does what is mostly done at once, and then needs neither a timer nor an ear for the stop.
-    async fn in_time<T>(
-        &self,
-        deadline: Instant,
-        mut work: Pin<&mut impl Future<Output = T>>,
-    ) -> Result<T, Interruption> {
-        if let Some(done) = at_once(work.as_mut()).await {
-            return Ok(done);
-        }
-        // In a box: most work is done by now, and of every request's state this would be a part.
-        Box::pin(async {
-            tokio::select! {
-                biased;
-                done = work => Ok(done),
-                () = self.stopped() => Err(Interruption::Stopped),
-                () = sleep_until(deadline) => Err(Interruption::Late),
-            }
-        })
-        .await
-    }
-
-    /// `None` if the proxy stops first, and the work, which may know more of where it was, has nothing to say to that.
-    /// The work stays where it is: an argument of its own size would be held twice.
-    async fn unless_stopped<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-        tokio::select! {
-            biased;
-            done = work.as_mut() => Some(done),
-            () = self.stopped() => at_once(work).await,
-        }
-    }
-
-    /// Ends when the proxy stops. All who ask hear of it from the same moment on, whoever is woken first.
-    async fn stopped(&self) {
-        let mut stopped = self.stopped.subscribe();
-        let mut woken = pin!(stopped.wait_for(|stopped| *stopped));
-        poll_fn(|cx| if self.is_stopped() { Poll::Ready(()) } else { woken.as_mut().poll(cx).map(drop) }).await;
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.recorder.stopped.load(Ordering::Acquire)
+        self.stop.come();
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, Problem> {
@@ -198,35 +156,6 @@ impl Shared {
     fn patience(&self, deadline: Instant) -> Patience {
         Patience { deadline, stalled: self.timeouts.body, ahead: self.limits.body, budget: Arc::clone(&self.ahead) }
     }
-}
-
-/// Why work was not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Interruption {
-    Stopped,
-    Late,
-}
-
-/// What a piece of work comes to if it need not wait.
-fn at_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> impl Future<Output = Option<T>> {
-    poll_fn(move |cx| match work.as_mut().poll(cx) {
-        Poll::Ready(done) => Poll::Ready(Some(done)),
-        Poll::Pending => Poll::Ready(None),
-    })
-}
-
-/// The same for work that waits for what has come in already: hyper hands a body that came with its head over a turn
-/// later.
-fn soon<T>(mut work: Pin<&mut impl Future<Output = T>>) -> impl Future<Output = Option<T>> {
-    let mut looked = false;
-    poll_fn(move |cx| match work.as_mut().poll(cx) {
-        Poll::Ready(done) => Poll::Ready(Some(done)),
-        Poll::Pending if std::mem::replace(&mut looked, true) => Poll::Ready(None),
-        Poll::Pending => {
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        }
-    })
 }
 
 /// What a header field costs beside its bytes.

@@ -1,4 +1,12 @@
 //! Turns accepted connections into sealed requests. Must not know YAML, files, keys or certificates.
+//!
+//! - A connection: `listener`: accepted and seated · `connection`: its HTTP · `clock`: what it is doing, and until when
+//!   it may
+//! - A request: `forward`: the page to read · `route`, `target`: where it goes · `headers`, `body`: what goes · `api`:
+//!   what the bank takes
+//! - An answer: `relay`: piece by piece · `whole`: for HTTP/1.0 · `problem`: ours
+//! - Its record: `exchange`: one line and its metrics · `redact`: in which words · `metrics`
+//! - Its end: `stop`: of the process · `unwanted`: of its caller
 
 use std::future::poll_fn;
 use std::io;

@@ -1,5 +1,15 @@
 //! The mutual-TLS side: live connections to a bank, split into acquire and send, so that a request is sealed only
 //! when its connection stands. Must not know seals or routes.
+//!
+//! - The way there: `hosts`, `resolver`: addresses · `attempts`: one TCP connection · `via`: through a company's proxy
+//!   · `passage`: the same to others than banks
+//! - TLS: `tls`: both sides' certificates · `trust`, `judge`, `pin`, `unverifiable`: the bank's · `question`: what it
+//!   asks of us · `sessions`: resumption · `aside`: keys on tokens · `witness`: for reports
+//! - A connection: `connector`: all of these in turn · `dialling`: on its way · `wire`, `counted`: what went through ·
+//!   `pool`, `handback`: between two requests · `seats`: how many
+//! - An exchange: `lease`: one request and its answer · `payload`: its body
+//! - What is told: `error`: by phase, with what is known of the request · `metrics` · `skew`: the bank's clock ·
+//!   `probe`: for `check --connect`
 
 use std::fmt;
 use std::path::Path;
@@ -12,35 +22,40 @@ use tokio::time::timeout;
 
 use crate::log::Log;
 
-mod aside;
 mod attempts;
-mod connector;
-mod counted;
-mod dialling;
-mod error;
-mod handback;
 mod hosts;
-mod judge;
-mod lease;
-mod metrics;
 mod passage;
-mod payload;
-mod pin;
-#[cfg(test)]
-pub(crate) mod places;
-mod pool;
-mod probe;
-mod question;
 mod resolver;
-mod seats;
+mod via;
+
+mod aside;
+mod judge;
+mod pin;
+mod question;
 mod sessions;
-mod skew;
 mod tls;
 mod trust;
 mod unverifiable;
-mod via;
-mod wire;
 mod witness;
+
+mod connector;
+mod counted;
+mod dialling;
+mod handback;
+mod pool;
+mod seats;
+mod wire;
+
+mod lease;
+mod payload;
+
+mod error;
+mod metrics;
+mod probe;
+mod skew;
+
+#[cfg(test)]
+pub(crate) mod places;
 
 use aside::Aside;
 pub use aside::KeyFault;

@@ -128,7 +128,8 @@ impl State {
                 let asked: String =
                     asked.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(64).collect();
                 let known: Vec<_> = standing.upstreams.keys().map(String::as_str).collect();
-                text(StatusCode::NOT_FOUND, format!("no upstream {asked}; there are {}\n", known.join(" ")))
+                let none = if asked.is_empty() { "no upstream is named" } else { &format!("no upstream {asked}") };
+                text(StatusCode::NOT_FOUND, format!("{none}; there are {}\n", known.join(" ")))
             }
             None => text(StatusCode::BAD_REQUEST, "write /readyz or /readyz?upstream=NAME\n"),
         }

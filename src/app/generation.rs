@@ -302,6 +302,12 @@ impl Generation {
         upstreams.collect()
     }
 
+    /// The upstreams whose routes answer that they cannot be used.
+    pub(super) fn unusable(&self) -> Vec<&str> {
+        let unusable = self.lines.iter().filter(|(_, line)| !line.is_usable);
+        unusable.map(|(name, _)| name.as_str()).collect()
+    }
+
     /// Whether requests would notice the change from `earlier`.
     pub(super) fn differs(&self, earlier: &Self) -> bool {
         let is_same =
@@ -357,11 +363,16 @@ impl Generation {
     }
 
     fn note_nested(&mut self) {
+        // With their upstreams: many banks may have the same path.
+        let mut nested: BTreeMap<BTreeSet<&str>, BTreeSet<&str>> = BTreeMap::new();
         for (one, other) in route::nested(&self.config.routes) {
-            let reason = format!(
-                "{} of {} and {} of {} lie within each other: requests there must name the bank",
-                one.path, one.upstream, other.path, other.upstream
-            );
+            let upstreams = nested.entry([&*one.path, &*other.path].into()).or_default();
+            upstreams.extend([&*one.upstream, &*other.upstream]);
+        }
+        for (paths, upstreams) in nested {
+            let listed = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
+            let what = if paths.len() == 1 { "is a route of several upstreams" } else { "lie within each other" };
+            let reason = format!("{} {what} ({}): requests there must name the bank", listed(paths), listed(upstreams));
             let hint = "send the bank's name as Host, or the absolute form";
             self.findings.push(Finding::note(&self.config.file, "routes", reason).hint(hint).code("nested-routes"));
         }

@@ -221,6 +221,11 @@ impl Bound {
         self.app.generation.backends()
     }
 
+    /// The upstreams whose routes answer 503 for now.
+    pub fn unusable(&self) -> Vec<&str> {
+        self.app.generation.unusable()
+    }
+
     /// Reactors that will serve.
     pub fn threads(&self) -> usize {
         self.app.config().threads

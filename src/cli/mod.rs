@@ -54,7 +54,7 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
         /// The proxy's first choice of port; the next free one is taken
-        #[arg(long, value_name = "PORT", default_value_t = 8080)]
+        #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = port)]
         port: u16,
         /// What the bank does wrong
         #[arg(long, value_name = "FAULTS", help = faults_help("From the second request on"))]
@@ -197,6 +197,12 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Other(Box::new(error))
     }
+}
+
+/// A port, or any that is free.
+#[cfg(feature = "sandbox")]
+fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_| "a port is a number from 0 to 65535, 0 for any that is free")
 }
 
 impl Failure {

@@ -79,6 +79,11 @@ fn announce(bound: &Bound) {
         let why = alone.map(|why| format!(", one at a time: {why}")).unwrap_or_default();
         tell(format_args!("seals of {upstream}: {backend}{why}"));
     }
+    for upstream in bound.unusable() {
+        tell(format_args!(
+            "warning: {upstream} cannot be used now: its routes answer 503 until what is told above is mended"
+        ));
+    }
     let list = |addresses: Vec<String>| if addresses.is_empty() { "off".to_owned() } else { addresses.join(", ") };
     tell(format_args!(
         "sealproxy {}: proxy {}; admin {}; threads {}; request bodies {} in all",

@@ -20,7 +20,7 @@ use crate::causes::in_words;
 use crate::config::Finding;
 use crate::identity::{pem, preflight};
 use crate::log::Log;
-use crate::upstream::{Destination, Families, Origin, Payload, ReactorId, Settings, Trust, Upstream};
+use crate::upstream::{AcquireError, Destination, Families, Origin, Payload, ReactorId, Settings, Trust, Upstream};
 
 /// One finding for each `x5u` of an upstream.
 pub(super) async fn findings(file: &Path, upstream: &str, app: &App) -> Vec<Finding> {
@@ -117,7 +117,11 @@ async fn fetch(host: &Upstream, url: &Uri) -> Result<Vec<u8>, String> {
         .header(CONNECTION, "close")
         .body(Payload::default())
         .map_err(|error| error.to_string())?;
-    let lease = host.acquire(ReactorId(0)).await.map_err(|error| in_words(&error))?;
+    let lease = host.acquire(ReactorId(0)).await.map_err(|error| match error {
+        // The setting `trust`, which the error's own words speak of, is for the bank.
+        AcquireError::Untrusted(error) => format!("its certificate is not trusted: {}", in_words(&error)),
+        error => in_words(&error),
+    })?;
     let response = lease.send(request).await.map_err(|error| in_words(&error.cause))?;
     if !response.status().is_success() {
         return Err(format!("the answer is {}", response.status()));

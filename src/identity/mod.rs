@@ -431,8 +431,8 @@ impl Reason {
                 "ask the trust service provider for a certificate over an RSA key of 2048 bits or more"
             }
             Self::Mismatch => {
-                "compare `openssl x509 -pubkey -noout -in CERTIFICATE` with `openssl pkey -pubout -in KEY`; the \
-                 chain's first certificate must be the key's own"
+                "compare `openssl x509 -pubkey -noout -in CERTIFICATE` with `openssl pkey -pubout -in KEY` (on a \
+                 token `pkcs11-tool --read-object --type pubkey`); the chain's first certificate must be the key's own"
             }
         }
     }

@@ -826,3 +826,25 @@ fn keys_are_taken_as_openssl_writes_them_or_refused_in_our_words() {
     let small = (kit().path("qsealc.pem"), small.1);
     assert!(said("qsealc", &small).contains("fewer than 2048 bits"), "{}", said("qsealc", &small));
 }
+
+#[test]
+fn banks_that_share_a_path_are_told_of_once() {
+    let text = legal();
+    let (before, rest) = text.split_once("  bank:\n").expect("an upstream");
+    let (settings, after) = rest.split_once("routes:\n").expect("routes");
+    let route = after.lines().next().expect("a route");
+    let names: Vec<String> = (0..9).map(|number| format!("bank{number}")).collect();
+    let upstreams: String = names
+        .iter()
+        .map(|name| format!("  {name}:\n{}", settings.replace("https://127.0.0.1", &format!("https://{name}.invalid"))))
+        .collect();
+    let routes: String = names
+        .iter()
+        .map(|name| format!("{}\n", route.replace("upstream: bank", &format!("upstream: {name}"))))
+        .collect();
+    let file = folder("banks").join("sealproxy.yaml");
+    std::fs::write(&file, format!("{before}{upstreams}routes:\n{routes}")).expect("a file");
+    let said = text_of(&sealproxy(&["check", "--config"]).arg(&file).output().expect("it starts"));
+    let notes: Vec<_> = said.lines().filter(|line| line.contains("must name the bank")).collect();
+    assert!(notes.len() == 1 && notes[0].contains("bank0, bank1, bank2"), "{said}");
+}

@@ -13,8 +13,9 @@ use rustls::pki_types::CertificateDer;
 
 use super::Process;
 use super::holding::{Holding, Place, QWAC};
-use super::line::{Line, Pins};
+use super::line::{Line, Plan};
 use super::marks::Marks;
+use super::registered::Pins;
 use super::revocation::{Name, Watched};
 use crate::config::{Config, Finding, Level};
 use crate::identity::certificate::{Certificate, Fingerprint};
@@ -147,8 +148,9 @@ impl Generation {
             let Some(holding) = self.holdings.get(&upstream.identity) else { continue };
             let seals = config.routes.iter().any(|route| route.seal && route.upstream == *name);
             let line = earlier.and_then(|earlier| earlier.lines.get(name));
-            let file = &config.file;
-            let drawn = Line::draw(process, file, name, upstream, seals, holding, line, &pins, marks, now);
+            let (file, pins, config) = (&*config.file, &pins, upstream);
+            let plan = Plan { file, name, config, seals, holding, pins, marks, now };
+            let drawn = Line::draw(process, plan, line);
             self.is_faulty |= drawn.is_faulty;
             self.findings.extend(drawn.line.findings.iter().cloned());
             self.lines.insert(name.clone(), drawn.line);

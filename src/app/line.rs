@@ -2,12 +2,13 @@
 //! knows. A seal certificate goes live only where the configuration says that it is registered. Must not know routes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::holding::{Holding, finding, is_usable};
 use super::marks::Marks;
+use super::registered::{EARLY, Known, Pins, Succession, is_of_another, succession};
 use super::{KnownSeal, Process};
 use crate::causes::in_words;
 use crate::config::{Finding, Registration, Upstream as Config};
@@ -45,23 +46,30 @@ pub(super) struct Line {
     pub(super) findings: Vec<Finding>,
 }
 
-/// A seal that is registered at the bank.
-#[derive(Clone)]
-pub(super) struct Known {
-    registration: Registration,
-    /// Where its certificate was read.
-    place: PathBuf,
-    pub(super) credential: Arc<Credential>,
-    pub(super) sealer: Arc<Sealer>,
-    /// The certificates that the bank was said to know before it, in the same place.
-    earlier: BTreeSet<Fingerprint>,
-}
-
 /// A seal that waits.
 pub(super) struct Staged {
     pub(super) name: String,
     pub(super) credential: Arc<Credential>,
     pub(super) reason: &'static str,
+}
+
+/// What a line is drawn from.
+#[derive(Clone, Copy)]
+pub(super) struct Plan<'a> {
+    /// The configuration's file.
+    pub(super) file: &'a Path,
+    /// The upstream's.
+    pub(super) name: &'a str,
+    pub(super) config: &'a Config,
+    /// Whether any of its routes seals.
+    pub(super) seals: bool,
+    /// What there is of its identity.
+    pub(super) holding: &'a Holding,
+    pub(super) pins: &'a Pins,
+    /// The state of all files.
+    pub(super) marks: &'a Marks,
+    /// As of when.
+    pub(super) now: SystemTime,
 }
 
 /// A line, and what its drawing showed.
@@ -71,22 +79,17 @@ pub(super) struct Drawn {
     pub(super) is_faulty: bool,
 }
 
+/// A line that is being drawn.
+struct Drawing<'a> {
+    plan: Plan<'a>,
+    line: Line,
+    is_faulty: bool,
+}
+
 impl Line {
-    /// Draws the line as of `now`. `earlier` is the same upstream's of the generation before, and its settings then.
-    #[expect(clippy::too_many_arguments, reason = "each is another side of the line, and there is one caller")]
-    pub(super) fn draw(
-        process: &Process,
-        file: &Path,
-        name: &str,
-        config: &Config,
-        seals: bool,
-        holding: &Holding,
-        earlier: Option<&Self>,
-        pins: &Pins,
-        marks: &Marks,
-        now: SystemTime,
-    ) -> Drawn {
-        let key = |setting: &str| format!("upstreams.{name}.{setting}");
+    /// Draws the line. `earlier` is the same upstream's of the generation before, and its settings then.
+    pub(super) fn draw(process: &Process, plan: Plan<'_>, earlier: Option<&Self>) -> Drawn {
+        let Plan { name, config, holding, now, .. } = plan;
         let destination = match earlier.map(|line| &line.destination) {
             Some(earlier) if *earlier.settings() == config.settings => Arc::clone(earlier),
             Some(earlier) => earlier.with(config.settings.clone()),
@@ -95,34 +98,40 @@ impl Line {
         let line = Self {
             destination,
             qwac: holding.qwac.clone(),
-            marks: marks.only(config.settings.files()),
+            marks: plan.marks.only(config.settings.files()),
             upstream: None,
             known: BTreeMap::new(),
             active: None,
             staged: Vec::new(),
             stopped: holding.stopped.clone(),
             due: None,
-            seals,
+            seals: plan.seals,
             is_usable: false,
             findings: Vec::new(),
         };
-        let mut drawn = Drawn { line, is_faulty: false };
-        if drawn.follows(file, name, config, holding, pins, now) {
-            drawn.connect(file, &key, earlier, now);
+        let mut drawing = Drawing { plan, line, is_faulty: false };
+        if drawing.follows() {
+            drawing.connect(earlier);
         }
         // Even where nothing is sealed at present: what the bank knows is not to be forgotten.
-        drawn.adopt(file, name, config, holding, pins, now);
-        drawn.judge_environment(file, &key, config);
-        drawn.line.active = drawn.line.choose(config, now);
-        drawn.judge_seals(file, &key, now);
-        drawn.line.is_usable = drawn.line.leads(config, now);
-        drawn
+        drawing.adopt();
+        drawing.judge_environment();
+        drawing.line.active = drawing.line.choose(config, now);
+        drawing.judge_seals();
+        let Drawing { mut line, is_faulty, .. } = drawing;
+        line.is_usable = line.leads(config, now);
+        Drawn { line, is_faulty }
     }
 
     /// Puts the upstream's limits in force, and shows when its revocation lists become too old.
     pub(super) fn takes_over(&self) {
         self.destination.takes_over();
         self.upstream.iter().for_each(|upstream| upstream.show_lists());
+    }
+
+    /// Where the bank is.
+    pub(super) fn origin(&self) -> &Origin {
+        &self.destination.settings().origin
     }
 
     /// The sealer of the seal in use.
@@ -188,19 +197,16 @@ impl Line {
     }
 }
 
-impl Drawn {
+impl Drawing<'_> {
+    fn key(&self, setting: &str) -> String {
+        format!("upstreams.{}.{setting}", self.plan.name)
+    }
+
     /// Whether the bank may be shown the QWAC after what it was shown last, by whatever identity. The files of one
     /// identity are held to it where they are read: only a configuration that is read anew fails here, and is refused
     /// as a whole.
-    fn follows(
-        &mut self,
-        file: &Path,
-        upstream: &str,
-        config: &Config,
-        holding: &Holding,
-        pins: &Pins,
-        now: SystemTime,
-    ) -> bool {
+    fn follows(&mut self) -> bool {
+        let Plan { file, name, config, holding, pins, now, .. } = self.plan;
         let Some(qwac) = &self.line.qwac else { return true };
         let (new, stopped) = (qwac.certificate(), &self.line.stopped);
         let is_production = config.environment == Environment::Production;
@@ -210,28 +216,28 @@ impl Drawn {
             subject.or_else(|| preflight::judge_qualification(new, held).filter(|_| is_held_to_it))
         };
         let mut found = None;
-        for held in pins.shown(upstream, &config.settings.origin) {
+        for held in pins.shown(name, &config.settings.origin) {
             let Some(issue) = judge(held) else { return true };
             found = Some(issue);
         }
         let Some(issue) = found else { return true };
-        self.line.findings.push(finding(file, format!("upstreams.{upstream}.identity"), "", issue));
+        self.line.findings.push(finding(file, self.key("identity"), "", issue));
         self.is_faulty = true;
         false
     }
 
     /// The connections: those of the generation before, where nothing that they depend on has changed.
-    fn connect(&mut self, file: &Path, key: &impl Fn(&str) -> String, earlier: Option<&Line>, now: SystemTime) {
-        let line = &mut self.line;
-        let Some(qwac) = &line.qwac else {
+    fn connect(&mut self, earlier: Option<&Line>) {
+        let Plan { now, .. } = self.plan;
+        let Some(qwac) = self.line.qwac.clone() else {
             // What else is wrong is told with what is wrong with the identity, not after it.
-            let unusable = |error| unusable(file, key, &error);
-            line.findings.extend(line.destination.check(now).err().map(unusable));
-            return;
+            let error = self.line.destination.check(now).err();
+            return error.iter().for_each(|error| self.unusable(error));
         };
+        let line = &mut self.line;
         let same = earlier.filter(|earlier| {
             Arc::ptr_eq(&earlier.destination, &line.destination)
-                && earlier.qwac.as_ref().is_some_and(|earlier| Arc::ptr_eq(earlier, qwac))
+                && earlier.qwac.as_ref().is_some_and(|earlier| Arc::ptr_eq(earlier, &qwac))
                 && earlier.marks == line.marks
         });
         if let Some(upstream) = same.and_then(|same| same.upstream.clone()) {
@@ -241,14 +247,15 @@ impl Drawn {
         match Upstream::new(Arc::clone(&line.destination), qwac.resolver(), qwac.at_token(), now) {
             Ok(upstream) => line.upstream = Some(Arc::new(upstream)),
             Err(error) => {
-                line.findings.push(unusable(file, key, &error));
+                self.unusable(&error);
                 self.is_faulty = true;
+                let line = &mut self.line;
                 // What works goes on: the trust and the credentials as they were read before, with the QWAC as it is
                 // now.
                 let Some((earlier, upstream)) = earlier.and_then(|line| Some((line, line.upstream.as_ref()?))) else {
                     return;
                 };
-                let is_same = earlier.qwac.as_ref().is_some_and(|earlier| Arc::ptr_eq(earlier, qwac));
+                let is_same = earlier.qwac.as_ref().is_some_and(|earlier| Arc::ptr_eq(earlier, &qwac));
                 let renewed = || upstream.renewed(qwac.resolver(), qwac.at_token()).ok().map(Arc::new);
                 let renewed = if is_same { None } else { renewed() };
                 line.marks = earlier.marks.clone();
@@ -261,30 +268,30 @@ impl Drawn {
     }
 
     /// The seals: what is held takes the place of what the bank knows only where it is known to know it too.
-    fn adopt(&mut self, file: &Path, upstream: &str, config: &Config, holding: &Holding, pins: &Pins, now: SystemTime) {
-        let key = &|setting: &str| format!("upstreams.{upstream}.{setting}");
+    fn adopt(&mut self) {
+        let Plan { name: upstream, config, holding, pins, now, .. } = self.plan;
         for (name, credential) in &holding.seals {
             let Some(seal) = holding.settings.seals.iter().find(|seal| seal.name == *name) else { continue };
             let registration = config.registrations.iter().find(|registration| registration.seal == *name);
             let held = Held { seal, credential, registration, may_wait: may_wait(registration, config, now) };
             let Some(registration) = registration else {
-                self.stage(file, key, config, &held, "the bank does not know it: `seal_keys` does not list it", now);
+                self.stage(&held, "the bank does not know it: `seal_keys` does not list it");
                 continue;
             };
             if registration.from.is_none() {
-                self.stage(file, key, config, &held, "`seal_keys` says that it is not registered yet", now);
+                self.stage(&held, "`seal_keys` says that it is not registered yet");
             }
             let place = &seal.pair.certificate;
             let before = pins.find(upstream, &config.settings.origin, place, registration);
             let is_unknown = before.is_none_or(|before| !before.registration.is_due(now));
             if is_unknown && !config.opaque_key_ids && is_of_another(registration, credential) {
-                self.refuse_key_id(file, key, registration, &held);
-                self.stage(file, key, config, &held, OF_ANOTHER, now);
+                self.refuse_key_id(registration, &held);
+                self.stage(&held, OF_ANOTHER);
                 continue;
             }
             let Succession { used, key_id, reason } = succession(before, registration, credential, now);
             if let Some(reason) = reason {
-                self.stage(file, key, config, &held, reason, now);
+                self.stage(&held, reason);
             }
             if reason == Some(EARLY) {
                 self.line.due = self.line.due.into_iter().chain([credential.certificate().not_before()]).min();
@@ -293,26 +300,19 @@ impl Drawn {
             let profile = Profile { key_id: registration.key_id.clone(), ..config.profile.clone() };
             match Sealer::new(&profile, &used) {
                 Ok(sealer) => {
-                    self.judge_key_id(file, key, config, &registration, sealer.key_id(), &used);
+                    self.judge_key_id(&registration, sealer.key_id(), &used);
                     let earlier = before.map(|before| before.until(&used, now)).unwrap_or_default();
                     let (sealer, place) = (Arc::new(sealer), place.clone());
                     let known = Known { registration, place, credential: used, sealer, earlier };
                     self.line.known.insert(name.clone(), known);
                 }
-                Err(error) => self.refuse_sealer(file, key, config, &held, &error),
+                Err(error) => self.refuse_sealer(&held, &error),
             }
         }
     }
 
-    fn judge_key_id(
-        &mut self,
-        file: &Path,
-        key: &impl Fn(&str) -> String,
-        config: &Config,
-        known: &Registration,
-        known_as: &str,
-        used: &Credential,
-    ) {
+    fn judge_key_id(&mut self, known: &Registration, known_as: &str, used: &Credential) {
+        let Plan { file, config, .. } = self.plan;
         let wanted = config.registrations.iter().find(|registration| registration.seal == known.seal);
         if let Some(wanted) = wanted
             && wanted.key_id != known.key_id
@@ -322,34 +322,30 @@ impl Drawn {
                 "the key id is now {wanted}, and the certificate in use is still the one that the bank knew as {known_as}"
             );
             let hint = "install the certificate that the new key id belongs to; if the bank renamed the key, restart";
-            let finding = Finding::warning(file, key(&known.key_id_setting), reason);
+            let finding = Finding::warning(file, self.key(&known.key_id_setting), reason);
             return self.line.findings.push(finding.hint(hint).code("key-id-without-certificate"));
         }
         let key_id = known.key_id.as_ref().filter(|_| !config.opaque_key_ids);
         let issue = key_id.and_then(|key_id| preflight::judge_key_id(key_id, used.certificate()));
-        self.line.findings.extend(issue.map(|issue| finding(file, key(&known.key_id_setting), "", issue)));
+        self.line.findings.extend(issue.map(|issue| finding(file, self.key(&known.key_id_setting), "", issue)));
     }
 
     /// The process has not seen what the bank knows, and what lies there is not it.
-    fn refuse_key_id(
-        &mut self,
-        file: &Path,
-        key: &impl Fn(&str) -> String,
-        registration: &Registration,
-        held: &Held<'_>,
-    ) {
+    fn refuse_key_id(&mut self, registration: &Registration, held: &Held<'_>) {
         let issue = registration.key_id.as_ref();
         let issue = issue.and_then(|key_id| preflight::judge_key_id(key_id, held.credential.certificate()));
         let Some(issue) = issue else { return };
         let hint = "the bank knows another certificate by this name: put that one back, or give the key id that the bank \
                     returned for this one; if the bank's key ids only look like fingerprints, `key_id_opaque: true` in \
                     `profile` says so";
-        let finding = Finding::error(file, key(&registration.key_id_setting), issue.reason).hint(hint).code(issue.code);
+        let key = self.key(&registration.key_id_setting);
+        let finding = Finding::error(self.plan.file, key, issue.reason).hint(hint).code(issue.code);
         self.line.findings.push(held.weigh(finding));
     }
 
     /// The seals in use may be older than those in the files, which are judged where they are read.
-    fn judge_seals(&mut self, file: &Path, key: &impl Fn(&str) -> String, now: SystemTime) {
+    fn judge_seals(&mut self) {
+        let Plan { file, now, .. } = self.plan;
         let soon = now + EXPIRES_SOON;
         if let Some(known) = self.line.active.as_ref().and_then(|active| self.line.known.get(active))
             && known.credential.certificate().not_after() < soon
@@ -358,32 +354,29 @@ impl Drawn {
             let end = timestamp(known.credential.certificate().not_after());
             let reason = format!("the seal in use ends on {end}, and its successor lies staged");
             let hint = "register the successor's key with the bank, then say so in `seal_keys` or `key_id`";
-            self.line.findings.push(Finding::warning(file, key("seal_keys"), reason).hint(hint).code("expires-soon"));
+            self.line
+                .findings
+                .push(Finding::warning(file, self.key("seal_keys"), reason).hint(hint).code("expires-soon"));
         }
         if self.line.seals && self.line.active.is_none() && !self.line.known.is_empty() {
             let reason = "no seal is registered, valid and due now: its routes cannot be used";
             let hint = "see `registered` and `active_from`, and the ends of the certificates";
-            self.line.findings.push(Finding::error(file, key("seal_keys"), reason).hint(hint).code("no-seal"));
+            self.line.findings.push(Finding::error(file, self.key("seal_keys"), reason).hint(hint).code("no-seal"));
         }
     }
 
     /// The QWAC or, if that is beyond suspicion, a seal.
-    fn judge_environment(&mut self, file: &Path, key: &impl Fn(&str) -> String, config: &Config) {
+    fn judge_environment(&mut self) {
+        let Plan { file, config, .. } = self.plan;
         let is_production = config.environment == Environment::Production;
         let qwac = self.line.qwac.iter().map(|qwac| qwac.certificate());
         let mut used = qwac.chain(self.line.known.values().map(|known| known.credential.certificate()));
         let issue = used.find_map(|certificate| preflight::judge_environment(certificate, is_production));
-        self.line.findings.extend(issue.map(|issue| finding(file, key("environment"), "", issue)));
+        self.line.findings.extend(issue.map(|issue| finding(file, self.key("environment"), "", issue)));
     }
 
-    fn refuse_sealer(
-        &mut self,
-        file: &Path,
-        key: &impl Fn(&str) -> String,
-        config: &Config,
-        held: &Held<'_>,
-        error: &SealError,
-    ) {
+    fn refuse_sealer(&mut self, held: &Held<'_>, error: &SealError) {
+        let Plan { file, config, .. } = self.plan;
         let pair = &held.seal.pair;
         let finding = |key, hint: &str| Finding::error(file, key, in_words(error)).hint(hint).code("cannot-seal");
         self.line.findings.push(match error {
@@ -394,22 +387,15 @@ impl Drawn {
             SealError::KeyId { .. } => {
                 self.is_faulty = true;
                 let setting = held.registration.map_or("key_id", |registration| &registration.key_id_setting);
-                finding(key(setting), "give the key id exactly as the bank returned it")
+                finding(self.key(setting), "give the key id exactly as the bank returned it")
             }
         });
     }
 
     /// What has expired is told where certificates are judged, and lies ready for nothing; nor does what could never
     /// seal.
-    fn stage(
-        &mut self,
-        file: &Path,
-        key: &impl Fn(&str) -> String,
-        config: &Config,
-        held: &Held<'_>,
-        reason: &'static str,
-        now: SystemTime,
-    ) {
+    fn stage(&mut self, held: &Held<'_>, reason: &'static str) {
+        let Plan { file, config, now, .. } = self.plan;
         let (name, credential) = (&held.seal.name, held.credential);
         let fingerprint = credential.certificate().sha1_hex();
         let is_over = credential.certificate().validity_at(now) == Validity::Expired;
@@ -418,7 +404,7 @@ impl Drawn {
         }
         let profile = Profile { key_id: None, ..config.profile.clone() };
         if let Err(error @ SealError::NoLabel { .. }) = Sealer::new(&profile, credential) {
-            return self.refuse_sealer(file, key, config, held, &error);
+            return self.refuse_sealer(held, &error);
         }
         let text = format!("the seal {name} ({fingerprint}) lies ready and is not used: {reason}");
         let hint = format!(
@@ -430,12 +416,25 @@ impl Drawn {
             Some(_) => {
                 let text =
                     format!("{text}; a process that starts meanwhile has no seal, because its key id is another's");
-                Finding::warning(file, key("seal_keys"), text)
+                Finding::warning(file, self.key("seal_keys"), text)
             }
-            None => Finding::note(file, key("seal_keys"), text),
+            None => Finding::note(file, self.key("seal_keys"), text),
         };
         self.line.findings.push(finding.hint(hint).code("staged"));
         self.line.staged.push(Staged { name: name.clone(), credential: Arc::clone(credential), reason });
+    }
+
+    /// What keeps an upstream from being made of its settings.
+    fn unusable(&mut self, error: &SetupError) {
+        let (setting, hint) = match error {
+            SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
+            SetupError::Trust(error) => (error.setting(), error.hint()),
+            SetupError::Credentials(error) => ("via.credentials", error.hint()),
+            SetupError::Thread(_) => ("identity", "let this process have more threads"),
+        };
+        let finding =
+            Finding::error(self.plan.file, self.key(setting), in_words(error)).hint(hint).code("unusable-upstream");
+        self.line.findings.push(finding);
     }
 }
 
@@ -462,177 +461,3 @@ fn may_wait(registration: Option<&Registration>, config: &Config, now: SystemTim
 
 /// Why a seal waits that the process has not seen before.
 const OF_ANOTHER: &str = "its key id is the SHA-1 of another certificate";
-
-/// What keeps an upstream from being made of its settings.
-fn unusable(file: &Path, key: &impl Fn(&str) -> String, error: &SetupError) -> Finding {
-    let (setting, hint) = match error {
-        SetupError::Name(_) => ("url", "give the host name that stands in the bank's certificate"),
-        SetupError::Trust(error) => (error.setting(), error.hint()),
-        SetupError::Credentials(error) => ("via.credentials", error.hint()),
-        SetupError::Thread(_) => ("identity", "let this process have more threads"),
-    };
-    Finding::error(file, key(setting), in_words(error)).hint(hint).code("unusable-upstream")
-}
-
-impl Known {
-    /// All that the bank was said to know before `next`.
-    fn until(&self, next: &Credential, now: SystemTime) -> BTreeSet<Fingerprint> {
-        let mut earlier = self.earlier.clone();
-        // What waits is not known yet.
-        if self.registration.is_due(now) {
-            earlier.insert(self.credential.certificate().id());
-        }
-        earlier.remove(&next.certificate().id());
-        earlier
-    }
-}
-
-/// What each bank was said to know and what it was shown, whatever became of the upstreams since: a seal must not go
-/// live, nor another subject be presented, because its upstream or its identity has another name, or was away for a
-/// while.
-#[derive(Clone, Default)]
-pub(super) struct Pins {
-    seals: Vec<Pin<Known>>,
-    /// The QWAC that was presented last.
-    shown: Vec<Pin<Certificate>>,
-}
-
-#[derive(Clone)]
-struct Pin<T> {
-    upstream: String,
-    origin: Origin,
-    /// Whether there is still an upstream of this name at this bank.
-    is_present: bool,
-    what: T,
-}
-
-impl Pins {
-    /// As a configuration sees them.
-    pub(super) fn under(mut self, upstreams: &BTreeMap<String, Config>) -> Self {
-        let is_there =
-            |name: &str, origin: &Origin| upstreams.get(name).is_some_and(|it| it.settings.origin == *origin);
-        self.seals.iter_mut().for_each(|pin| pin.is_present = is_there(&pin.upstream, &pin.origin));
-        self.shown.iter_mut().for_each(|pin| pin.is_present = is_there(&pin.upstream, &pin.origin));
-        self
-    }
-
-    /// With what the lines say by now.
-    pub(super) fn with<'a>(mut self, lines: impl Iterator<Item = (&'a String, &'a Line)>) -> Self {
-        for (upstream, line) in lines {
-            let origin = &line.destination.settings().origin;
-            for known in line.known.values() {
-                self.seals.retain(|pin| !(pin.is(upstream, origin) && pin.what.place == known.place));
-                self.seals.push(Pin::new(upstream, origin, known.clone()));
-            }
-            if let Some(qwac) = line.qwac.as_ref().filter(|_| line.is_usable) {
-                self.shown.retain(|pin| !pin.is(upstream, origin));
-                self.shown.push(Pin::new(upstream, origin, qwac.certificate().clone()));
-            }
-        }
-        self
-    }
-
-    /// What a bank was said to know of a seal, by the file of its certificate: under this upstream, or else under one
-    /// that is gone, or else under any.
-    fn find(&self, upstream: &str, origin: &Origin, place: &Path, registration: &Registration) -> Option<&Known> {
-        let own = self.seals.iter().filter(|pin| pin.origin == *origin && pin.what.place == *place);
-        let rank = |pin: &&Pin<Known>| {
-            let is_named = pin.what.registration.key_id == registration.key_id;
-            (pin.upstream == upstream, !pin.is_present, is_named)
-        };
-        own.max_by_key(rank).map(|pin| &pin.what)
-    }
-
-    /// What a bank was shown last: by this upstream, or else by those that are gone. Another one that is still there
-    /// may be another client of the same bank.
-    fn shown(&self, upstream: &str, origin: &Origin) -> Vec<&Certificate> {
-        let own = self.shown.iter().find(|pin| pin.is(upstream, origin));
-        let gone = self.shown.iter().filter(|pin| own.is_none() && pin.origin == *origin && !pin.is_present);
-        own.into_iter().chain(gone).map(|pin| &pin.what).collect()
-    }
-}
-
-impl<T> Pin<T> {
-    fn new(upstream: &str, origin: &Origin, what: T) -> Self {
-        Self { upstream: upstream.to_owned(), origin: origin.clone(), is_present: true, what }
-    }
-
-    fn is(&self, upstream: &str, origin: &Origin) -> bool {
-        self.upstream == upstream && self.origin == *origin
-    }
-}
-
-/// What seals under a name, and by which name the bank knows it.
-struct Succession {
-    used: Arc<Credential>,
-    key_id: Option<String>,
-    /// Why what is held is not what is used.
-    reason: Option<&'static str>,
-}
-
-/// Whether a certificate may seal in the place of another under the same name. The bank knows keys by what was
-/// registered: it may if the bank knew none yet, if it is the same, if the configuration now says otherwise than then,
-/// or if the bank's name for the key fits. A key id goes with its certificate: one that was written down ahead of the
-/// certificate waits for it.
-fn succession(
-    before: Option<&Known>,
-    registration: &Registration,
-    credential: &Arc<Credential>,
-    now: SystemTime,
-) -> Succession {
-    let taken = || Succession { used: Arc::clone(credential), key_id: registration.key_id.clone(), reason: None };
-    let Some(before) = before else { return taken() };
-    let (old, new) = (before.credential.certificate(), credential.certificate());
-    let is_meant = |key_id: &String| preflight::is_fingerprint(key_id) && names(key_id, old);
-    // What was not registered yet, or not due, has sealed nothing: it is whatever lies on disk, as for a process that
-    // starts, unless the key id says that it is the one before.
-    if !before.registration.is_due(now) && !registration.key_id.as_ref().is_some_and(is_meant) {
-        return taken();
-    }
-    let is_same = old.der() == new.der();
-    let is_renamed = before.registration.key_id != registration.key_id;
-    // Some banks' own names look like fingerprints and are none.
-    let is_other =
-        before.registration.key_id.as_ref().is_some_and(|known| preflight::is_fingerprint(known) && !names(known, old));
-    let fits = match &registration.key_id {
-        Some(key_id) if names(key_id, new) => true,
-        Some(key_id) if preflight::is_fingerprint(key_id) && !is_other => is_same && !is_renamed,
-        // Another name than before is that of a new key, and the same name that of the same key: the bank checks seals
-        // with the key, over which the certificate may have been renewed.
-        Some(_) => {
-            if is_renamed {
-                !is_same
-            } else {
-                old.public_key() == new.public_key()
-            }
-        }
-        // The key id is made from the certificate: a new one would name a key that the bank has never seen. One that it
-        // has seen may come back with the settings that it came with.
-        None => is_same || (is_renamed && before.earlier.contains(&new.id())),
-    };
-    let is_early = !is_same && new.validity_at(now) != Validity::Valid && old.validity_at(now) == Validity::Valid;
-    if fits && !is_early {
-        return taken();
-    }
-    let (used, own) = (Arc::clone(&before.credential), registration.key_id.clone());
-    let key_id = own.filter(is_meant).or(before.registration.key_id.clone());
-    let reason = match (is_same, fits) {
-        (true, _) => None,
-        (false, true) => Some(EARLY),
-        (false, false) => Some("its file has changed, and the bank knows the certificate that was there before"),
-    };
-    Succession { used, key_id, reason }
-}
-
-/// Why a successor waits that the bank knows.
-const EARLY: &str = "the bank knows it, and it is not valid now";
-
-/// Whether the bank knows another certificate than this one under the key id, if key ids are what they look like.
-fn is_of_another(registration: &Registration, credential: &Credential) -> bool {
-    let key_id = registration.key_id.as_ref();
-    key_id.is_some_and(|key_id| preflight::is_fingerprint(key_id) && !names(key_id, credential.certificate()))
-}
-
-fn names(key_id: &str, certificate: &Certificate) -> bool {
-    certificate.sha1_hex().eq_ignore_ascii_case(key_id)
-}

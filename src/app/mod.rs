@@ -21,6 +21,7 @@ mod holding;
 mod line;
 mod marks;
 mod mounts;
+mod registered;
 mod reload;
 pub mod revocation;
 mod standing;

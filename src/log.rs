@@ -185,7 +185,7 @@ impl Log {
             let mut ended: Option<Instant> = None;
             while reader.wait(&mut lines) {
                 let is_crowded = is_crowded(lines.count, ended.map(|ended| ended.elapsed()));
-                if let Err(error) = out.write(&lines.text, |error| reader.waits_for_room(error)) {
+                if let Err(error) = out.write(&lines.text, |error, tries| reader.waits_for_room(error, tries)) {
                     // How many of them were written nobody knows: counted are those that may be lost.
                     reader.shared.dropped.inc_by(lines.count as u64);
                     reader.complain_once(&error);
@@ -272,13 +272,13 @@ impl Log {
 
     /// Whether a write that failed is to be tried again, after a moment. What comes meanwhile is queued, as for a
     /// reader who is slow.
-    fn waits_for_room(&self, error: &io::Error) -> bool {
+    fn waits_for_room(&self, error: &io::Error, tries: u32) -> bool {
         match error.kind() {
             io::ErrorKind::WouldBlock => {}
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.complain_once(error),
             _ => return false,
         }
-        std::thread::sleep(ROOM_LOOK);
+        std::thread::sleep(SOON.saturating_mul(tries.max(1)).min(ROOM_LOOK));
         true
     }
 
@@ -335,7 +335,7 @@ struct Out<W> {
 
 impl<W: Write> Out<W> {
     /// Writes all. A line that was torn ends first.
-    fn write(&mut self, text: &[u8], mut may_wait: impl FnMut(&io::Error) -> bool) -> io::Result<()> {
+    fn write(&mut self, text: &[u8], mut may_wait: impl FnMut(&io::Error, u32) -> bool) -> io::Result<()> {
         if self.is_torn {
             self.write_on(b"\n", &mut may_wait)?;
         }
@@ -343,16 +343,18 @@ impl<W: Write> Out<W> {
         self.out.flush()
     }
 
-    fn write_on(&mut self, mut text: &[u8], may_wait: &mut impl FnMut(&io::Error) -> bool) -> io::Result<()> {
+    fn write_on(&mut self, mut text: &[u8], may_wait: &mut impl FnMut(&io::Error, u32) -> bool) -> io::Result<()> {
+        let mut tries = 0;
         while !text.is_empty() {
             match self.out.write(text) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
+                    tries = 0;
                     self.is_torn = text[written - 1] != b'\n';
                     text = &text[written..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if may_wait(&error) => {}
+                Err(error) if may_wait(&error, tries) => tries += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -377,7 +379,8 @@ fn is_crowded(lines: usize, since_the_last: Option<Duration>) -> bool {
     lines > 1 || since_the_last.is_some_and(|since| since < CLOSE)
 }
 
-/// How often it is looked whether there is room again.
+/// How often it is looked whether there is room again: soon at first, for a reader who keeps up.
+const SOON: Duration = Duration::from_millis(1);
 const ROOM_LOOK: Duration = Duration::from_millis(20);
 /// How much later than its request a line may come.
 const TOGETHER: Duration = Duration::from_millis(5);

@@ -17,6 +17,9 @@ use crate::upstream::Origin;
 #[derive(Clone)]
 pub(super) struct Known {
     pub(super) registration: Registration,
+    /// Whether its time has come with this certificate. From then on the bank knows it, whatever a clock or a
+    /// configuration says later.
+    pub(super) has_sealed: bool,
     /// Where its certificate was read.
     pub(super) place: PathBuf,
     pub(super) credential: Arc<Credential>,
@@ -27,10 +30,10 @@ pub(super) struct Known {
 
 impl Known {
     /// All that the bank was said to know before `next`.
-    pub(super) fn until(&self, next: &Credential, now: SystemTime) -> BTreeSet<Fingerprint> {
+    pub(super) fn until(&self, next: &Credential) -> BTreeSet<Fingerprint> {
         let mut earlier = self.earlier.clone();
         // What waits is not known yet.
-        if self.registration.is_due(now) {
+        if self.has_sealed {
             earlier.insert(self.credential.certificate().id());
         }
         earlier.remove(&next.certificate().id());
@@ -141,9 +144,9 @@ pub(super) fn succession(
     let Some(before) = before else { return taken() };
     let (old, new) = (before.credential.certificate(), credential.certificate());
     let is_meant = |key_id: &String| preflight::is_fingerprint(key_id) && names(key_id, old);
-    // What was not registered yet, or not due, has sealed nothing: it is whatever lies on disk, as for a process that
+    // What was not registered yet, or never due, has sealed nothing: it is whatever lies on disk, as for a process that
     // starts, unless the key id says that it is the one before.
-    if !before.registration.is_due(now) && !registration.key_id.as_ref().is_some_and(is_meant) {
+    if !before.has_sealed && !registration.key_id.as_ref().is_some_and(is_meant) {
         return taken();
     }
     let is_same = old.der() == new.der();

@@ -546,7 +546,8 @@ impl Open<'_> {
     fn decode_secret(&self, text: &[u8]) -> Result<Zeroizing<Vec<u8>>, Reason> {
         let lines = text.split(|byte| *byte == b'\n').filter(|line| boundary(line).is_none());
         let mut base64 = Zeroizing::new(Vec::with_capacity(text.len()));
-        lines.for_each(|line| base64.extend_from_slice(line.trim_ascii()));
+        let is_content = |byte: &&u8| !byte.is_ascii_whitespace() && **byte != VERTICAL_TAB;
+        lines.for_each(|line| base64.extend(line.iter().filter(is_content)));
         let mut der = Zeroizing::new(vec![0; base64.len()]);
         let length = Base64::decode(&*base64, &mut der).map_err(|_| self.no_base64())?.len();
         der.truncate(length);
@@ -561,6 +562,9 @@ impl Open<'_> {
         Reason::Malformed { line: self.line, fault: "the block that begins here has no END line with its label" }
     }
 }
+
+/// White space too (RFC 7468 section 3), which Rust does not count as such.
+const VERTICAL_TAB: u8 = 0x0b;
 
 enum Boundary<'a> {
     Begin(&'a [u8]),

@@ -74,9 +74,11 @@ pub(super) fn is_too_large(incoming: &Incoming, rules: &Rules<'_>) -> bool {
 }
 
 /// Reads what is left of a body that nobody wants, for a while and up to a length, in a task of its own: a connection
-/// that ends over it could overtake the answer (RFC 9112 section 9.6). `busy` says meanwhile that the connection is.
-pub(super) fn forget(incoming: Incoming, busy: Busy) {
-    let forgetting = timeout(LINGER, read_on(incoming));
+/// that ends over it could overtake the answer (RFC 9112 section 9.6). A caller that waits for leave may send it all
+/// the same (RFC 9110 section 10.1.1): where not even that `is_sure`, a silence is its end. `busy` says meanwhile that
+/// the connection is.
+pub(super) fn forget(incoming: Incoming, busy: Busy, is_sure: bool) {
+    let forgetting = timeout(LINGER, read_on(incoming, if is_sure { LINGER } else { SILENCE }));
     tokio::spawn(async move {
         let _ = forgetting.await;
         drop(busy);
@@ -85,12 +87,14 @@ pub(super) fn forget(incoming: Incoming, busy: Busy) {
 
 /// For how long, and how many bytes.
 const LINGER: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_millis(500);
 pub(super) const FORGOTTEN: u64 = 16 << 20;
 
-async fn read_on(mut incoming: Incoming) {
+async fn read_on(mut incoming: Incoming, silence: Duration) {
     let mut read = 0;
     while read <= FORGOTTEN {
-        let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await else { return };
+        let frame = timeout(silence, poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx))).await;
+        let Ok(Some(Ok(frame))) = frame else { return };
         read += frame.data_ref().map_or(0, Bytes::len) as u64;
     }
 }

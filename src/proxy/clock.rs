@@ -48,6 +48,10 @@ pub(super) struct Clock {
     limits: Timeouts,
 }
 
+/// For how long somebody who has just come may take to send: those who dial send at once, and their kernel or their
+/// library takes a moment.
+const NEW: Millis = 100;
+
 /// Milliseconds since a clock's origin.
 type Millis = u64;
 
@@ -60,6 +64,8 @@ pub(super) enum Usefulness {
     Idle,
     /// Its caller has kept all its exchanges waiting for long.
     Stuck,
+    /// No request yet, and no time to bring one.
+    New,
     /// An exchange is in flight.
     Busy,
 }
@@ -150,6 +156,9 @@ impl Clock {
     pub(super) fn usefulness(&self) -> Usefulness {
         match self.state() {
             _ if self.given_up.load(Ordering::Acquire) => Usefulness::None,
+            State::Fresh | State::Head if self.now().saturating_sub(self.since.load(Ordering::Relaxed)) < NEW => {
+                Usefulness::New
+            }
             State::Fresh | State::Head => Usefulness::None,
             // The end of an answer is still on its way.
             State::Idle if self.blocked_since.load(Ordering::Relaxed) != NEVER => Usefulness::Busy,

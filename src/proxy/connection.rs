@@ -245,15 +245,21 @@ async fn take_leave<C>(mut connection: Pin<Box<C>>, clock: &Clock)
 where
     C: GracefulConnection<Error = hyper::Error>,
 {
-    if !clock.is_multiplexed() {
+    // One that keeps a request waiting has had its time.
+    if !clock.is_multiplexed() || clock.state() == State::Busy {
         return;
     }
     connection.as_mut().graceful_shutdown();
-    while timeout(LEAVE, connection.as_mut()).await.is_err() && clock.state() == State::Busy {}
+    if timeout(LEAVE, connection.as_mut()).await.is_err() && clock.state() == State::Busy {
+        // One more request was on its way; one that never hears of the end could send them for ever.
+        let _ = timeout(LAST_REQUEST, connection).await;
+    }
 }
 
 /// For a caller to hear of the end: it takes one round trip.
 const LEAVE: Duration = Duration::from_millis(100);
+/// For what it had sent by then.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
 
 async fn reaches(departure: &mut Departure, phase: Option<Phase>) {
     match phase {

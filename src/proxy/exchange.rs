@@ -192,7 +192,7 @@ impl Exchange {
 
     /// The answer did not end in the time that the whole exchange has.
     pub(super) fn timed_out(&mut self) {
-        self.problem = Some(Problem::ExchangeTimeout(self.outcome).kind());
+        self.problem.get_or_insert(Problem::ExchangeTimeout(self.outcome).kind());
     }
 
     /// The record goes before the caller's answer is made: unless one has begun, or it has left, it is told this.

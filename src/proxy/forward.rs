@@ -105,22 +105,18 @@ impl Arrived {
     }
 
     /// What is still to come of the body is read and forgotten meanwhile, or the connection's end could overtake the
-    /// answer. A rest that is read to its end leaves the connection to the next request.
+    /// answer. A rest that is read to its end leaves the connection to the next request; where that is not sure, the
+    /// answer says that the connection ends. So it does after a body that came too slowly (RFC 9110 section 15.5.9).
     fn refuse(self: Box<Self>, problem: &Problem, busy: &Busy) -> Response<RelayBody> {
         let mut answer = refuse(problem, self.exchange);
-        if self.incoming.is_end_stream() {
+        if self.incoming.is_end_stream() || self.head.version == Version::HTTP_2 {
             return answer;
         }
-        if !self.comes_anyway && self.head.version < Version::HTTP_2 {
-            // Whether the body comes all the same nobody knows, and hyper ends the connection (RFC 9110 section
-            // 10.1.1).
+        let is_short = self.incoming.size_hint().upper().is_some_and(|rest| rest <= body::FORGOTTEN);
+        if !(self.comes_anyway && is_short) || matches!(problem, Problem::BodyTimeout(..)) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        } else if self.comes_anyway {
-            if self.incoming.size_hint().lower() > body::FORGOTTEN {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            body::forget(self.incoming, busy.beside());
         }
+        body::forget(self.incoming, busy.beside(), self.comes_anyway);
         answer
     }
 

@@ -371,8 +371,8 @@ impl Hall {
     }
 
     /// At the limit the least useful connections are asked to go, the oldest of their kind: without a request yet, then
-    /// idle, then those whose caller has kept them waiting for long. As many as are too many for one more: of those who
-    /// were asked before some may have stayed. `false` where all are of use.
+    /// idle, then those whose caller has kept them waiting for long, then those who have just come. As many as are too
+    /// many for one more: of those who were asked before some may have stayed. `false` where all are of use.
     fn make_room(&self, seated: &BTreeMap<u64, Arc<Clock>>) -> bool {
         if seated.len() < self.limit {
             return true;

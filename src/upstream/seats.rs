@@ -25,7 +25,7 @@ impl Seats {
         Arc::new(Self { free: Semaphore::new(most), count: Mutex::new(Count { most, surplus: 0 }) })
     }
 
-    /// A seat, as soon as one is free.
+    /// A seat, as soon as one is free. At a change to fewer, who was about to have one waits anew.
     pub(super) async fn take(self: Arc<Self>) -> Seat {
         loop {
             self.free.acquire().await.expect("it is never closed").forget();

@@ -987,6 +987,37 @@ fn a_seal_that_is_corrected_before_its_time_seals_as_it_was_corrected() {
     verify_by(&received, &leaf_of(&der(&right)), "NEW").expect("sealed by what the bank knows");
 }
 
+/// Once it has sealed the bank knows it: a time that is moved into the future does not make it anybody's.
+#[test]
+fn a_seal_whose_time_is_put_off_is_still_the_one_that_the_bank_knows() {
+    let world = World::new();
+    let (first, second) = (world.seal(), world.seal());
+    let two = Two::new(&world.qwac(), &world.seal(), &first);
+    let text = |from: SystemTime| {
+        let from = sealproxy::log::timestamp(from);
+        let new = format!("{{ qsealc: new, key_id: NEW, active_from: \"{from}\" }}");
+        let keys = format!("seal_keys: [{{ qsealc: old, key_id: OLD, registered: true }}, {new}]");
+        world.config(&two.identity(), &format!(", {keys}"))
+    };
+    let (rig, config) = Rig::start_with_file(&text(SystemTime::now() - DAY));
+    let sealed_by = |issued: &Issued, name: &str| {
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        let received = world.bank.received().pop().expect("received");
+        verify_by(&received, &leaf_of(&der(issued)), name).map(drop)
+    };
+    sealed_by(&first, "NEW").expect("sealed by the second of the list");
+    let due = SystemTime::now() + Duration::from_secs(8);
+    assert_eq!(reload(&rig, &config, &text(due))["result"], "applied");
+    let reload = judged(&rig, || two.write("new", &second));
+    assert_eq!(reload["result"], "staged", "{reload}");
+    until("its time has come again", Duration::from_secs(20), || {
+        assert_eq!(rig.get(ACCOUNTS).status, 200);
+        world.bank.received().pop().expect("received").header("signature").expect("sealed").contains("keyId=\"NEW\"")
+    });
+    assert!(SystemTime::now() >= due);
+    sealed_by(&first, "NEW").expect("sealed by what the bank knows");
+}
+
 /// Whatever is wrong with it is told in the same way, and counts as nothing that was refused.
 #[test]
 fn a_seal_ahead_of_its_time_is_warned_of_in_every_way_until_it_is_sound() {

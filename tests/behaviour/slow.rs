@@ -294,6 +294,40 @@ fn at_the_limit_of_connections_a_body_that_does_not_come_makes_room() {
     drop(slow);
 }
 
+/// The same over HTTP/2, whose farewell waits for nobody who keeps it waiting.
+#[test]
+fn at_the_limit_of_connections_streams_that_stall_make_room() {
+    let bank = bank();
+    let rig = Rig::start(&config(bank.address, "", "limits: { connections: 4 }\ntimeouts: { header: 500ms }\n"));
+    let address = rig.address();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let stalled = runtime.block_on(async {
+        let mut stalled = Vec::new();
+        for _ in 0..8 {
+            let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+            let Ok((mut sender, connection)) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await
+            else {
+                continue;
+            };
+            tokio::spawn(connection);
+            let nothing =
+                futures_util::stream::pending::<Result<hyper::body::Frame<Bytes>, std::convert::Infallible>>();
+            let body = http_body_util::StreamBody::new(nothing);
+            let request = http::Request::post(format!("http://{address}{ACCOUNTS}")).header("content-type", "a/b");
+            let answer = tokio::spawn(sender.send_request(request.body(body).expect("a request")));
+            stalled.push((sender, answer));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        stalled
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    for _ in 0..4 {
+        assert_eq!(rig.get(ACCOUNTS).status, 200, "somebody has had its time");
+    }
+    drop(stalled);
+}
+
 #[test]
 fn a_body_that_comes_in_drops_is_not_waited_for_to_the_end() {
     let bank = bank();

@@ -306,7 +306,8 @@ impl Generation {
 
     /// The upstreams whose routes answer that they cannot be used.
     pub(super) fn unusable(&self) -> Vec<&str> {
-        let unusable = self.lines.iter().filter(|(_, line)| !line.is_usable);
+        let has_routes = |name: &str| self.config.routes.iter().any(|route| route.upstream == name);
+        let unusable = self.lines.iter().filter(|(name, line)| !line.is_usable && has_routes(name));
         unusable.map(|(name, _)| name.as_str()).collect()
     }
 

@@ -283,7 +283,7 @@ impl Drawing<'_> {
             }
             let place = &seal.pair.certificate;
             let before = pins.find(upstream, &config.settings.origin, place, registration);
-            let is_unknown = before.is_none_or(|before| !before.has_sealed);
+            let is_unknown = before.is_none_or(|before| !before.is_settled() && !before.is_named(registration));
             if is_unknown && !config.opaque_key_ids && is_of_another(registration, credential) {
                 self.refuse_key_id(registration, &held);
                 self.stage(&held, OF_ANOTHER);
@@ -302,11 +302,12 @@ impl Drawing<'_> {
                 Ok(sealer) => {
                     self.judge_key_id(&registration, sealer.key_id(), &used);
                     let earlier = before.map(|before| before.until(&used)).unwrap_or_default();
-                    let is_same = |before: &Known| before.credential.certificate().der() == used.certificate().der();
-                    let has_sealed =
-                        registration.is_due(now) || before.is_some_and(|before| before.has_sealed && is_same(before));
+                    let key = used.certificate().public_key();
+                    let was_due =
+                        |before: &Known| before.was_due && before.credential.certificate().public_key() == key;
+                    let was_due = registration.is_due(now) || before.is_some_and(was_due);
                     let (sealer, place) = (Arc::new(sealer), place.clone());
-                    let known = Known { registration, has_sealed, place, credential: used, sealer, earlier };
+                    let known = Known { registration, was_due, place, credential: used, sealer, earlier };
                     self.line.known.insert(name.clone(), known);
                 }
                 Err(error) => self.refuse_sealer(&held, &error),

@@ -17,9 +17,9 @@ use crate::upstream::Origin;
 #[derive(Clone)]
 pub(super) struct Known {
     pub(super) registration: Registration,
-    /// Whether its time has come with this certificate. From then on the bank knows it, whatever a clock or a
-    /// configuration says later.
-    pub(super) has_sealed: bool,
+    /// Whether its time has come with this key. From then on the bank knows it, whatever a clock or a configuration
+    /// says later.
+    pub(super) was_due: bool,
     /// Where its certificate was read.
     pub(super) place: PathBuf,
     pub(super) credential: Arc<Credential>,
@@ -29,11 +29,23 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// Whether another file needs more than its being there: the configuration says that the bank knows this one, and
+    /// its time has come.
+    pub(super) fn is_settled(&self) -> bool {
+        self.was_due && self.registration.from.is_some()
+    }
+
+    /// Whether it is the one that a key id names.
+    pub(super) fn is_named(&self, registration: &Registration) -> bool {
+        !is_of_another(registration, &self.credential)
+            && registration.key_id.as_ref().is_some_and(|key_id| preflight::is_fingerprint(key_id))
+    }
+
     /// All that the bank was said to know before `next`.
     pub(super) fn until(&self, next: &Credential) -> BTreeSet<Fingerprint> {
         let mut earlier = self.earlier.clone();
         // What waits is not known yet.
-        if self.has_sealed {
+        if self.is_settled() {
             earlier.insert(self.credential.certificate().id());
         }
         earlier.remove(&next.certificate().id());
@@ -146,7 +158,7 @@ pub(super) fn succession(
     let is_meant = |key_id: &String| preflight::is_fingerprint(key_id) && names(key_id, old);
     // What was not registered yet, or never due, has sealed nothing: it is whatever lies on disk, as for a process that
     // starts, unless the key id says that it is the one before.
-    if !before.has_sealed && !registration.key_id.as_ref().is_some_and(is_meant) {
+    if !before.is_settled() && !registration.key_id.as_ref().is_some_and(is_meant) {
         return taken();
     }
     let is_same = old.der() == new.der();

@@ -87,7 +87,7 @@ pub(super) fn forget(incoming: Incoming, busy: Busy, is_sure: bool) {
 
 /// For how long, and how many bytes.
 const LINGER: Duration = Duration::from_secs(5);
-const SILENCE: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_secs(1);
 pub(super) const FORGOTTEN: u64 = 16 << 20;
 
 async fn read_on(mut incoming: Incoming, silence: Duration) {

@@ -125,6 +125,16 @@ impl Clock {
         self.asked.notify_one();
     }
 
+    /// It was asked to end, and has something to do before that.
+    pub(super) fn stays(&self) {
+        self.asked_to_go.store(false, Ordering::Relaxed);
+    }
+
+    /// How long an exchange may take.
+    pub(super) fn exchange_limit(&self) -> Duration {
+        self.limits.exchange
+    }
+
     /// Whether it was asked to end and has not done so yet.
     pub(super) fn is_going(&self) -> bool {
         self.asked_to_go.load(Ordering::Relaxed)

@@ -9,7 +9,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BufMut as _;
 use futures_util::FutureExt as _;
@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::clock::{self, Busy, Clock, Expiry, State};
+use super::clock::{self, Busy, Clock, Expiry, State, Usefulness};
 use super::relay::RelayBody;
 use super::route::Transport;
 use super::{Limits, Proxy};
@@ -240,7 +240,8 @@ where
 }
 
 /// Over HTTP/2 a caller is told which of its requests were taken before the connection ends (RFC 9113 section 6.8): one
-/// that sends at this very moment knows then that it can send again. What was taken is answered.
+/// that sends at this very moment knows then that it can send again. What was taken is answered, unless its caller
+/// keeps it waiting.
 async fn take_leave<C>(mut connection: Pin<Box<C>>, clock: &Clock)
 where
     C: GracefulConnection<Error = hyper::Error>,
@@ -250,16 +251,18 @@ where
         return;
     }
     connection.as_mut().graceful_shutdown();
-    if timeout(LEAVE, connection.as_mut()).await.is_err() && clock.state() == State::Busy {
-        // One more request was on its way; one that never hears of the end could send them for ever.
-        let _ = timeout(LAST_REQUEST, connection).await;
+    // A caller that never hears of the end could go on for ever.
+    let ends = Instant::now() + clock.exchange_limit();
+    while timeout(LEAVE, connection.as_mut()).await.is_err()
+        && clock.usefulness() == Usefulness::Busy
+        && Instant::now() < ends
+    {
+        clock.stays();
     }
 }
 
 /// For a caller to hear of the end: it takes one round trip.
-const LEAVE: Duration = Duration::from_millis(100);
-/// For what it had sent by then.
-const LAST_REQUEST: Duration = Duration::from_secs(5);
+const LEAVE: Duration = Duration::from_millis(200);
 
 async fn reaches(departure: &mut Departure, phase: Option<Phase>) {
     match phase {

@@ -62,6 +62,8 @@ pub(super) struct Arrived {
     /// Whether the body is on its way, on a connection that would end with it. On HTTP/2 a stream ends by itself, and
     /// whoever waits for leave to send the body does not send it.
     comes_anyway: bool,
+    /// Whether the caller waits for that leave, as far as we know.
+    asks_for_leave: bool,
 }
 
 impl Arrived {
@@ -74,10 +76,22 @@ impl Arrived {
         let exchange = Exchange::begin(&proxy.shared.recorder, &head, id, routes.words());
         let deadline = Instant::from_std(exchange.began()) + proxy.shared.timeouts.exchange;
         let whole = head.version == Version::HTTP_10;
-        let asks_for_leave = head.version == Version::HTTP_11 && head.headers.contains_key(EXPECT);
+        let asks_for_leave = head.version < Version::HTTP_2 && head.headers.contains_key(EXPECT);
         let comes_anyway = head.version < Version::HTTP_2 && !asks_for_leave;
         let proxy = proxy.clone();
-        Box::new(Self { proxy, routes, head, incoming, transport, exchange, refused, deadline, whole, comes_anyway })
+        Box::new(Self {
+            proxy,
+            routes,
+            head,
+            incoming,
+            transport,
+            exchange,
+            refused,
+            deadline,
+            whole,
+            comes_anyway,
+            asks_for_leave,
+        })
     }
 
     pub(super) fn id(&self) -> &HeaderValue {
@@ -113,7 +127,8 @@ impl Arrived {
             return answer;
         }
         let is_short = self.incoming.size_hint().upper().is_some_and(|rest| rest <= body::FORGOTTEN);
-        if !(self.comes_anyway && is_short) || matches!(problem, Problem::BodyTimeout(..)) {
+        let is_slow = matches!(problem, Problem::BodyTimeout(..) | Problem::ExchangeTimeout(_));
+        if !is_short || is_slow || self.asks_for_leave {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         body::forget(self.incoming, busy.beside(), self.comes_anyway);

@@ -628,7 +628,7 @@ async fn drain(answer: Answer, exchange: Box<Exchange>, deadline: Instant) {
     let read = async { while let Some(Ok(_)) = poll_fn(|cx| rest.poll_next(cx)).await {} };
     // Past its patience the exchange is dropped, and logged as far as it came.
     if tokio::time::timeout_at(deadline, read).await.is_err() {
-        // A safe one is given up sooner, and nothing is wrong with it.
+        // A safe one is mostly given up sooner, and nothing is wrong with it.
         if let Some(exchange) = rest.exchange.as_mut().filter(|exchange| !exchange.is_safe()) {
             exchange.timed_out();
         }

@@ -192,31 +192,45 @@ fn an_idle_connection_of_http_2_ends_with_goaway() {
         let length = u8::try_from(body.len()).expect("small");
         [&[0, 0, length, kind, flags, 0, 0, 0, 0], body].concat()
     };
-    let bank = FakeBank::good();
+    const HEADERS: u8 = 1;
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(5500), ok("{}")));
     let rig = Rig::start(&config(bank.address, "", "timeouts: { header: 300ms }\n"));
+    // Method, scheme, path and authority, as RFC 7541 writes them.
+    let literal =
+        |name: u8, value: &str| [&[name, u8::try_from(value.len()).expect("short")], value.as_bytes()].concat();
+    let request = [vec![0x82, 0x86], literal(0x04, ACCOUNTS), literal(0x01, &rig.address().to_string())].concat();
+    let mut request = frame(HEADERS, 5, &request);
+    request[8] = 1;
     let numbers = |body: &[u8]| -> [u32; 2] {
         [0, 4].map(|at| u32::from_be_bytes(body[at..at + 4].try_into().expect("four bytes")))
     };
     // First that no more is to be sent, and when that was heard, that nothing was taken.
-    let (goodbye, last) = ([0x7fff_ffff, 0], [0, 0]);
-    for (hears, told) in [(true, &[goodbye, last][..]), (false, &[goodbye])] {
+    // Or what: that is answered, however long it takes.
+    let (goodbye, last, taken) = ([0x7fff_ffff, 0], [0, 0], [1, 0]);
+    for (hears, sends, told, answers) in
+        [(true, false, &[goodbye, last][..], 0), (false, false, &[goodbye], 0), (true, true, &[goodbye, taken], 1)]
+    {
         let mut stream = TcpStream::connect(rig.address()).expect("connected");
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
         stream.write_all(&frame(SETTINGS, 0, &[])).expect("written");
         let began = Instant::now();
-        let (mut goaways, mut head) = (Vec::new(), [0; 9]);
+        let (mut goaways, mut heads, mut head) = (Vec::new(), 0, [0; 9]);
         while stream.read_exact(&mut head).is_ok() {
             let mut body = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
             stream.read_exact(&mut body).expect("a whole frame");
             match head[3] {
                 PING if hears => stream.write_all(&frame(PING, 1, &body)).expect("written"),
                 GOAWAY => goaways.push(numbers(&body)),
+                HEADERS => heads += 1,
                 _ => {}
             }
+            if head[3] == GOAWAY && goaways.len() == 1 && sends {
+                stream.write_all(&request).expect("written");
+            }
         }
-        assert_eq!(goaways, told);
-        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        assert_eq!((&goaways[..], heads), (told, answers));
+        assert!(sends || began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
 }
 

@@ -273,6 +273,7 @@ fn a_caller_that_waits_for_leave_and_is_refused_is_told_that_the_connection_ends
     // Who sends it all the same has the answer too, whatever it takes to write it.
     for length in [10, 3 << 20] {
         let mut stream = TcpStream::connect(host).expect("connected");
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("a socket");
         let more = format!("Expect: 100-continue\r\nContent-Length: {length}");
         stream.write_all(post("/nowhere", &more).as_bytes()).expect("written");
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -327,7 +328,10 @@ fn a_refused_upload_is_read_to_its_end_so_that_the_answer_arrives() {
             if length.starts_with("Transfer") {
                 stream.write_all(b"\r\n0\r\n\r\n").expect("all of it");
             }
-            write!(stream, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("written");
+            if length.starts_with("Content") {
+                write!(stream, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+                    .expect("written");
+            }
             let mut raw = String::new();
             stream.read_to_string(&mut raw).expect("an end, and no reset");
             let statuses = raw.match_indices("HTTP/1.1 ").map(|(at, _)| &raw[at + 9..at + 12]).collect::<Vec<_>>();

@@ -304,7 +304,7 @@ fn at_the_limit_of_connections_streams_that_stall_make_room() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let stalled = runtime.block_on(async {
         let mut stalled = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..24 {
             let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
             let Ok((mut sender, connection)) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await
             else {
@@ -325,6 +325,9 @@ fn at_the_limit_of_connections_streams_that_stall_make_room() {
     for _ in 0..4 {
         assert_eq!(rig.get(ACCOUNTS).status, 200, "somebody has had its time");
     }
+    until("their seats are free", Duration::from_secs(5), || {
+        rig.metrics().lines().any(|line| line == "sealproxy_client_connections 3")
+    });
     drop(stalled);
 }
 

@@ -571,7 +571,6 @@ mod tests {
                 .map(|number| {
                     let key = Arc::clone(&key);
                     tokio::spawn(async move {
-                        // Every second one is met by whoever watches, and finds nobody else waiting.
                         work_for(OPEN + OPEN / 4);
                         let signed = key.sign(&[number]);
                         let waits = matches!(&signed, Signed::Together(answer) if answer.is_empty());
@@ -593,6 +592,32 @@ mod tests {
         // Nobody could know it of the first, and it may have been an accident.
         let some = waited.iter().filter(|waits| **waits).count();
         assert!((1..=2).contains(&some) && !waited[4..].contains(&true), "{waited:?}");
+    }
+
+    /// Whoever watches comes last, and finds that others have signed what it watched over.
+    #[test]
+    fn a_thread_that_is_late_twice_in_a_row_lets_each_sign_by_itself() {
+        if !can() {
+            return;
+        }
+        let key = Arc::new(key(&der(KeySize::Rsa2048)));
+        let mut gathered = Gathered::default();
+        let late = |gathered: &mut Gathered| {
+            let first = gathered.gather(&key, b"first").expect("nobody is late yet");
+            work_for(OPEN + OPEN / 4);
+            let second = gathered.gather(&key, b"second").expect("nobody knows yet");
+            assert!([first, second].into_iter().all(|(mut answer, _)| answer.try_recv().is_ok()), "signed at once");
+            gathered.close();
+        };
+        late(&mut gathered);
+        late(&mut gathered);
+        assert!(gathered.gather(&key, b"third").is_none(), "by itself");
+        let mut quick = Gathered::default();
+        late(&mut quick);
+        drop(quick.gather(&key, b"in time"));
+        quick.close();
+        late(&mut quick);
+        assert!(quick.gather(&key, b"not in a row").is_some());
     }
 
     /// Nobody waits for company that does not come, and nobody gathers where there is no reactor.

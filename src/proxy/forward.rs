@@ -202,7 +202,7 @@ impl Prepared {
         }
         let id = exchange.id().clone();
         let is_safe = exchange.is_safe();
-        let mut sending = pin!(ToTheEnd::new(self.send(lease, exchange), is_safe));
+        let mut sending = pin!(ToTheEnd::new(Box::pin(self.send(lease, exchange)), is_safe));
         let answer = shared.stop.unless_stopped(sending.as_mut()).await;
         sending.told();
         // The exchange goes with the work, and its record is logged as cut by the stop.

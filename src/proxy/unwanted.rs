@@ -23,10 +23,11 @@ pub(super) struct ToTheEnd<F: Future<Output = Response<RelayBody>> + Send + 'sta
 }
 
 impl<F: Future<Output = Response<RelayBody>> + Send + 'static> ToTheEnd<F> {
-    /// Of a safe request, or of one that may change something.
-    pub(super) fn new(work: F, is_safe: bool) -> Self {
+    /// Of a safe request, or of one that may change something. In its box: an argument of its size would be moved
+    /// twice.
+    pub(super) fn new(work: Pin<Box<F>>, is_safe: bool) -> Self {
         let unwanted = if is_safe { UNWANTED } else { Duration::MAX };
-        Self { work: Some(Box::pin(work)), unwanted, told: false }
+        Self { work: Some(work), unwanted, told: false }
     }
 
     /// The caller has had its answer without it.

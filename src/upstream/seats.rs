@@ -1,20 +1,18 @@
 //! How many of something there may be at a time: a number that a reload changes while some are taken. Must not know
 //! what they are.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 
 /// So many seats, and those who wait for one: whoever has waited longest is next.
 pub(super) struct Seats {
     free: Semaphore,
-    count: Mutex<Count>,
-}
-
-struct Count {
-    most: usize,
-    /// How many more than that are taken. As many of those that come back are gone.
-    surplus: usize,
+    /// How many more are taken than there are. As many of those that come back are gone. Read by every request, and
+    /// never anything but zero but for a moment after a change.
+    surplus: AtomicUsize,
+    most: Mutex<usize>,
 }
 
 /// One of them, until it is dropped.
@@ -22,14 +20,14 @@ pub(super) struct Seat(Arc<Seats>);
 
 impl Seats {
     pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { free: Semaphore::new(most), count: Mutex::new(Count { most, surplus: 0 }) })
+        Arc::new(Self { free: Semaphore::new(most), surplus: AtomicUsize::new(0), most: Mutex::new(most) })
     }
 
     /// A seat, as soon as one is free. At a change to fewer, who was about to have one waits anew.
     pub(super) async fn take(self: Arc<Self>) -> Seat {
         loop {
             self.free.acquire().await.expect("it is never closed").forget();
-            if !self.lock().settle() {
+            if !self.settle() {
                 return Seat(self);
             }
         }
@@ -39,7 +37,7 @@ impl Seats {
     pub(super) fn try_take(self: &Arc<Self>) -> Option<Seat> {
         loop {
             self.free.try_acquire().ok()?.forget();
-            if !self.lock().settle() {
+            if !self.settle() {
                 return Some(Seat(Arc::clone(self)));
             }
         }
@@ -53,39 +51,30 @@ impl Seats {
     /// Changes their number. Where more are taken than there are from now on, none is given out until enough have come
     /// back.
     pub(super) fn resize(&self, most: usize) {
-        let mut count = self.lock();
-        if most < count.most {
-            let fewer = count.most - most;
-            count.surplus += fewer - self.free.forget_permits(fewer);
+        // A number, and nothing between its changes panics.
+        let mut before = self.most.lock().unwrap_or_else(PoisonError::into_inner);
+        if most < *before {
+            let fewer = *before - most;
+            self.surplus.fetch_add(fewer - self.free.forget_permits(fewer), Ordering::AcqRel);
         } else {
-            let more = most - count.most;
-            let settled = more.min(count.surplus);
-            count.surplus -= settled;
-            self.free.add_permits(more - settled);
+            let more = (*before..most).filter(|_| !self.settle()).count();
+            self.free.add_permits(more);
         }
-        count.most = most;
+        *before = most;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Count> {
-        // Two numbers, and nothing between their changes panics.
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Count {
-    /// Whether a seat that is free is one too many: then it is none. One that was on its way to somebody who has left
-    /// is free without having been taken.
-    fn settle(&mut self) -> bool {
-        let settled = self.surplus > 0;
-        self.surplus -= usize::from(settled);
-        settled
+    /// Whether a seat that is free is one too many: then it is none. One may be free that was on its way to somebody
+    /// who has left, or that came back during a change.
+    fn settle(&self) -> bool {
+        let less = |surplus: usize| surplus.checked_sub(1);
+        self.surplus.load(Ordering::Acquire) > 0
+            && self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut count = self.0.lock();
-        if !count.settle() {
+        if !self.0.settle() {
             self.0.free.add_permits(1);
         }
     }

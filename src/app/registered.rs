@@ -35,10 +35,11 @@ impl Known {
         self.was_due && self.registration.from.is_some()
     }
 
-    /// Whether it is the one that a key id names.
+    /// Whether it is the one whose fingerprint is the key id.
     pub(super) fn is_named(&self, registration: &Registration) -> bool {
-        !is_of_another(registration, &self.credential)
-            && registration.key_id.as_ref().is_some_and(|key_id| preflight::is_fingerprint(key_id))
+        let is_own =
+            |key_id: &String| preflight::is_fingerprint(key_id) && names(key_id, self.credential.certificate());
+        registration.key_id.as_ref().is_some_and(is_own)
     }
 
     /// All that the bank was said to know before `next`.
@@ -155,10 +156,10 @@ pub(super) fn succession(
     let taken = || Succession { used: Arc::clone(credential), key_id: registration.key_id.clone(), reason: None };
     let Some(before) = before else { return taken() };
     let (old, new) = (before.credential.certificate(), credential.certificate());
-    let is_meant = |key_id: &String| preflight::is_fingerprint(key_id) && names(key_id, old);
+    let is_meant = before.is_named(registration);
     // What was not registered yet, or never due, has sealed nothing: it is whatever lies on disk, as for a process that
     // starts, unless the key id says that it is the one before.
-    if !before.is_settled() && !registration.key_id.as_ref().is_some_and(is_meant) {
+    if !before.is_settled() && !is_meant {
         return taken();
     }
     let is_same = old.der() == new.der();
@@ -187,7 +188,7 @@ pub(super) fn succession(
         return taken();
     }
     let (used, own) = (Arc::clone(&before.credential), registration.key_id.clone());
-    let key_id = own.filter(is_meant).or(before.registration.key_id.clone());
+    let key_id = own.filter(|_| is_meant).or(before.registration.key_id.clone());
     let reason = match (is_same, fits) {
         (true, _) => None,
         (false, true) => Some(EARLY),

@@ -130,11 +130,6 @@ impl Clock {
         self.asked_to_go.store(false, Ordering::Relaxed);
     }
 
-    /// How long an exchange may take.
-    pub(super) fn exchange_limit(&self) -> Duration {
-        self.limits.exchange
-    }
-
     /// Whether it was asked to end and has not done so yet.
     pub(super) fn is_going(&self) -> bool {
         self.asked_to_go.load(Ordering::Relaxed)

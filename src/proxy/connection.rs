@@ -219,13 +219,13 @@ where
                 if clock.state() == State::Head {
                     proxy.malformed("slow", "a request's head was not whole within the header timeout");
                 }
-                return take_leave(connection, clock).await;
+                return take_leave(connection, clock, proxy.timeouts().exchange).await;
             }
             asked = clock.asked() => match asked {
                 clock::Ask::Go => return,
                 clock::Ask::MakeRoom => {
                     proxy.metrics().evicted_connections.inc();
-                    return take_leave(connection, clock).await;
+                    return take_leave(connection, clock, proxy.timeouts().exchange).await;
                 }
                 clock::Ask::NoMore => connection.as_mut().graceful_shutdown(),
             },
@@ -242,7 +242,7 @@ where
 /// Over HTTP/2 a caller is told which of its requests were taken before the connection ends (RFC 9113 section 6.8): one
 /// that sends at this very moment knows then that it can send again. What was taken is answered, unless its caller
 /// keeps it waiting.
-async fn take_leave<C>(mut connection: Pin<Box<C>>, clock: &Clock)
+async fn take_leave<C>(mut connection: Pin<Box<C>>, clock: &Clock, limit: Duration)
 where
     C: GracefulConnection<Error = hyper::Error>,
 {
@@ -252,7 +252,7 @@ where
     }
     connection.as_mut().graceful_shutdown();
     // A caller that never hears of the end could go on for ever.
-    let ends = Instant::now() + clock.exchange_limit();
+    let ends = Instant::now() + limit;
     while timeout(LEAVE, connection.as_mut()).await.is_err()
         && clock.usefulness() == Usefulness::Busy
         && Instant::now() < ends

@@ -57,10 +57,10 @@ impl<F: Future<Output = Response<RelayBody>> + Send + 'static> Drop for ToTheEnd
         // Without a runtime the process is at its end, and the record says so.
         let Ok(runtime) = Handle::try_current() else { return };
         if self.told {
-            runtime.spawn(timeout(unwanted, Unwanted::told(work)));
+            runtime.spawn(timeout(unwanted, Unwanted::new(work, Audience::Told)));
         } else {
             runtime.spawn(async move {
-                if let Ok(mut answer) = timeout(unwanted, Unwanted::left(work)).await {
+                if let Ok(mut answer) = timeout(unwanted, Unwanted::new(work, Audience::Left)).await {
                     answer.body_mut().caller_gone();
                 }
             });
@@ -89,14 +89,8 @@ struct Unwanted<F> {
 }
 
 impl<F> Unwanted<F> {
-    /// Of a caller who has left.
-    fn left(work: Pin<Box<F>>) -> Self {
-        Self { work: Some(work), audience: Audience::Left }
-    }
-
-    /// Of one who was told that the proxy stopped.
-    fn told(work: Pin<Box<F>>) -> Self {
-        Self { work: Some(work), audience: Audience::Told }
+    fn new(work: Pin<Box<F>>, audience: Audience) -> Self {
+        Self { work: Some(work), audience }
     }
 
     fn mark<R>(&mut self, act: impl FnOnce(&mut Option<Pin<Box<F>>>) -> R) -> R {

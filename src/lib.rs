@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`causes`] | an error with what is behind it, on one line |
 //! | [`files`] | reads what others write: keys, certificates, configuration |
+//! | [`series`] | who counts under a label of a metric |
 //! | [`key`] | a private key as a capability |
 //! | [`identity`] | certificates and keys, checked against each other |
 //! | [`seal`] | bytes in, headers out: digest and signature as a dialect wants them |
@@ -25,6 +26,8 @@
 pub mod causes;
 
 pub mod files;
+
+pub mod series;
 
 pub mod key;
 

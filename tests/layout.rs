@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 
 /// A module, and the modules of ours that it may name.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("causes", &[]),
     ("files", &[]),
+    ("series", &[]),
     ("key", &["files"]),
     ("admin", &[]),
     ("log", &[]),
     ("identity", &["files", "key"]),
     ("seal", &["key", "identity"]),
-    ("upstream", &["files", "identity", "log"]),
-    ("proxy", &["causes", "seal", "upstream", "log"]),
+    ("upstream", &["files", "identity", "log", "series"]),
+    ("proxy", &["causes", "seal", "series", "upstream", "log"]),
     ("sandbox", &["key", "identity", "seal"]),
     ("config", &["files", "key", "admin", "identity", "proxy", "seal", "upstream"]),
     ("app", &["admin", "causes", "config", "files", "identity", "key", "log", "proxy", "seal", "upstream"]),

@@ -168,7 +168,6 @@ impl Reloader {
         self.tell_revocation(&config, &self.seen, &marks);
         let Some(mut next) = self.build(&config, &marks).await else { return };
         if let Some(loss) = self.loss(&next) {
-            self.process.families.forget(names(&next.config, &self.present.config));
             if next.errors().next().is_none() {
                 let hint = "nothing of the file was taken over: see /status for the state of its certificates";
                 next.findings.push(
@@ -274,7 +273,6 @@ impl Reloader {
             self.number += 1;
             self.since = SystemTime::now();
             earlier.retire(&self.present);
-            self.forget(&earlier.config);
         }
         if differs || self.present.edition != earlier.edition {
             self.tell(trigger, "applied", self.present.findings.clone());
@@ -299,15 +297,6 @@ impl Reloader {
         }
         self.present.takes_over();
         self.follow();
-    }
-
-    /// Takes the series of routes and upstreams away that are no more.
-    fn forget(&self, earlier: &Config) {
-        let present = &self.present.config;
-        self.process.families.forget(names(earlier, present));
-        let is_gone = |path: &&String| !present.routes.iter().any(|route| route.path == **path);
-        let paths = earlier.routes.iter().map(|route| &route.path).filter(is_gone);
-        paths.for_each(|path| self.process.proxy_metrics.forget_route(path));
     }
 
     /// Says why nothing of a configuration was taken over.
@@ -394,11 +383,6 @@ fn fixed(present: &Config, next: &Config) -> Vec<Finding> {
         Finding::error(&next.file, key, reason).hint("restart, or take the change back").code("needs-restart")
     };
     changed.map(finding).collect()
-}
-
-/// The upstreams of one configuration that are not in another.
-fn names<'a>(of: &'a Config, other: &'a Config) -> impl Iterator<Item = &'a str> {
-    of.upstreams.keys().filter(|name| !other.upstreams.contains_key(*name)).map(String::as_str)
 }
 
 /// The log line of a reload.

@@ -23,7 +23,7 @@ use crate::upstream::{AnswerError, Outcome};
 pub(super) struct Recorder {
     pub(super) log: Log,
     /// Of requests that found no route.
-    pub(super) unrouted: RouteMetrics,
+    pub(super) unrouted: Arc<RouteMetrics>,
     /// Requests under way.
     pub(super) in_flight: IntGauge,
     /// Whether what ends from now on is cut by the proxy's own end.

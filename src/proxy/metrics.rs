@@ -1,11 +1,12 @@
 //! What is counted and timed of the exchanges. Labels are bounded: routes of the configuration, classes, names
 //! from lists; never anything that a caller chose.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderName, StatusCode};
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+use crate::series::Holders;
 use crate::upstream::Outcome;
 
 /// The families of the proxy. Cheap to clone.
@@ -26,6 +27,7 @@ pub struct Metrics {
     pub evicted_connections: IntCounter,
     /// Connections of local clients that the system did not hand over, most often for want of a file descriptor.
     pub failed_accepts: IntCounter,
+    routes: Holders<RouteMetrics>,
 }
 
 impl Metrics {
@@ -83,22 +85,22 @@ impl Metrics {
                 "sealproxy_accept_failures_total",
                 "Times that the system handed no connection over, most often for want of file descriptors.",
             )?,
+            routes: Holders::default(),
         })
     }
 
-    /// The handles of one route. `label` is its path in the configuration.
-    pub fn of_route(&self, label: &str) -> RouteMetrics {
-        RouteMetrics {
+    /// The handles of one route, whose series go with the last who has them. `label` is its path in the configuration.
+    pub fn of_route(&self, label: &str) -> Arc<RouteMetrics> {
+        self.routes.of(label, || RouteMetrics {
             requests: Default::default(),
-            family: self.requests.clone(),
             seconds: self.seconds.with_label_values(&[label]),
             seal: self.seal.with_label_values(&[label]),
             label: label.to_owned(),
-        }
+            metrics: self.clone(),
+        })
     }
 
-    /// Takes away what was counted of a route that is no more.
-    pub fn forget_route(&self, label: &str) {
+    fn forget(&self, label: &str) {
         // It need not have been asked for.
         let _ = self.seconds.remove_label_values(&[label]);
         let _ = self.seal.remove_label_values(&[label]);
@@ -122,11 +124,11 @@ impl Metrics {
 /// The handles of one route, or of the requests that found none.
 pub struct RouteMetrics {
     requests: [[OnceLock<IntCounter>; OUTCOMES.len()]; CLASSES.len()],
-    family: IntCounterVec,
     seconds: Histogram,
     /// Seconds that seals took.
     pub(super) seal: Histogram,
     label: String,
+    metrics: Metrics,
 }
 
 impl RouteMetrics {
@@ -135,10 +137,17 @@ impl RouteMetrics {
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
         let outcome = OUTCOMES.iter().position(|known| *known == outcome).expect("every outcome is listed");
         let counter = self.requests[class][outcome].get_or_init(|| {
-            self.family.with_label_values(&[self.label.as_str(), CLASSES[class], OUTCOMES[outcome].as_str()])
+            let labels = [self.label.as_str(), CLASSES[class], OUTCOMES[outcome].as_str()];
+            self.metrics.requests.with_label_values(&labels)
         });
         counter.inc();
         self.seconds.observe(seconds);
+    }
+}
+
+impl Drop for RouteMetrics {
+    fn drop(&mut self) {
+        self.metrics.routes.end(&self.label, || self.metrics.forget(&self.label));
     }
 }
 

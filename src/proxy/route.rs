@@ -49,7 +49,7 @@ pub struct Route {
     /// The `Host` that is sent and signed.
     pub host: HeaderValue,
     /// The handles of its metrics.
-    pub metrics: RouteMetrics,
+    pub metrics: Arc<RouteMetrics>,
 }
 
 /// What becomes of a route's requests before they go.

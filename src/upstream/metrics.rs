@@ -1,5 +1,6 @@
 //! What is counted and timed of the upstreams, and the handles of one of them.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use prometheus::core::Collector as _;
@@ -8,8 +9,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use super::skew::Skew;
-use crate::log::Log;
+use crate::series::Holders;
 
 /// The families of all upstreams, by upstream name.
 #[derive(Clone)]
@@ -23,10 +23,10 @@ pub struct Families {
     crl_expiry: GaugeVec,
     without_qwac: IntCounterVec,
     failures: IntCounterVec,
+    upstreams: Holders<Metrics>,
 }
 
 /// The handles of one upstream.
-#[derive(Clone)]
 pub(super) struct Metrics {
     pub(super) connect: Histogram,
     pub(super) handshake: Histogram,
@@ -35,8 +35,7 @@ pub(super) struct Metrics {
     pub(super) in_flight: IntGauge,
     /// Full handshakes in which the bank asked for no certificate.
     pub(super) without_qwac: IntCounter,
-    crl_expiry: GaugeVec,
-    failures: IntCounterVec,
+    families: Families,
     name: String,
 }
 
@@ -92,45 +91,38 @@ impl Families {
                 "Failed exchanges and connections, by upstream and cause.",
                 &["upstream", "cause"],
             )?,
+            upstreams: Holders::default(),
         })
     }
 
-    /// What is known of one upstream's clock.
-    pub(super) fn skew_of(&self, name: &str, log: Log) -> Skew {
-        Skew::new(name, self.clock_skew.clone(), log)
-    }
-
-    /// Takes away what was counted of upstreams that are no more.
-    pub fn forget<'a>(&self, names: impl Iterator<Item = &'a str>) {
-        for name in names {
-            // None of them need have been there.
-            for family in [&self.connect, &self.handshake, &self.response] {
-                let _ = family.remove_label_values(&[name]);
-            }
-            for family in [&self.connections, &self.in_flight] {
-                let _ = family.remove_label_values(&[name]);
-            }
-            for family in [&self.clock_skew, &self.crl_expiry] {
-                let _ = family.remove_label_values(&[name]);
-            }
-            let _ = self.without_qwac.remove_label_values(&[name]);
-            for cause in causes(&self.failures, name) {
-                let _ = self.failures.remove_label_values(&[name, &cause]);
-            }
-        }
-    }
-
-    pub(super) fn of(&self, name: &str) -> Metrics {
-        Metrics {
+    /// The handles of one upstream, whose series go with the last who has them.
+    pub(super) fn of(&self, name: &str) -> Arc<Metrics> {
+        self.upstreams.of(name, || Metrics {
             connect: self.connect.with_label_values(&[name]),
             handshake: self.handshake.with_label_values(&[name]),
             response: self.response.with_label_values(&[name]),
             connections: self.connections.with_label_values(&[name]),
             in_flight: self.in_flight.with_label_values(&[name]),
             without_qwac: self.without_qwac.with_label_values(&[name]),
-            crl_expiry: self.crl_expiry.clone(),
-            failures: self.failures.clone(),
+            families: self.clone(),
             name: name.to_owned(),
+        })
+    }
+
+    fn forget(&self, name: &str) {
+        // None of them need have been there.
+        for family in [&self.connect, &self.handshake, &self.response] {
+            let _ = family.remove_label_values(&[name]);
+        }
+        for family in [&self.connections, &self.in_flight] {
+            let _ = family.remove_label_values(&[name]);
+        }
+        for family in [&self.clock_skew, &self.crl_expiry] {
+            let _ = family.remove_label_values(&[name]);
+        }
+        let _ = self.without_qwac.remove_label_values(&[name]);
+        for cause in causes(&self.failures, name) {
+            let _ = self.failures.remove_label_values(&[name, &cause]);
         }
     }
 }
@@ -146,15 +138,26 @@ impl Metrics {
         let labels = [self.name.as_str()];
         let Some(moment) = moment else {
             // It need not have been there.
-            let _ = self.crl_expiry.remove_label_values(&labels);
+            let _ = self.families.crl_expiry.remove_label_values(&labels);
             return;
         };
         let seconds = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        self.crl_expiry.with_label_values(&labels).set(seconds);
+        self.families.crl_expiry.with_label_values(&labels).set(seconds);
+    }
+
+    /// By how many seconds the upstream's clock is ahead of ours.
+    pub(super) fn clock_is_ahead(&self, seconds: f64) {
+        self.families.clock_skew.with_label_values(&[&self.name]).set(seconds);
     }
 
     pub(super) fn fail(&self, cause: &str) {
-        self.failures.with_label_values(&[self.name.as_str(), cause]).inc();
+        self.families.failures.with_label_values(&[self.name.as_str(), cause]).inc();
+    }
+}
+
+impl Drop for Metrics {
+    fn drop(&mut self) {
+        self.families.upstreams.end(&self.name, || self.families.forget(&self.name));
     }
 }
 

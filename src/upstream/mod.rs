@@ -169,7 +169,7 @@ pub struct Destination {
     resolver: Arc<Resolver>,
     connections: Arc<Seats>,
     in_flight: Arc<Seats>,
-    metrics: metrics::Metrics,
+    metrics: Arc<metrics::Metrics>,
     skew: Arc<Skew>,
 }
 
@@ -207,12 +207,13 @@ impl Destination {
     /// A bank under its name in the configuration. The log hears of its clock.
     pub fn new(name: &str, settings: Settings, families: &Families, log: Log) -> Arc<Self> {
         let (host, port) = settings.asked();
+        let metrics = families.of(name);
         Arc::new(Self {
             resolver: Resolver::new(host, port, settings.timeouts.resolve),
             connections: Seats::new(settings.connections),
             in_flight: Seats::new(settings.in_flight),
-            metrics: families.of(name),
-            skew: Arc::new(families.skew_of(name, log)),
+            skew: Arc::new(Skew::new(Arc::clone(&metrics), log)),
+            metrics,
             settings,
         })
     }
@@ -227,7 +228,7 @@ impl Destination {
             (host, port) => Resolver::new(host, port, limit),
         };
         let (connections, in_flight) = (Arc::clone(&self.connections), Arc::clone(&self.in_flight));
-        let (metrics, skew) = (self.metrics.clone(), Arc::clone(&self.skew));
+        let (metrics, skew) = (Arc::clone(&self.metrics), Arc::clone(&self.skew));
         Arc::new(Self { settings, resolver, connections, in_flight, metrics, skew })
     }
 

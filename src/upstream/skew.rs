@@ -2,19 +2,18 @@
 //! when they part and when they agree again. Refuses nothing: how much a bank tolerates is not known.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{AGE, DATE, HeaderMap};
-use prometheus::GaugeVec;
 use serde::Serialize;
 
+use super::metrics::Metrics;
 use crate::log::{Importance, Log, timestamp};
 
 /// What is known of one bank's clock.
 pub(super) struct Skew {
-    upstream: String,
-    gauge: GaugeVec,
+    metrics: Arc<Metrics>,
     log: Log,
     born: Instant,
     /// In which second of ours an answer was last looked at, counted from 1; 0: none was.
@@ -23,10 +22,10 @@ pub(super) struct Skew {
 }
 
 impl Skew {
-    /// Of an upstream under its name in the configuration. The gauge has no value before the first `Date`.
-    pub(super) fn new(upstream: &str, gauge: GaugeVec, log: Log) -> Self {
+    /// Of an upstream. Its gauge has no value before the first `Date`.
+    pub(super) fn new(metrics: Arc<Metrics>, log: Log) -> Self {
         let (looked, alarm) = (AtomicU64::new(0), Mutex::default());
-        Self { upstream: upstream.to_owned(), gauge, log, born: Instant::now(), looked, alarm }
+        Self { metrics, log, born: Instant::now(), looked, alarm }
     }
 
     /// Looks at the answer to a request that began then and took so long: at one answer a second, whichever comes
@@ -40,7 +39,7 @@ impl Skew {
         let Some(date) = date(headers).filter(|_| !headers.contains_key(AGE)) else { return };
         let now = SystemTime::now();
         let offset = Offset::of(date, now, took);
-        self.gauge.with_label_values(&[&self.upstream]).set(offset.seconds);
+        self.metrics.clock_is_ahead(offset.seconds);
         let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
         if alarm.changes(&offset, began + took) {
             self.tell(now, offset.seconds, !alarm.raised);
@@ -60,7 +59,7 @@ impl Skew {
             }
         };
         let skew_seconds = (seconds * 10.0).round() / 10.0;
-        let (time, upstream) = (timestamp(now), &*self.upstream);
+        let (time, upstream) = (timestamp(now), self.metrics.name());
         let line = Line { time, event: "clock-skew", upstream, skew_seconds, over, detail };
         self.log.entry(&line, Importance::Usual);
     }

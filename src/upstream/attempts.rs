@@ -149,8 +149,11 @@ mod tests {
         let listener = socket.listen(0).expect("it listens");
         let address = listener.local_addr().expect("bound");
         let mut held = Vec::new();
-        while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
-            held.push(stream.expect("a place in the queue"));
+        // Twice, because on a busy machine one may be late for which there is a place.
+        for _ in 0..2 {
+            while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+                held.push(stream.expect("a place in the queue"));
+            }
         }
         (address, (listener, held))
     }
@@ -186,10 +189,12 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_refuses_costs_nothing() {
         let listener = listener().await;
+        let mut addresses = vec![refusing().await; 8];
+        addresses.push(listener.local_addr().expect("bound"));
         let began = Instant::now();
-        let addresses = vec![refusing().await, refusing().await, listener.local_addr().expect("bound")];
         connect(addresses, LIMIT).await.expect("a connection");
-        assert!(began.elapsed() < STAGGER, "{:?}", began.elapsed());
+        // As silent ones, the eight would cost twice this.
+        assert!(began.elapsed() < STAGGER * 4, "{:?}", began.elapsed());
     }
 
     #[tokio::test]

@@ -3,14 +3,14 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use sealproxy::sandbox::authority::{Authority, KeyKind};
 use serde_json::Value;
 
 use crate::outside::free_port;
-use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, ok, tls, until};
+use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, meets, ok, tls, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
@@ -306,14 +306,20 @@ fn an_answer_before_an_alert_is_not_lost() {
 
 #[test]
 fn an_exchange_that_takes_too_long_as_a_whole_is_answered() {
-    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(4), ok("{}")));
-    let rig = Rig::start(&config(bank.address, "", "timeouts: { exchange: 400ms }\n"));
-    fails(&rig, 504, "exchange-timeout", "unknown");
+    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_secs(10), ok("{}")));
+    // Long enough for a connection and a seal on a busy machine.
+    let rig = || Rig::start(&config(bank.address, "", "timeouts: { exchange: 1500ms }\n"));
+    let (sends, waits) = (rig(), rig());
     let slow =
         format!("POST {PAYMENTS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{");
-    let answer = rig.send(&slow);
-    assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (504, "exchange-timeout", "not_sent"));
-    assert!(rig.log.wait(2).iter().all(|line| line["caller_gone"] == false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| fails(&sends, 504, "exchange-timeout", "unknown"));
+        let answer = waits.send(&slow);
+        assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (504, "exchange-timeout", "not_sent"));
+    });
+    for rig in [&sends, &waits] {
+        assert!(rig.log.wait(1).iter().all(|line| line["caller_gone"] == false));
+    }
 }
 
 #[test]
@@ -338,10 +344,14 @@ fn a_body_that_pauses_for_too_long_is_cut() {
 fn answers_and_closes(answer: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
+    // Or the answer may wait in the kernel behind what has not been taken yet, session tickets among it, and the reset
+    // finds it there.
+    let mut config = (*Manner::good().tls).clone();
+    config.send_tls13_tickets = 0;
+    let config = Arc::new(config);
     std::thread::spawn(move || {
         for socket in listener.incoming().map_while(Result::ok) {
-            let session = rustls::ServerConnection::new(Manner::good().tls).expect("a session");
-            // Or the answer waits in Nagle's queue behind the session tickets, and the reset finds it there.
+            let session = rustls::ServerConnection::new(Arc::clone(&config)).expect("a session");
             socket.set_nodelay(true).expect("a socket");
             let mut tls = rustls::StreamOwned::new(session, socket);
             let mut head = Vec::new();
@@ -362,21 +372,26 @@ fn answers_and_closes(answer: &'static str) -> SocketAddr {
 #[test]
 fn an_answer_that_comes_before_the_whole_of_a_payment_is_not_lost() {
     let bank = answers_and_closes("HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\n\r\ntoo large");
-    let rig = Rig::start(&config(bank, "", ""));
     let body = "x".repeat(1_000_000);
-    let mut answered = 0;
-    for _ in 0..30 {
-        let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", &body);
-        match answer.status {
-            413 => assert_eq!((&*answer.body, answer.outcome()), ("too large", String::new()), "{answer:?}"),
-            // The reset that follows may overtake it: nothing of it ever came.
-            _ => assert_eq!((answer.status, &*answer.outcome()), (502, "unknown"), "{answer:?}"),
+    let answered_of_30 = || {
+        let rig = Rig::start(&config(bank, "", ""));
+        let mut answered = 0;
+        for _ in 0..30 {
+            let answer = rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", &body);
+            match answer.status {
+                413 => assert_eq!((&*answer.body, answer.outcome()), ("too large", String::new()), "{answer:?}"),
+                // The reset that follows may overtake it: nothing of it ever came.
+                _ => assert_eq!((answer.status, &*answer.outcome()), (502, "unknown"), "{answer:?}"),
+            }
+            answered += usize::from(answer.status == 413);
         }
-        answered += usize::from(answer.status == 413);
-    }
-    assert!(answered >= 22, "{answered} of 30 answers reached the caller");
-    let lines = rig.log.wait(30);
-    assert_eq!(lines.iter().filter(|line| line["outcome"] == "answered" && line["attempts"] == 1).count(), answered);
+        let lines = rig.log.wait(30);
+        let told = lines.iter().filter(|line| line["outcome"] == "answered" && line["attempts"] == 1).count();
+        assert_eq!(told, answered);
+        answered
+    };
+    // More of them are overtaken while the machine is busy.
+    meets(answered_of_30, |answered| *answered >= 22);
 }
 
 /// And where it said nothing, nothing is known.
@@ -439,19 +454,24 @@ fn an_answer_that_pauses_ends_with_its_exchange_and_its_caller_is_not_blamed() {
         let begun = if request.request_line().contains("begun") { &b"a part"[..] } else { b"" };
         Act::Answer([head, begun].concat())
     });
-    let rig = Rig::start(&config(bank.address, "", "timeouts: { exchange: 400ms }\n"));
-    for request in [
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { exchange: 2s }\n"));
+    let requests = [
         format!("GET {ACCOUNTS} HTTP/1.1"),
         format!("GET {ACCOUNTS}?begun HTTP/1.1"),
         format!("GET {ACCOUNTS} HTTP/1.0"),
         format!("POST {PAYMENTS} HTTP/1.1\r\nContent-Type: a/b\r\nContent-Length: 0"),
-    ] {
+    ];
+    let is_cut = |request: &str| {
         let began = Instant::now();
         let answer = rig.send(&format!("{request}\r\nHost: {}\r\n\r\n", rig.address()));
         // Where it is found out by the connection's own clock, it is two seconds later.
-        assert!(began.elapsed() < Duration::from_secs(2), "{request}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_millis(3500), "{request}: {:?}", began.elapsed());
         assert!(answer.status == 200 && answer.body.len() < 100, "{request}: {answer:?}");
-    }
+    };
+    // All at a time, because each takes as long as an exchange may.
+    std::thread::scope(|scope| {
+        requests.iter().for_each(|request| drop(scope.spawn(move || is_cut(request))));
+    });
     for line in rig.log.wait(4) {
         assert_eq!(
             (&line["problem"], &line["outcome"], &line["caller_gone"]),
@@ -467,15 +487,19 @@ fn what_comes_after_the_end_of_an_exchange_is_not_what_ended_it() {
     for begun in ["", "a part"] {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{begun}").into_bytes();
         let bank = FakeBank::doing(move |request| match request.request_line().contains("leaves") {
-            true => Act::AnswerAndLeave(Duration::from_millis(1500), answer.clone()),
+            true => Act::AnswerAndLeave(Duration::from_millis(2500), answer.clone()),
             false => Act::Answer(answer.clone()),
         });
-        let top = "timeouts: { exchange: 500ms, response_frame: 1500ms }\n";
+        let top = "timeouts: { exchange: 1500ms, response_frame: 2500ms }\n";
         let rig = Rig::start(&config(bank.address, "", top));
-        for what in ["leaves", "pauses"] {
+        let pay = |what: &str| {
             let target = format!("{PAYMENTS}?{what}");
             assert_eq!(rig.request("POST", &target, "Content-Type: a/b\r\n", "{}").status, 200);
-        }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| pay("leaves"));
+            pay("pauses");
+        });
         for line in rig.log.wait(2) {
             let said = (&line["problem"], &line["caller_gone"]);
             assert_eq!(said, (&"exchange-timeout".into(), &false.into()), "{line}");
@@ -508,17 +532,24 @@ fn an_idle_connection_that_the_bank_has_closed_costs_no_request() {
 fn at_a_limit_load_is_shed_by_its_name_and_the_rest_is_kept() {
     for (more, top, problem, limit) in [
         ("    in_flight: 1\n", "", "upstream-busy", "the 1 of its `in_flight`"),
-        ("    connections: 1\n", "timeouts: { connect: 100ms }\n", "upstream-busy", "all of the 1 `connections`"),
+        ("    connections: 1\n", "timeouts: { connect: 500ms }\n", "upstream-busy", "all of the 1 `connections`"),
         ("", "limits: { in_flight: 1 }\n", "overloaded", "the 1 of `limits.in_flight`"),
     ] {
-        let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(600), ok("{}")));
+        let (told, is_told) = mpsc::channel::<()>();
+        let is_told = Mutex::new(is_told);
+        let bank = FakeBank::doing(move |_| {
+            // Until the other one has been told, and the sender is dropped.
+            let _ = is_told.lock().expect("no panic").recv();
+            Act::Answer(ok("{}"))
+        });
         let rig = Rig::start(&config(bank.address, more, top));
         std::thread::scope(|scope| {
             let first = scope.spawn(|| rig.get(ACCOUNTS));
-            std::thread::sleep(Duration::from_millis(200));
+            until("the first is with the bank", Duration::from_secs(10), || bank.received().len() == 1);
             let second = rig.get(ACCOUNTS);
             assert_eq!((second.status, &*second.problem(), second.header("retry-after")), (503, problem, Some("1")));
             assert!(second.body.contains(limit), "{}", second.body);
+            drop(told);
             assert_eq!(first.join().expect("no panic").status, 200);
         });
     }

@@ -19,12 +19,24 @@ fn rig() -> (FakeBank, Rig) {
 /// Sends these bytes as they are, and a request behind them; returns the statuses of all answers until the close.
 pub(crate) fn statuses(rig: &Rig, bytes: &str) -> Vec<u16> {
     let mut stream = TcpStream::connect(rig.address()).expect("connected");
-    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
     let _ = stream.write_all(bytes.as_bytes());
-    let mut raw = Vec::new();
-    let _ = stream.read_to_end(&mut raw);
+    let raw = heard(&stream, |raw| !raw.is_empty());
     let raw = String::from_utf8_lossy(&raw).into_owned();
     raw.match_indices("HTTP/1.1 ").map(|(at, _)| raw[at + 9..at + 12].parse().expect("a status")).collect()
+}
+
+/// What comes until the close, or until half a second's silence. The first answer may stand behind a connection to the
+/// bank and a seal: a silence before what comes `tells` is none.
+fn heard(mut stream: &TcpStream, tells: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    let (mut raw, mut piece): (Vec<u8>, _) = (Vec::new(), [0; 4096]);
+    loop {
+        let patience = if tells(&raw) { Duration::from_millis(500) } else { Duration::from_secs(10) };
+        stream.set_read_timeout(Some(patience)).expect("a socket");
+        match stream.read(&mut piece) {
+            Ok(read @ 1..) => raw.extend_from_slice(&piece[..read]),
+            _ => return raw,
+        }
+    }
 }
 
 /// Every request that the bank has is framed once, by us, and its body is what its length says.
@@ -198,16 +210,25 @@ fn field(name: &str, value: &str) -> Vec<u8> {
     [vec![0], text(name), text(value)].concat()
 }
 
-/// Sends one HEADERS frame that ends the stream, and reads what comes back for a moment.
+/// Whether one of these frames is of the stream 1, or GOAWAY.
+fn tells_of_the_stream(mut frames: &[u8]) -> bool {
+    while let [a, b, c, kind, _, 0, 0, 0, stream, rest @ ..] = frames {
+        if *kind == 7 || *stream == 1 {
+            return true;
+        }
+        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+        frames = rest.get(length..).unwrap_or_default();
+    }
+    false
+}
+
+/// Sends one HEADERS frame that ends the stream, and reads what becomes of it and what else comes for a moment.
 pub(crate) fn h2(rig: &Rig, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut stream = TcpStream::connect(rig.address()).expect("connected");
-    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket");
     let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
     let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &block)].concat();
     stream.write_all(&bytes).expect("written");
-    let mut raw = Vec::new();
-    let _ = stream.read_to_end(&mut raw);
-    raw
+    heard(&stream, tells_of_the_stream)
 }
 
 /// T-s7, T-s8: a length without the bytes, and headers of one connection, end the stream.

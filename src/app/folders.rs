@@ -50,7 +50,10 @@ impl Folders {
     /// Waits until something has changed, and until it has been quiet for a moment.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
+        // Whoever gives up before it is quiet has not heard of it.
+        self.changed.notify_one();
         tokio::time::sleep(QUIET).await;
+        self.changed.notified().await;
     }
 }
 

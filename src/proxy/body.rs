@@ -215,7 +215,7 @@ const WAIT: u64 = 4096;
 /// wait on HTTP/2.
 const COPIES: u64 = 4;
 /// What most payments are well below.
-const SMALL: u64 = 64 * 1024;
+pub(super) const SMALL: u64 = 64 * 1024;
 
 /// One body's share of the budget, given back when the body is gone.
 pub(super) struct Charge {

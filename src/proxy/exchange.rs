@@ -140,6 +140,7 @@ impl Exchange {
 
     pub(super) fn answered(&mut self, status: StatusCode, took: Duration) {
         self.response = Some(took);
+        self.caller_gone |= is_unwanted();
         if audience() == Audience::Told {
             return self.stopped(format!("the bank answered {status} when its caller had been told so"));
         }
@@ -171,7 +172,7 @@ impl Exchange {
 
     /// The answer ends before it is whole, and not for the bank's sake: the caller left, or the proxy stops.
     pub(super) fn caller_gone(&mut self) {
-        if self.recorder.stop.has_come() {
+        if self.recorder.stop.has_come() && !self.caller_gone {
             self.lost(&Problem::Stopped(self.outcome));
         } else {
             self.caller_gone = true;
@@ -205,7 +206,10 @@ impl Exchange {
         }
     }
 
+    /// The caller is told so, which takes nothing of the bank's time.
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
+        self.done_with_the_bank();
+        self.caller_gone |= is_unwanted();
         if audience() == Audience::Told {
             let cause = problem.cause().unwrap_or_else(|| problem.to_string());
             return self.stopped(format!("{}: {cause}", problem.kind()));

@@ -10,7 +10,7 @@ use http::{Response, Version};
 use http_body::Body as _;
 use tokio::time::{Instant, timeout_at};
 
-use super::body::Charge;
+use super::body::{Charge, SMALL};
 use super::exchange::Exchange;
 use super::problem::Problem;
 use super::relay::RelayBody;
@@ -30,8 +30,9 @@ pub(super) async fn relay_whole(
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await {
             let Ok(data) = frame.map_err(Problem::Cut)?.into_data() else { continue };
             exchange.relayed(data.len() as u64);
-            charge.add(data.len() as u64).map_err(|_| Problem::TooLargeForHttp10)?;
-            if charge.bytes() > shared.limits.body {
+            let fits = charge.add(data.len() as u64).is_ok();
+            // What a small one takes is nothing to lose the answer to a payment for.
+            if charge.bytes() > shared.limits.body || (!fits && charge.bytes() > SMALL) {
                 return Err(Problem::TooLargeForHttp10);
             }
             body.extend_from_slice(&data);
@@ -40,6 +41,7 @@ pub(super) async fn relay_whole(
     };
     match timeout_at(deadline, reading).await.unwrap_or(Err(Problem::ExchangeTimeout(Outcome::Answered))) {
         Ok(()) => {
+            exchange.done_with_the_bank();
             head.version = Version::HTTP_11;
             headers::inbound(&mut head.headers, head.status, exchange.id());
             Ok(Response::from_parts(head, RelayBody::whole(body.freeze(), charge, exchange)))

@@ -14,7 +14,8 @@ use super::{AcquireError, Destination, ReactorId};
 type Establishing = Pin<Box<dyn Future<Output = Result<Established, AcquireError>> + Send>>;
 
 /// A connection on its way. Dropped before it is there, it goes on by itself, within the deadlines that it has, and
-/// ends in the pool.
+/// ends in the pool: also where others wait for the right to one, who would begin anew and have it later than this one.
+/// Whoever waits longest gets it.
 pub(super) struct Dialling {
     /// `None` once it has ended.
     establishing: Option<Establishing>,
@@ -48,10 +49,6 @@ impl Future for Dialling {
 impl Drop for Dialling {
     fn drop(&mut self) {
         let Some(establishing) = self.establishing.take() else { return };
-        // Whoever waits for the right to a connection comes before one that nobody waits for.
-        if self.destination.connections.is_full() {
-            return;
-        }
         // Without a runtime the process is at its end.
         let Ok(runtime) = Handle::try_current() else { return };
         let (destination, pool, reactor) = (Arc::clone(&self.destination), Arc::clone(&self.pool), self.reactor);

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use sealproxy::app::Ended;
 use serde_json::Value;
 
+use crate::callers::one_answer;
 use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
@@ -126,11 +127,11 @@ fn a_second_signal_ends_the_linger_and_no_request() {
     assert_eq!(paying.join().expect("no panic").expect("answered").0.status, 200);
 }
 
-/// Callers pay without a pause, half of them on a new connection each time, until nobody listens any more.
+/// Callers pay without a pause, half of them on a new connection each time.
 #[test]
 fn no_request_fails_while_it_leaves_under_load() {
     let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(20), ok("{}")));
-    let rig = Rig::start(&config(bank.address, "", "timeouts: { linger: 1s }\n"));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { linger: 1m }\n"));
     let address = rig.address();
     let leaving = AtomicBool::new(false);
     let (paid, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -156,6 +157,8 @@ fn no_request_fails_while_it_leaves_under_load() {
         std::thread::sleep(Duration::from_millis(900));
         leaving.store(true, Ordering::Relaxed);
     });
+    // Nobody comes any more whom it could wait for.
+    rig.signal();
     assert_eq!(rig.ended(), Ended::Drained);
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     let failed = failed.into_inner().expect("no panic");
@@ -235,25 +238,73 @@ fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
 /// Its line says what its caller was told, and beside it what the bank said after all.
 #[test]
 fn an_answer_that_comes_after_the_stop_is_in_the_log_beside_what_the_caller_was_told() {
-    let bank = FakeBank::doing(|_| Act::Wait(Duration::from_millis(1000), ok("{}")));
-    let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 2s }\n"));
+    let (told, is_told) = mpsc::channel::<()>();
+    let is_told = Mutex::new(is_told);
+    let bank = FakeBank::doing(move |_| {
+        // Until its caller has been told, and the sender is dropped.
+        let _ = is_told.lock().expect("no panic").recv();
+        Act::Answer(ok("{}"))
+    });
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 10s }\n"));
     let address = rig.address();
     let head = format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
-    let payment = std::thread::spawn(move || send(address, format!("{head}{{}}").as_bytes()));
+    let mut caller = TcpStream::connect(address).expect("connected");
+    caller.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    caller.write_all(format!("{head}{{}}").as_bytes()).expect("written");
     until("it is with the bank", PATIENCE, || bank.received().len() == 1);
     let log = rig.log.clone();
     // The first ends the linger, and the second the drain.
-    std::thread::sleep(Duration::from_millis(750));
     rig.signal();
     rig.signal();
+    let payment = one_answer(&mut caller);
+    drop(told);
     assert_eq!(rig.ended(), Ended::Hurried);
-    let payment = payment.join().expect("no panic");
     assert_eq!((payment.status, &*payment.problem(), &*payment.outcome()), (502, "stopped", "unknown"));
     let line = log.wait(1).pop().expect("a line");
     let said = (&line["status"], &line["problem"], &line["outcome"], &line["caller_gone"]);
     assert_eq!(said, (&502.into(), &"stopped".into(), &"unknown".into(), &false.into()), "{line}");
     assert!(line["cause"].as_str().is_some_and(|cause| cause.contains("the bank answered 200")), "{line}");
     assert_eq!(log.wait(1).len(), 1);
+}
+
+/// Nobody was told anything, and nothing was stopped: what the bank answered is what the log knows.
+#[test]
+fn an_answer_that_comes_after_the_stop_to_a_caller_who_had_left_is_the_bank_s() {
+    let (answer, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let bank = FakeBank::doing(move |request| match request.header("x-request-id") {
+        Some("left") => {
+            // Until the stop, or the test's end.
+            let _ = wait.lock().expect("no panic").recv_timeout(PATIENCE);
+            Act::Answer(ok("{}"))
+        }
+        _ => Act::Wait(PATIENCE, ok("{}")),
+    });
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 2s }\n"));
+    let address = rig.address();
+    let head = |id: &str| {
+        format!(
+            "POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nX-Request-Id: {id}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}"
+        )
+    };
+    let mut left = TcpStream::connect(address).expect("connected");
+    left.write_all(head("left").as_bytes()).expect("written");
+    until("it is with the bank", PATIENCE, || bank.received().len() == 1);
+    drop(left);
+    let stays = head("stays");
+    let stays = std::thread::spawn(move || send(address, stays.as_bytes()));
+    until("the other is with the bank", PATIENCE, || bank.received().len() == 2);
+    let log = rig.log.clone();
+    // The first ends the linger, and the second the drain.
+    rig.signal();
+    rig.signal();
+    assert_eq!(stays.join().expect("no panic").problem(), "stopped");
+    answer.send(()).expect("the bank waits");
+    assert_eq!(rig.ended(), Ended::Hurried);
+    let lines = log.wait(2);
+    let line = lines.iter().find(|line| line["request_id"] == "left").expect("its line");
+    let said = (&line["status"], &line["problem"], &line["outcome"], &line["caller_gone"]);
+    assert_eq!(said, (&200.into(), &Value::Null, &"answered".into(), &true.into()), "{line}");
 }
 
 /// Once anybody was told that the proxy has stopped, nothing of anybody is sent any more.

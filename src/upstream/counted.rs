@@ -129,10 +129,6 @@ fn late_in(error: &io::Error) -> Option<Late> {
 /// The most plaintext that rustls puts in one TLS record (RFC 8446 section 5.1).
 const RECORD: usize = 16 * 1024;
 
-/// The most that one read gives. hyper doubles its buffer whenever a read fills it: with what is no power of two it
-/// stays at the next one, and a connection keeps as much as that for as long as it is open.
-const PIECE: usize = 16 * 1024 - 1;
-
 impl Counted {
     pub(super) fn new(stream: TlsStream<Wire>, count: Arc<Count>) -> Self {
         Self { stream, count, broken: None, ended: None }
@@ -171,7 +167,7 @@ impl Counted {
     /// and what it has decrypted by then only to who asks again.
     fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ended.is_none() {
-            match ready!(self.poll_piece(cx, buf)) {
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
                 Ok(()) => return Poll::Ready(Ok(())),
                 Err(error) => self.ended = Some(error),
             }
@@ -181,18 +177,6 @@ impl Counted {
         let Some(error) = self.ended.take_if(|_| decrypted == 0) else { return Poll::Ready(Ok(())) };
         self.count.note(&error);
         Poll::Ready(Err(error))
-    }
-
-    fn poll_piece(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let stream = Pin::new(&mut self.stream);
-        if buf.remaining() <= PIECE {
-            return stream.poll_read(cx, buf);
-        }
-        let mut piece = ReadBuf::new(buf.initialize_unfilled_to(PIECE));
-        let result = ready!(stream.poll_read(cx, &mut piece));
-        let length = piece.filled().len();
-        buf.advance(length);
-        Poll::Ready(result)
     }
 
     /// What ended the writing is also what ended the reading, where that ends without a word: a bank that closes TLS

@@ -504,6 +504,25 @@ pub(super) mod tests {
         assert_eq!(clock.usefulness(), Usefulness::Busy, "nor is it told by those who went before");
     }
 
+    /// The order in which connections make room: who has just come is about to send.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_just_come_is_worth_more_than_whoever_waits_or_has_not_sent_in_time() {
+        let (early, idle, stuck) = (clock(), clock(), clock());
+        drop(Busy::new(&idle));
+        let waiting = Busy::new(&stuck);
+        waiting.waits();
+        pass(11).await;
+        let late = clock();
+        late.first_bytes_came_in();
+        let rank = || [&early, &idle, &stuck, &late].map(|clock| clock.usefulness());
+        assert_eq!(rank(), [Usefulness::None, Usefulness::Idle, Usefulness::Stuck, Usefulness::New]);
+        assert!(rank().is_sorted() && Usefulness::New < Usefulness::Busy);
+        tokio::time::advance(Duration::from_millis(NEW - 1)).await;
+        assert_eq!(late.usefulness(), Usefulness::New);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(late.usefulness(), Usefulness::None);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_last_call_waits_for_no_request_and_cuts_none() {
         let clock = clock();

@@ -176,7 +176,9 @@ impl App {
     pub async fn bind(self) -> Result<Bound, Vec<Finding>> {
         let file = self.config().file.clone();
         let in_use = |key: String, address: &dyn std::fmt::Display, error: io::Error| {
+            let is_socket = address.to_string().starts_with("unix:");
             let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied if is_socket => "let this user write in the socket's folder",
                 io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
                 io::ErrorKind::PermissionDenied => "this user may not bind there; choose a port from 1024 up",
                 io::ErrorKind::AlreadyExists => "name a path where there is nothing, or an old socket",

@@ -96,7 +96,10 @@ fn parse(text: &str) -> Result<Node, Fault> {
             .hint("`sealproxy init becm` prints a configuration to begin with"));
     }
     refuse_depth(text)?;
-    serde_yaml::from_str::<IgnoredAny>(text).map_err(|error| syntax(text, &error))?;
+    // An alias of an anchor that there is not is an alias first.
+    let names_none = |error: &serde_yaml::Error| error.to_string().starts_with("unknown anchor");
+    serde_yaml::from_str::<IgnoredAny>(text)
+        .map_err(|error| if names_none(&error) { reference(&error) } else { syntax(text, &error) })?;
     refuse_references(text)?;
     serde_yaml::from_str(text).map_err(|error| syntax(text, &error))
 }
@@ -108,11 +111,14 @@ fn parse(text: &str) -> Result<Node, Fault> {
 /// could name: whatever was an anchor, an alias or a tag has become an error, and nothing else has changed.
 /// `IgnoredAny` expands no alias, so that a few lines cannot grow to gigabytes here.
 fn refuse_references(text: &str) -> Result<(), Fault> {
-    let Err(error) = serde_yaml::from_str::<IgnoredAny>(&text.replace(['&', '!'], "*")) else { return Ok(()) };
+    serde_yaml::from_str::<IgnoredAny>(&text.replace(['&', '!'], "*")).map_err(|error| reference(&error)).map(drop)
+}
+
+fn reference(error: &serde_yaml::Error) -> Fault {
     let line = error.location().map_or_else(String::new, |location| format!("line {}: ", location.line()));
-    Err(Fault::new(format!("{line}anchors, aliases and tags (`&name`, `*name`, `!name`) are not supported"))
+    Fault::new(format!("{line}anchors, aliases and tags (`&name`, `*name`, `!name`) are not supported"))
         .code("unsupported-yaml")
-        .hint("write the value out; text that begins with one of these characters goes in quotes"))
+        .hint("write the value out; text that begins with one of these characters goes in quotes")
 }
 
 /// The parser looks through all open brackets at every token: a file of nothing else would take hours.

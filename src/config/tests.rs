@@ -358,6 +358,7 @@ fn every_kind_of_fault_has_its_word_for_machines() {
         ("", "", "empty-file"),
         ("a: [", "", "not-yaml"),
         ("a: &b 1", "", "unsupported-yaml"),
+        ("a: *b", "", "unsupported-yaml"),
         ("x: 1", "x", "unknown-setting"),
         ("threads: 1", "routes", "missing-setting"),
         ("threads: 0", "threads", "bad-value"),

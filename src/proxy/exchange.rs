@@ -51,6 +51,8 @@ pub(super) struct Exchange {
     reused: Option<bool>,
     attempts: u32,
     caller_gone: bool,
+    /// Whether the answer is read on for nobody, or before anybody has a byte of it.
+    reads_on: bool,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -78,6 +80,7 @@ impl Exchange {
             reused: None,
             attempts: 0,
             caller_gone: false,
+            reads_on: false,
             permit: None,
         })
     }
@@ -182,6 +185,28 @@ impl Exchange {
     /// The bank's part is over: whoever takes its answer slowly keeps nobody else waiting.
     pub(super) fn done_with_the_bank(&mut self) {
         self.permit = None;
+        if !std::mem::take(&mut self.reads_on) {
+            return;
+        }
+        self.caller_gone |= is_unwanted();
+        if audience() == Audience::Told {
+            self.stopped("the bank's answer was whole when its caller had been told so".to_owned());
+        }
+    }
+
+    /// From here to the end of the bank's part the answer is read for the record, or to be told as a whole.
+    pub(super) fn reads_on(&mut self) {
+        self.reads_on = true;
+    }
+
+    /// The answer is dropped before its end.
+    fn read_no_further(&mut self) {
+        self.caller_gone |= is_unwanted();
+        if audience() == Audience::Told {
+            self.stopped("the bank had begun its answer when its caller had been told so".to_owned());
+        } else if self.recorder.stop.has_come() {
+            self.problem.get_or_insert(Problem::Stopped(self.outcome).kind());
+        }
     }
 
     /// The caller did not take its answer.
@@ -208,6 +233,7 @@ impl Exchange {
 
     /// The caller is told so, which takes nothing of the bank's time.
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
+        self.reads_on = false;
         self.done_with_the_bank();
         self.caller_gone |= is_unwanted();
         if audience() == Audience::Told {
@@ -261,6 +287,9 @@ impl Drop for Exchange {
         }
         if self.status.is_none() && self.problem.is_none() {
             self.caller_gone();
+        }
+        if self.reads_on {
+            self.read_no_further();
         }
         let metrics = self.route.as_ref().map_or(&self.recorder.unrouted, |route| &route.metrics);
         metrics.count(self.status.unwrap_or(CLIENT_CLOSED), self.outcome, took.as_secs_f64());

@@ -132,9 +132,7 @@ pub enum Problem {
     #[error("the upstream's answer was cut")]
     Cut(#[source] AnswerError),
     /// An answer of unknown length, and more of it than is held for a caller of HTTP/1.0.
-    #[error(
-        "the upstream's answer has no length and is too large to be held beside others: HTTP/1.1 takes it as it comes"
-    )]
+    #[error("the upstream's answer has no length and is too large to be held: HTTP/1.1 takes it as it comes")]
     TooLargeForHttp10,
     /// The exchange as a whole took too long.
     #[error("the exchange as a whole took longer than `timeouts.exchange` allows")]

@@ -623,7 +623,8 @@ fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option
 pub(super) const UNWANTED: Duration = Duration::from_millis(250);
 const LITTLE: u64 = 256 * 1024;
 
-async fn drain(answer: Answer, exchange: Box<Exchange>, deadline: Instant) {
+async fn drain(answer: Answer, mut exchange: Box<Exchange>, deadline: Instant) {
+    exchange.reads_on();
     let mut rest = Relay::new(Source::Bank(answer), Some(exchange), None);
     let read = async { while let Some(Ok(_)) = poll_fn(|cx| rest.poll_next(cx)).await {} };
     // Past its patience the exchange is dropped, and logged as far as it came.

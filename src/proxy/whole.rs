@@ -25,6 +25,7 @@ pub(super) async fn relay_whole(
     deadline: Instant,
 ) -> Result<Response<RelayBody>, (Problem, Box<Exchange>)> {
     let (mut head, mut answer) = response.into_parts();
+    exchange.reads_on();
     let (mut body, mut charge) = (BytesMut::new(), Charge::none(&shared.ahead));
     let reading = async {
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await {

@@ -3,19 +3,24 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::connector::Established;
 use super::handback::Handback;
 use super::pool::{Connection, Pool};
 use super::{AcquireError, Destination, ReactorId};
 
+/// Longer than most handshakes of slow banks take, and far below their deadlines.
+const MOMENT: Duration = Duration::from_secs(1);
+
 type Establishing = Pin<Box<dyn Future<Output = Result<Established, AcquireError>> + Send>>;
 
 /// A connection on its way. Dropped before it is there, it goes on by itself, within the deadlines that it has, and
-/// ends in the pool: also where others wait for the right to one, who would begin anew and have it later than this one.
-/// Whoever waits longest gets it.
+/// ends in the pool. Where there may be no more connections others may wait for the right to one: they have this one
+/// sooner than one of their own, unless its bank is silent. So it goes on for a moment then.
 pub(super) struct Dialling {
     /// `None` once it has ended.
     establishing: Option<Establishing>,
@@ -49,14 +54,16 @@ impl Future for Dialling {
 impl Drop for Dialling {
     fn drop(&mut self) {
         let Some(establishing) = self.establishing.take() else { return };
+        let limit = if self.destination.connections.is_full() { MOMENT } else { Duration::MAX };
         // Without a runtime the process is at its end.
         let Ok(runtime) = Handle::try_current() else { return };
         let (destination, pool, reactor) = (Arc::clone(&self.destination), Arc::clone(&self.pool), self.reactor);
         runtime.spawn(async move {
-            match establishing.await {
-                Ok(established) => Handback::leave(Connection::new(established, reactor), pool, reactor),
+            match timeout(limit, establishing).await {
+                Ok(Ok(established)) => Handback::leave(Connection::new(established, reactor), pool, reactor),
                 // Nobody is left to be told.
-                Err(error) => destination.failed(&error),
+                Ok(Err(error)) => destination.failed(&error),
+                Err(_) => {}
             }
         });
     }

@@ -43,6 +43,11 @@ impl Seats {
         }
     }
 
+    /// Whether all are taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.free.available_permits() == 0
+    }
+
     /// Changes their number. Where more are taken than there are from now on, none is given out until enough have come
     /// back.
     pub(super) fn resize(&self, most: usize) {
@@ -83,15 +88,11 @@ mod tests {
 
     use super::*;
 
-    fn is_full(seats: &Seats) -> bool {
-        seats.free.available_permits() == 0
-    }
-
     #[test]
     fn fewer_seats_hold_at_once_and_more_are_there_at_once() {
         let seats = Seats::new(2);
         let (one, two) = (seats.try_take().expect("free"), seats.try_take().expect("free"));
-        assert!(is_full(&seats));
+        assert!(seats.is_full());
         seats.resize(1);
         drop(one);
         assert!(seats.try_take().is_none(), "the other has the only one");
@@ -117,7 +118,7 @@ mod tests {
         drop(one);
         let Poll::Ready(three) = second.as_mut().poll(&mut cx) else { panic!("one has come back") };
         drop((two, three));
-        assert!(!is_full(&seats));
+        assert!(!seats.is_full());
     }
 
     #[test]
@@ -153,7 +154,7 @@ mod tests {
                         most = number;
                     }
                 }
-                prop_assert_eq!(is_full(&seats), taken.len() >= most);
+                prop_assert_eq!(seats.is_full(), taken.len() >= most);
             }
         }
     }

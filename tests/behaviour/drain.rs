@@ -291,6 +291,7 @@ fn an_answer_that_comes_after_the_stop_to_a_caller_who_had_left_is_the_bank_s() 
     left.write_all(head("left").as_bytes()).expect("written");
     until("it is with the bank", PATIENCE, || bank.received().len() == 1);
     drop(left);
+    until("it has left", PATIENCE, || rig.metrics().contains("sealproxy_client_connections 0"));
     let stays = head("stays");
     let stays = std::thread::spawn(move || send(address, stays.as_bytes()));
     until("the other is with the bank", PATIENCE, || bank.received().len() == 2);
@@ -305,6 +306,68 @@ fn an_answer_that_comes_after_the_stop_to_a_caller_who_had_left_is_the_bank_s() 
     let line = lines.iter().find(|line| line["request_id"] == "left").expect("its line");
     let said = (&line["status"], &line["problem"], &line["outcome"], &line["caller_gone"]);
     assert_eq!(said, (&200.into(), &Value::Null, &"answered".into(), &true.into()), "{line}");
+}
+
+/// An answer that is read on for the log alone, and does not end before the process does.
+#[test]
+fn an_answer_that_is_cut_by_the_stop_is_told_from_a_whole_one() {
+    let half = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{\"a\":".to_vec();
+    let bank = FakeBank::doing(move |_| Act::AnswerAndLeave(PATIENCE, half.clone()));
+    let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 1s }\n"));
+    let address = rig.address();
+    let mut left = TcpStream::connect(address).expect("connected");
+    left.write_all(
+        format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}")
+            .as_bytes(),
+    )
+    .expect("written");
+    assert!(left.read(&mut [0; 64]).expect("the answer has begun") > 0);
+    drop(left);
+    until("it has left", PATIENCE, || rig.metrics().contains("sealproxy_client_connections 0"));
+    let log = rig.log.clone();
+    rig.signal();
+    rig.signal();
+    assert_eq!(rig.ended(), Ended::Hurried);
+    let line = log.wait(1).pop().expect("a line");
+    let said = (&line["status"], &line["problem"], &line["outcome"], &line["response_bytes"], &line["caller_gone"]);
+    assert_eq!(said, (&200.into(), &"stopped".into(), &"answered".into(), &5.into(), &true.into()), "{line}");
+}
+
+/// What is read to its end before it is told is no answer yet: neither to who is told something else meanwhile, nor to
+/// who leaves.
+#[test]
+fn an_answer_that_is_read_for_a_caller_of_http_1_0_is_not_logged_as_told() {
+    let half = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec();
+    let bank = FakeBank::doing(move |_| Act::AnswerAndLeave(PATIENCE, half.clone()));
+    let begun = "sealproxy_upstream_response_seconds_count{upstream=\"bank\"} ";
+    for (method, leaves) in [("GET", false), ("POST", false), ("GET", true), ("POST", true)] {
+        let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 1s }\n"));
+        let address = rig.address();
+        let mut caller = TcpStream::connect(address).expect("connected");
+        let body = if method == "POST" { "Content-Type: a/b\r\nContent-Length: 2\r\n\r\n{}" } else { "\r\n" };
+        write!(caller, "{method} {ACCOUNTS} HTTP/1.0\r\nHost: {address}\r\n{body}").expect("written");
+        until("its answer has begun", PATIENCE, || rig.metrics().contains(&format!("{begun}1")));
+        let log = rig.log.clone();
+        if leaves {
+            drop(caller);
+            until("it has left", PATIENCE, || rig.metrics().contains("sealproxy_client_connections 0"));
+            if method == "GET" {
+                // Given up before the stop.
+                log.wait(1);
+            }
+        }
+        rig.signal();
+        rig.signal();
+        assert_eq!(rig.ended(), if leaves && method == "GET" { Ended::Drained } else { Ended::Hurried }, "{method}");
+        let line = log.wait(1).pop().expect("a line");
+        let said = (&line["status"], &line["outcome"], &line["caller_gone"], line["problem"].as_str());
+        let expected = match (leaves, method) {
+            (false, _) => (&502.into(), &"unknown".into(), &false.into(), Some("stopped")),
+            (true, "GET") => (&200.into(), &"answered".into(), &true.into(), None),
+            (true, _) => (&200.into(), &"answered".into(), &true.into(), Some("stopped")),
+        };
+        assert_eq!(said, expected, "{method} {leaves}: {line}");
+    }
 }
 
 /// Once anybody was told that the proxy has stopped, nothing of anybody is sent any more.

@@ -395,7 +395,7 @@ fn a_bank_that_hangs_slows_nobody_who_asks_another() {
     let other = FakeBank::good();
     let proxy = start(&two_banks(hanging.address, other.address), &[]);
     let address = proxy.address;
-    let p99 = || {
+    let times = || {
         let mut reader = BufReader::new(TcpStream::connect(address).expect("it listens"));
         let request = format!("GET /sandbox/cic/stet-psd2-api/v2.1/accounts HTTP/1.1\r\nHost: {address}\r\n\r\n");
         let mut took: Vec<Duration> = (0..300)
@@ -412,10 +412,10 @@ fn a_bank_that_hangs_slows_nobody_who_asks_another() {
             })
             .collect();
         took.sort();
-        took[296]
+        (took[150], took[296])
     };
-    p99();
-    let quiet = p99();
+    times();
+    let quiet = times();
     // More than the bank's share; those beyond it ask again and again.
     let stuck: Vec<TcpStream> =
         crowd(address, 64, format!("GET {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes());
@@ -424,10 +424,13 @@ fn a_bank_that_hangs_slows_nobody_who_asks_another() {
     assert_eq!((answer.status, &*answer.problem(), &*answer.outcome()), (503, "upstream-busy", "not_sent"));
     assert!(answer.header("retry-after").is_some());
     // The best of three: the bank hangs all the time, and a busy machine does not.
-    let loaded = (0..3).map(|_| p99()).min().expect("three");
-    eprintln!("p99 {quiet:?} quiet, {loaded:?} beside a bank that hangs");
-    // The floor is what a busy test machine makes of two cores, and little beside the seconds for which the bank hangs.
-    assert!(loaded < (2 * quiet).max(quiet + Duration::from_millis(250)), "{quiet:?} {loaded:?}");
+    let loaded = (0..3).map(|_| times()).min().expect("three");
+    eprintln!("p50 and p99 {quiet:?} quiet, {loaded:?} beside a bank that hangs");
+    // The floors are what a busy test machine makes of two cores, and little beside the seconds for which the bank
+    // hangs.
+    let keeps =
+        |loaded: Duration, quiet: Duration, floor| loaded < (2 * quiet).max(quiet + Duration::from_millis(floor));
+    assert!(keeps(loaded.0, quiet.0, 20) && keeps(loaded.1, quiet.1, 250), "{quiet:?} {loaded:?}");
     stuck.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
 }
 

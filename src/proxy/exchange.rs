@@ -235,7 +235,7 @@ impl Exchange {
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
         self.reads_on = false;
         self.done_with_the_bank();
-        self.caller_gone |= is_unwanted();
+        self.caller_gone |= is_unwanted() || problem.is_of_a_caller_who_left();
         if audience() == Audience::Told {
             let cause = problem.cause().unwrap_or_else(|| problem.to_string());
             return self.stopped(format!("{}: {cause}", problem.kind()));

@@ -3,6 +3,7 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -188,6 +189,14 @@ impl Face {
 }
 
 impl Problem {
+    /// Whether it is that the caller ended its side of the connection in the middle of its body.
+    pub(super) fn is_of_a_caller_who_left(&self) -> bool {
+        let Self::BodyCut(error) = self else { return false };
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        // What is wrong with chunks is invalid, and its sender there.
+        cause.is_some_and(|cause| !matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
+    }
+
     fn face(&self) -> Face {
         use StatusCode as S;
         const DENIED: &str = "http_request_denied";

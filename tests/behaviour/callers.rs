@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use sealproxy::proxy::listener::Address;
 
 use crate::load::figure;
-use crate::support::{Act, Answer, FakeBank, Rig, config, folder, meets, ok, until};
+use crate::support::{Act, Answer, FakeBank, Rig, config, folder, meets, ok, reset, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
@@ -279,6 +279,50 @@ fn a_caller_that_hangs_up_does_not_cut_a_payment() {
     );
     assert_eq!(line["response_bytes"], 13, "{line}");
     assert_eq!(bank.received().len(), 1);
+}
+
+/// A body that ends too soon ends with its connection, or with chunks that are none: their sender is there.
+#[test]
+fn a_caller_that_leaves_in_the_middle_of_its_body_is_told_from_one_that_sends_nonsense() {
+    let bank = FakeBank::good();
+    let rig = Rig::before(&bank);
+    let host = rig.address();
+    let head = |framing: &str| {
+        format!(
+            "POST {PAYMENTS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: a/b\r\nX-Request-Id: {{id}}\r\n{framing}\r\n\r\n"
+        )
+    };
+    let (length, chunks) = (head("Content-Length: 3000"), head("Transfer-Encoding: chunked"));
+    let cases = [
+        ("length-reset", format!("{length}half"), Some(true), true),
+        ("length-close", format!("{length}half"), Some(false), true),
+        ("chunks-close", format!("{chunks}4\r\nha"), Some(false), true),
+        ("nonsense", format!("{chunks}nonsense\r\n"), None, false),
+    ];
+    for (id, request, leaves, is_gone) in cases {
+        let mut caller = TcpStream::connect(host).expect("connected");
+        caller.write_all(request.replace("{id}", id).as_bytes()).expect("written");
+        match leaves {
+            // By reset or by close, once it is read.
+            Some(resets) => {
+                until("it is under way", SOON, || figure(rig.admin, "sealproxy_in_flight") == 1);
+                if resets {
+                    reset(&caller).expect("a socket");
+                }
+                drop(caller);
+            }
+            None => {
+                let answer = one_answer(&mut caller);
+                assert_eq!((answer.status, &*answer.problem()), (400, "body-cut"));
+            }
+        }
+        let found = || rig.log.wait(1).into_iter().find(|line| line["request_id"] == id);
+        until("its line", SOON, || found().is_some());
+        let line = found().expect("its line");
+        let said = (&line["problem"], &line["outcome"], &line["caller_gone"]);
+        assert_eq!(said, (&"body-cut".into(), &"not_sent".into(), &is_gone.into()), "{id}: {line}");
+    }
+    assert_eq!(bank.received().len(), 0);
 }
 
 #[test]

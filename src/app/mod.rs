@@ -178,7 +178,9 @@ impl App {
         let in_use = |key: String, address: &dyn std::fmt::Display, error: io::Error| {
             let is_socket = address.to_string().starts_with("unix:");
             let hint = match error.kind() {
-                io::ErrorKind::PermissionDenied if is_socket => "let this user write in the socket's folder",
+                io::ErrorKind::PermissionDenied if is_socket => {
+                    "let this user write in the socket's folder, and to a socket that is there"
+                }
                 io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another address",
                 io::ErrorKind::PermissionDenied => "this user may not bind there; choose a port from 1024 up",
                 io::ErrorKind::AlreadyExists => "name a path where there is nothing, or an old socket",
@@ -279,6 +281,8 @@ impl Bound {
         }
         let metrics = &process.proxy_metrics;
         let ended = tokio::select! {
+            // Where nothing is left to wait for, a signal hurries nobody.
+            biased;
             ended = drained(&hall, metrics, config.drain - LAST_WORDS.min(config.drain / 4)) => ended,
             () = further() => Ended::Hurried,
         };

@@ -51,6 +51,8 @@ pub(super) struct Rules<'a> {
     pub(super) budget: &'a Arc<Budget>,
     /// What the request's head holds in memory.
     pub(super) head: u64,
+    /// Whether it comes on a stream of HTTP/2.
+    pub(super) is_stream: bool,
 }
 
 /// Collects a body. A declared length over the limit is refused before the caller sends a byte of it.
@@ -130,8 +132,11 @@ impl Collecting {
                 }
             };
             match next {
+                // hyper tells a stream that was reset with NO_ERROR like one that has ended (RFC 9113 section 8.1):
+                // whoever gave the request up half-way did not send the half.
+                None if rules.is_stream && !incoming.is_end_stream() => return Err(Problem::BodyCut(None)),
                 None => return Ok(()),
-                Some(Err(error)) => return Err(Problem::BodyCut(error)),
+                Some(Err(error)) => return Err(Problem::BodyCut(Some(error))),
                 Some(Ok(frame)) => self.take(frame, rules.limit)?,
             }
             // Of a body whose length was told hyper knows the end with its last frame.

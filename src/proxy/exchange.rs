@@ -199,6 +199,11 @@ impl Exchange {
         self.reads_on = true;
     }
 
+    /// Nobody misses the rest.
+    pub(super) fn given_up(&mut self) {
+        self.reads_on = false;
+    }
+
     /// The answer is dropped before its end.
     fn read_no_further(&mut self) {
         self.caller_gone |= is_unwanted();
@@ -280,6 +285,10 @@ impl Drop for Exchange {
         self.recorder.in_flight.dec();
         let took = self.began.elapsed();
         if std::thread::panicking() {
+            // What was read to be told as a whole has not been told.
+            if std::mem::take(&mut self.reads_on) && !self.caller_gone {
+                self.status = None;
+            }
             self.lost(&Problem::Internal);
             if self.outcome == Outcome::Answered {
                 self.outcome = Outcome::Unknown;

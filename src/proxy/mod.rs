@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -158,6 +158,7 @@ impl Shared {
             pause: self.timeouts.body,
             total: self.timeouts.body_total,
             budget: &self.budget,
+            is_stream: head.version == Version::HTTP_2,
         }
     }
 

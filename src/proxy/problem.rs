@@ -97,9 +97,9 @@ pub enum Problem {
     /// The caller stopped sending, or sends too slowly; holds the setting too.
     #[error("the body did not arrive within the {1:?} of `timeouts.{0}`")]
     BodyTimeout(&'static str, Duration),
-    /// The caller's body ended early or was malformed.
+    /// The caller's body ended early or was malformed; without an error: its stream was given up.
     #[error("the body did not arrive whole")]
-    BodyCut(#[source] hyper::Error),
+    BodyCut(#[source] Option<hyper::Error>),
     /// All buffered bodies together.
     #[error(
         "the bodies of all requests together fill the {} of `limits.buffered`, or for a large one what it leaves to these",
@@ -192,6 +192,7 @@ impl Problem {
     /// Whether it is that the caller ended its side of the connection in the middle of its body.
     pub(super) fn is_of_a_caller_who_left(&self) -> bool {
         let Self::BodyCut(error) = self else { return false };
+        let Some(error) = error else { return true };
         let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         // What is wrong with chunks is invalid, and its sender there.
         cause.is_some_and(|cause| !matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))

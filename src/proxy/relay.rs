@@ -496,11 +496,12 @@ impl Relay {
         let (exchange, patience) = (self.exchange.take(), self.patience.clone());
         self.end();
         self.busy = None;
-        if let (Source::Bank(answer), Some(exchange), Some(patience)) = (source, exchange, patience)
+        if let (Source::Bank(answer), Some(mut exchange), Some(patience)) = (source, exchange, patience)
             && !answer.is_end_stream()
             && let Some(deadline) = unwanted(&answer, &exchange, &patience)
             && let Ok(runtime) = Handle::try_current()
         {
+            exchange.reads_on();
             runtime.spawn(drain(answer, exchange, deadline));
         }
     }
@@ -623,15 +624,16 @@ fn unwanted(answer: &Answer, exchange: &Exchange, patience: &Patience) -> Option
 pub(super) const UNWANTED: Duration = Duration::from_millis(250);
 const LITTLE: u64 = 256 * 1024;
 
-async fn drain(answer: Answer, mut exchange: Box<Exchange>, deadline: Instant) {
-    exchange.reads_on();
+async fn drain(answer: Answer, exchange: Box<Exchange>, deadline: Instant) {
     let mut rest = Relay::new(Source::Bank(answer), Some(exchange), None);
     let read = async { while let Some(Ok(_)) = poll_fn(|cx| rest.poll_next(cx)).await {} };
     // Past its patience the exchange is dropped, and logged as far as it came.
     if tokio::time::timeout_at(deadline, read).await.is_err() {
-        // A safe one is mostly given up sooner, and nothing is wrong with it.
-        if let Some(exchange) = rest.exchange.as_mut().filter(|exchange| !exchange.is_safe()) {
-            exchange.timed_out();
+        match &mut rest.exchange {
+            // It is mostly given up sooner, and nothing is wrong with it.
+            Some(exchange) if exchange.is_safe() => exchange.given_up(),
+            Some(exchange) => exchange.timed_out(),
+            None => {}
         }
         rest.end();
     }

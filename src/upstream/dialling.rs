@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::connector::Established;
 use super::handback::Handback;
 use super::pool::{Connection, Pool};
+use super::seats::Seats;
 use super::{AcquireError, Destination, ReactorId};
 
 /// Longer than most handshakes of slow banks take, and far below their deadlines.
@@ -19,8 +20,8 @@ const MOMENT: Duration = Duration::from_secs(1);
 type Establishing = Pin<Box<dyn Future<Output = Result<Established, AcquireError>> + Send>>;
 
 /// A connection on its way. Dropped before it is there, it goes on by itself, within the deadlines that it has, and
-/// ends in the pool. Where there may be no more connections others may wait for the right to one: they have this one
-/// sooner than one of their own, unless its bank is silent. So it goes on for a moment then.
+/// ends in the pool. Others may wait for the right to one meanwhile: they have this one sooner than one of their own,
+/// unless its bank is silent. So it gives way to them after a moment.
 pub(super) struct Dialling {
     /// `None` once it has ended.
     establishing: Option<Establishing>,
@@ -54,17 +55,27 @@ impl Future for Dialling {
 impl Drop for Dialling {
     fn drop(&mut self) {
         let Some(establishing) = self.establishing.take() else { return };
-        let limit = if self.destination.connections.is_full() { MOMENT } else { Duration::MAX };
         // Without a runtime the process is at its end.
         let Ok(runtime) = Handle::try_current() else { return };
         let (destination, pool, reactor) = (Arc::clone(&self.destination), Arc::clone(&self.pool), self.reactor);
         runtime.spawn(async move {
-            match timeout(limit, establishing).await {
-                Ok(Ok(established)) => Handback::leave(Connection::new(established, reactor), pool, reactor),
+            match unless_wanted(&destination.connections, establishing).await {
+                Some(Ok(established)) => Handback::leave(Connection::new(established, reactor), pool, reactor),
                 // Nobody is left to be told.
-                Ok(Err(error)) => destination.failed(&error),
-                Err(_) => {}
+                Some(Err(error)) => destination.failed(&error),
+                None => {}
             }
         });
+    }
+}
+
+/// What comes of it. `None`: it had its moment, and somebody waits for its seat.
+async fn unless_wanted(seats: &Seats, mut establishing: Establishing) -> Option<Result<Established, AcquireError>> {
+    loop {
+        match timeout(MOMENT, &mut establishing).await {
+            Ok(established) => return Some(established),
+            Err(_) if seats.is_wanted() => return None,
+            Err(_) => {}
+        }
     }
 }

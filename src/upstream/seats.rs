@@ -13,6 +13,8 @@ pub(super) struct Seats {
     /// never anything but zero but for a moment after a change.
     surplus: AtomicUsize,
     most: Mutex<usize>,
+    /// How many wait for one.
+    waiting: AtomicUsize,
 }
 
 /// One of them, until it is dropped.
@@ -20,15 +22,22 @@ pub(super) struct Seat(Arc<Seats>);
 
 impl Seats {
     pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { free: Semaphore::new(most), surplus: AtomicUsize::new(0), most: Mutex::new(most) })
+        let (free, surplus, waiting) = (Semaphore::new(most), AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { free, surplus, most: Mutex::new(most), waiting })
     }
 
     /// A seat, as soon as one is free. At a change to fewer, who was about to have one waits anew.
     pub(super) async fn take(self: Arc<Self>) -> Seat {
+        self.wait().await;
+        Seat(self)
+    }
+
+    async fn wait(&self) {
+        let _waits = Waits::new(&self.waiting);
         loop {
             self.free.acquire().await.expect("it is never closed").forget();
             if !self.settle() {
-                return Seat(self);
+                return;
             }
         }
     }
@@ -43,9 +52,9 @@ impl Seats {
         }
     }
 
-    /// Whether all are taken.
-    pub(super) fn is_full(&self) -> bool {
-        self.free.available_permits() == 0
+    /// Whether somebody waits for one.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
     }
 
     /// Changes their number. Where more are taken than there are from now on, none is given out until enough have come
@@ -72,6 +81,22 @@ impl Seats {
     }
 }
 
+/// One who waits.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::AcqRel);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
         if !self.0.settle() {
@@ -88,11 +113,15 @@ mod tests {
 
     use super::*;
 
+    fn is_full(seats: &Seats) -> bool {
+        seats.free.available_permits() == 0
+    }
+
     #[test]
     fn fewer_seats_hold_at_once_and_more_are_there_at_once() {
         let seats = Seats::new(2);
         let (one, two) = (seats.try_take().expect("free"), seats.try_take().expect("free"));
-        assert!(seats.is_full());
+        assert!(is_full(&seats));
         seats.resize(1);
         drop(one);
         assert!(seats.try_take().is_none(), "the other has the only one");
@@ -113,12 +142,14 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending());
         seats.resize(2);
+        assert!(seats.is_wanted());
         let Poll::Ready(two) = first.as_mut().poll(&mut cx) else { panic!("there are two") };
         assert!(second.as_mut().poll(&mut cx).is_pending());
         drop(one);
         let Poll::Ready(three) = second.as_mut().poll(&mut cx) else { panic!("one has come back") };
+        assert!(!seats.is_wanted());
         drop((two, three));
-        assert!(!seats.is_full());
+        assert!(!is_full(&seats));
     }
 
     #[test]
@@ -154,7 +185,7 @@ mod tests {
                         most = number;
                     }
                 }
-                prop_assert_eq!(seats.is_full(), taken.len() >= most);
+                prop_assert_eq!(is_full(&seats), taken.len() >= most);
             }
         }
     }

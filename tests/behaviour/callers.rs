@@ -376,7 +376,7 @@ fn callers_who_hang_up_cost_the_others_no_connection() {
     let is_late = |line: &&serde_json::Value| line["outcome"] == "unknown" && line["total_ms"].as_f64() >= Some(250.0);
     let late = rig.log.wait(0).iter().filter(is_late).count();
     eprintln!("{requests} requests over {connections} connections, {late} late, the slowest took {slowest:?}");
-    assert!(requests >= 200 && late <= requests / 4, "{requests} requests, {late} late");
+    assert!(requests >= 2 * (40 + late), "too few to show anything: {requests} requests, {late} late");
     assert!(connections <= 40 + late, "{requests} requests over {connections} connections, {late} late");
 }
 

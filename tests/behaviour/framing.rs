@@ -260,3 +260,44 @@ fn http_2_requests_that_would_become_other_http_1_requests_never_leave() {
     h2(&rig, &get);
     well_framed(&bank, 1);
 }
+
+/// A stream that is reset without an error has not ended, and what came of its body is not the body.
+#[test]
+fn a_body_whose_stream_is_given_up_never_leaves() {
+    let (bank, rig) = rig();
+    // A connection to the bank stands: what is whole would go in the turn in which it comes.
+    h2(&rig, &[(":method", "GET"), (":scheme", "http"), (":path", ACCOUNTS), (":authority", "localhost")]);
+    well_framed(&bank, 1);
+    let head: Vec<u8> = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", PAYMENTS),
+        (":authority", "localhost"),
+        ("content-type", "a/b"),
+    ]
+    .iter()
+    .flat_map(|(name, value)| field(name, value))
+    .collect();
+    const NO_ERROR: [u8; 4] = [0; 4];
+    const CANCEL: [u8; 4] = [0, 0, 0, 8];
+    let (reset, data) = (|code| frame(3, 0, 1, code), frame(0, 0, 1, b"{\"half"));
+    let begun = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &head)].concat();
+    let cases = [
+        [begun.clone(), data.clone(), reset(&NO_ERROR)].concat(),
+        [begun.clone(), reset(&NO_ERROR)].concat(),
+        [begun.clone(), data.clone(), reset(&CANCEL)].concat(),
+    ];
+    for (number, request) in cases.iter().enumerate() {
+        let mut stream = TcpStream::connect(rig.address()).expect("connected");
+        stream.write_all(request).expect("written");
+        let line = rig.log.wait(2 + number).pop().expect("its line");
+        assert_eq!((&line["outcome"], &line["caller_gone"]), (&"not_sent".into(), &true.into()), "{number}: {line}");
+    }
+    // The same, and its end.
+    let mut whole = TcpStream::connect(rig.address()).expect("connected");
+    whole.write_all(&[begun, data, frame(0, 1, 1, b"\"}")].concat()).expect("written");
+    rig.log.wait(5);
+    let received = bank.received();
+    assert_eq!(received.iter().filter(|request| request.request_line().starts_with("POST")).count(), 1);
+    assert_eq!(received.last().map(|request| &*request.body), Some(&b"{\"half\"}"[..]));
+}

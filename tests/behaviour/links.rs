@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::relay::{self, Forgets};
 use crate::sealing::verify;
-use crate::support::{Act, FakeBank, Manner, Rig, config, file_config, ok, until};
+use crate::support::{Act, FakeBank, Manner, Rig, config, file_config, meets, ok, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const SOON: Duration = Duration::from_secs(10);
@@ -62,19 +62,22 @@ fn a_connection_outlives_whoever_left_before_it_was_there() {
 /// Where it is all that there may be, it is for whoever waits: he has it sooner than one of his own.
 #[test]
 fn a_connection_that_is_dialled_for_nobody_is_for_whoever_waits() {
-    let slow = Manner { pause: Duration::from_millis(800), ..Manner::good() };
-    let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
-    let rig = Rig::start(&file_config(bank.address, "    connections: 1\n", ""));
-    std::thread::scope(|scope| {
-        let mut hasty = TcpStream::connect(rig.address()).expect("connected");
-        write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
-        until("it is dialled", SOON, || bank.connections() == 1);
-        let waits = scope.spawn(|| pay(&rig).status);
-        until("another waits", SOON, || rig.metrics().contains("sealproxy_in_flight 2"));
-        drop(hasty);
-        assert_eq!(waits.join().expect("no panic"), 200);
-    });
-    assert_eq!((bank.received().len(), bank.connections()), (1, 1));
+    let tried = || {
+        let slow = Manner { pause: Duration::from_millis(500), ..Manner::good() };
+        let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
+        let rig = Rig::start(&file_config(bank.address, "    connections: 1\n", ""));
+        std::thread::scope(|scope| {
+            let mut hasty = TcpStream::connect(rig.address()).expect("connected");
+            write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+            until("it is dialled", SOON, || bank.connections() == 1);
+            let waits = scope.spawn(|| pay(&rig).status);
+            until("another waits", SOON, || rig.metrics().contains("sealproxy_in_flight 2"));
+            drop(hasty);
+            assert_eq!(waits.join().expect("no panic"), 200);
+        });
+        (bank.received().len(), bank.connections())
+    };
+    meets(tried, |counts| *counts == (1, 1));
 }
 
 /// Nor does a bank that is silent keep all places with connections that nobody waits for.
@@ -83,12 +86,18 @@ fn a_dial_that_nobody_waits_for_gives_way_where_the_bank_is_silent() {
     let silent = Manner { pause: Duration::from_secs(20), ..Manner::good() };
     let bank = FakeBank::with(silent, |_| Act::Answer(ok("{}")));
     let top = "timeouts: { handshake: 15s }\n";
-    let rig = Rig::start(&file_config(bank.address, "    connections: 1\n", top));
-    leave_while_it_is_dialled(&rig, &bank);
-    rig.log.wait(1);
-    let mut next = TcpStream::connect(rig.address()).expect("connected");
-    write!(next, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
-    until("another is dialled", Duration::from_secs(4), || bank.connections() == 2);
+    let rig = Rig::start(&file_config(bank.address, "    connections: 2\n", top));
+    let ask = || {
+        let mut caller = TcpStream::connect(rig.address()).expect("connected");
+        write!(caller, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+        caller
+    };
+    let both = [ask(), ask()];
+    until("both are dialled", SOON, || bank.connections() == 2);
+    drop(both);
+    rig.log.wait(2);
+    let _next = [ask(), ask()];
+    until("two more are dialled", Duration::from_secs(4), || bank.connections() == 4);
 }
 
 /// Where nobody waits for it, its failure is counted all the same.

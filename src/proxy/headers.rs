@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, EXPECT,
-    HOST, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING, USER_AGENT,
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE,
+    EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRAILER, TRANSFER_ENCODING, USER_AGENT,
 };
 use http::request::Parts;
 use http::uri::{self, PathAndQuery, Uri};
@@ -100,6 +100,9 @@ pub fn outbound(
         return Err(Problem::NoContentType);
     }
     keep_what_passes(&mut head.headers, route, metrics);
+    if head.version == Version::HTTP_2 {
+        join_cookies(&mut head.headers);
+    }
     head.uri = origin_form(target);
     head.version = Version::HTTP_11;
     head.headers.insert(HOST, route.host.clone());
@@ -184,6 +187,16 @@ fn drop_our_proxy_status(headers: &mut HeaderMap) {
     if headers.get_all(PROXY_STATUS).iter().any(ours) {
         headers.remove(PROXY_STATUS);
     }
+}
+
+/// HTTP/2 may have a cookie in several fields, HTTP/1.1 in one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() < 2 {
+        return;
+    }
+    let whole = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).expect("of values, and a separator that is legal");
+    headers.insert(COOKIE, whole);
 }
 
 /// Takes away what does not reach the bank. In place, because hyper uses a table again once its head has been written.

@@ -26,6 +26,8 @@ enum Left {
     #[default]
     Nothing,
     Connection(Connection, Arc<Pool>),
+    /// What was under way on it is not wanted any more.
+    GivenUp,
     /// Nobody takes it any more.
     TheDriverEnded,
 }
@@ -47,34 +49,47 @@ impl Handback {
         handback.driver.wake();
     }
 
+    /// Ends a connection on which something was under way. hyper closes it by itself, but writes first what it holds of
+    /// the request: to a bank that takes nothing, for as long as that is so.
+    fn give_up(&self) {
+        let mut left = self.lock();
+        if matches!(*left, Left::Nothing) {
+            *left = Left::GivenUp;
+        }
+        drop(left);
+        self.driver.wake();
+    }
+
     /// Drives a connection to its end, and puts it back whenever it was left. Always after its turn at the socket:
     /// whatever the system has told by then, that the bank has closed without a word included, is noticed before a
-    /// payment is sent.
+    /// payment is sent. Given up, it has a moment to end by itself.
     pub(super) fn drive(self: Arc<Self>, http: impl Future) -> impl Future<Output = ()> {
         // The connection holds what holds it: however this ends, begun or not, they part.
         let driver = Driver(self);
         async move {
             let mut http = pin!(http);
-            poll_fn(|cx| {
+            let driven = poll_fn(|cx| {
                 driver.0.driver.register(cx.waker());
                 if http.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
+                    return Poll::Ready(false);
                 }
-                driver.0.put_back();
-                Poll::Pending
-            })
-            .await;
+                if driver.0.put_back() { Poll::Ready(true) } else { Poll::Pending }
+            });
+            if driven.await {
+                let _ = timeout(TURNAROUND, http).await;
+            }
         }
     }
 
-    fn put_back(&self) {
-        let left = mem::take(&mut *self.lock());
-        let Left::Connection(connection, pool) = left else { return };
-        if connection.sender.is_ready() {
-            pool.put(connection);
-        } else {
-            put_when_ready(connection, pool);
+    /// Whether it was given up instead.
+    fn put_back(&self) -> bool {
+        match mem::take(&mut *self.lock()) {
+            Left::Connection(connection, pool) if connection.sender.is_ready() => pool.put(connection),
+            Left::Connection(connection, pool) => put_when_ready(connection, pool),
+            Left::GivenUp => return true,
+            Left::Nothing | Left::TheDriverEnded => {}
         }
+        false
     }
 
     fn lock(&self) -> MutexGuard<'_, Left> {
@@ -89,8 +104,29 @@ fn put_when_ready(mut connection: Connection, pool: Arc<Pool>) {
         let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
         if matches!(ready, Ok(Ok(()))) {
             pool.put(connection);
+        } else {
+            connection.handback.give_up();
         }
     });
+}
+
+/// Gives a connection up, unless it is given back before.
+pub(super) struct Abandon(Option<Arc<Handback>>);
+
+impl Abandon {
+    pub(super) fn unless_given_back(handback: &Arc<Handback>) -> Self {
+        Self(Some(Arc::clone(handback)))
+    }
+
+    pub(super) fn given_back(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|handback| handback.give_up());
+    }
 }
 
 struct Driver(Arc<Handback>);
@@ -110,6 +146,7 @@ pub(super) mod tests {
     use tokio::io::DuplexStream;
     use tokio::task::{JoinHandle, yield_now};
 
+    use super::super::Payload;
     use super::super::connector::Established;
     use super::*;
 
@@ -162,6 +199,24 @@ pub(super) mod tests {
         yield_now().await;
         assert!(pool.take(HOME).is_ok());
         drop(driver);
+    }
+
+    /// Also where the bank reads nothing: hyper has something to write first.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_up_ends() {
+        let (mut connection, _bank, driver) = connection().await;
+        let abandon = Abandon::unless_given_back(&connection.handback);
+        let mut request = http::Request::new(Payload::default());
+        request.headers_mut().insert(
+            http::header::HOST,
+            http::HeaderValue::from_static("a-name-that-is-longer-than-what-the-pipe-of-this-test-holds.example"),
+        );
+        assert!(timeout(TURNAROUND, connection.sender.try_send_request(request)).await.is_err(), "it is written");
+        drop(connection);
+        yield_now().await;
+        assert!(!driver.is_finished(), "it ends by itself: this test shows nothing");
+        drop(abandon);
+        assert!(timeout(2 * TURNAROUND, driver).await.is_ok());
     }
 
     #[tokio::test]

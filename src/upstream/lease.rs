@@ -20,7 +20,7 @@ use tokio::time::{Sleep, timeout_at};
 
 use super::connector;
 use super::counted::Late;
-use super::handback::Handback;
+use super::handback::{Abandon, Handback};
 use super::pool::{Connection, Pool};
 use super::seats::Seat;
 use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, ReactorId, SendError, Upstream};
@@ -43,6 +43,7 @@ struct Held {
     read: u64,
     /// Whether the bank cannot be relied upon to end this answer where it ends.
     is_last: bool,
+    abandon: Abandon,
 }
 
 /// Counts an exchange as under way for as long as it lives.
@@ -72,6 +73,7 @@ impl Lease {
             reactor,
             written: connection.count.written(),
             read: connection.count.read(),
+            abandon: Abandon::unless_given_back(&connection.handback),
             connection,
             pool: Arc::clone(&upstream.pool),
             _under_way: under_way,
@@ -126,7 +128,8 @@ impl Drop for Lease {
 
 impl Held {
     fn give_back(self) {
-        let Self { connection, pool, reactor, is_last, .. } = self;
+        let Self { connection, pool, reactor, is_last, abandon, .. } = self;
+        abandon.given_back();
         if !is_last && !connection.sender.is_closed() && !connection.count.is_broken() {
             Handback::leave(connection, pool, reactor);
         }
@@ -212,11 +215,12 @@ pub fn is_plainly_framed(headers: &HeaderMap) -> bool {
     codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
-/// Whether a body was announced where there is none (RFC 9110 section 8.6): a bank that sends it all the same would
-/// have it read as the next one's answer.
+/// Whether a body was announced where there is none (RFC 9110 section 8.6, RFC 9112 section 6.1): a bank that sends it
+/// all the same, if only the chunk that ends it, would have it read as the next one's answer.
 fn announces_what_never_comes(response: &Response<Incoming>) -> bool {
-    response.status() == StatusCode::NO_CONTENT
-        && response.headers().get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0")
+    let headers = response.headers();
+    let has_length = || headers.get_all(CONTENT_LENGTH).iter().any(|length| length.as_bytes() != b"0");
+    response.status() == StatusCode::NO_CONTENT && (has_length() || headers.contains_key(TRANSFER_ENCODING))
 }
 
 /// Whether an alert can still be about our certificate. A bank that did not ask for it has none to judge; in TLS 1.2 it

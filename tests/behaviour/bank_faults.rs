@@ -437,12 +437,53 @@ fn a_length_that_stands_there_twice_reaches_the_caller_once() {
 /// RFC 9110 section 8.6: it has none, and what comes all the same is nobody's answer.
 #[test]
 fn an_answer_without_a_body_that_announces_one_ends_its_connection() {
-    let bank = FakeBank::doing(|_| Act::Answer(b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n".to_vec()));
-    let rig = Rig::start(&config(bank.address, "", ""));
-    for _ in 0..2 {
-        assert_eq!(rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}").status, 204);
+    for field in ["Content-Length: 2", "Transfer-Encoding: chunked"] {
+        let bank =
+            FakeBank::doing(move |_| Act::Answer(format!("HTTP/1.1 204 No Content\r\n{field}\r\n\r\n").into_bytes()));
+        let rig = Rig::start(&config(bank.address, "", ""));
+        for _ in 0..2 {
+            assert_eq!(rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", "{}").status, 204);
+        }
+        assert_eq!(bank.connections(), 2, "{field}");
     }
-    assert_eq!(bank.connections(), 2);
+}
+
+/// A bank that stops reading in the middle of a payment, and goes on long after its caller was told.
+#[test]
+fn a_payment_that_was_given_up_is_not_written_on_and_keeps_no_place() {
+    const LARGE: usize = 16 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let (go_on, wait) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut first = Some((wait, tell));
+        for socket in listener.incoming() {
+            let session = rustls::ServerConnection::new(Manner::good().tls).expect("a session");
+            let mut tls = rustls::StreamOwned::new(session, socket.expect("accepted"));
+            let mut read = tls.read(&mut [0; 4096]).unwrap_or_default();
+            match first.take() {
+                Some((wait, tell)) => drop(std::thread::spawn(move || {
+                    let _ = wait.recv_timeout(Duration::from_secs(20));
+                    let mut piece = vec![0; 1 << 20];
+                    while let Ok(more @ 1..) = tls.read(&mut piece) {
+                        read += more;
+                    }
+                    let _ = tell.send(read);
+                })),
+                None => drop(tls.write_all(&ok("{}"))),
+            }
+        }
+    });
+    let top = "limits: { body: 32MiB, buffered: 128MiB }\ntimeouts: { response: 1s }\n";
+    let rig = Rig::start(&config(address, "    connections: 1\n", top));
+    let pay = |body: &str| rig.request("POST", PAYMENTS, "Content-Type: application/json\r\n", body);
+    let given_up = pay(&"x".repeat(LARGE));
+    assert_eq!((given_up.status, &*given_up.problem(), &*given_up.outcome()), (504, "upstream-timeout", "unknown"));
+    assert_eq!(pay("{}").status, 200, "it keeps the only place");
+    go_on.send(()).expect("the bank waits");
+    let read = told.recv_timeout(Duration::from_secs(20)).expect("its connection ends");
+    assert!(read < LARGE, "{read} bytes: all of it");
 }
 
 /// The whole of an exchange ends though no piece of the answer comes that could tell it, and whoever waited did not

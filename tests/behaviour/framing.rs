@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::support::{FakeBank, Rig, send};
+use crate::support::{FakeBank, Rig, config, send};
 
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
@@ -300,4 +300,16 @@ fn a_body_whose_stream_is_given_up_never_leaves() {
     let received = bank.received();
     assert_eq!(received.iter().filter(|request| request.request_line().starts_with("POST")).count(), 1);
     assert_eq!(received.last().map(|request| &*request.body), Some(&b"{\"half\"}"[..]));
+}
+
+/// RFC 9113 section 8.2.3: what HTTP/2 may send in crumbs is one line of HTTP/1.1.
+#[test]
+fn cookies_in_several_fields_of_http_2_are_one_line() {
+    let bank = FakeBank::good();
+    let rig = Rig::start(&config(bank.address, "    pass: [cookie]\n", ""));
+    let get = [(":method", "GET"), (":scheme", "http"), (":path", ACCOUNTS), (":authority", "localhost")];
+    h2(&rig, &[&get[..], &[("cookie", "a=1"), ("cookie", "b=2; c"), ("cookie", "d=")]].concat());
+    assert_eq!(bank.only().values("cookie"), ["a=1; b=2; c; d="]);
+    h2(&rig, &[&get[..], &[("cookie", "a=1")]].concat());
+    assert_eq!(bank.received().pop().expect("a second").values("cookie"), ["a=1"]);
 }

@@ -175,8 +175,7 @@ impl App {
     /// Binds every listener, or none. Call it within the runtime that will serve.
     pub async fn bind(self) -> Result<Bound, Vec<Finding>> {
         let file = self.config().file.clone();
-        let in_use = |key: String, address: &dyn std::fmt::Display, error: io::Error| {
-            let is_socket = address.to_string().starts_with("unix:");
+        let in_use = |key: String, address: &dyn std::fmt::Display, is_socket: bool, error: io::Error| {
             let hint = match error.kind() {
                 io::ErrorKind::PermissionDenied if is_socket => {
                     "let this user write in the socket's folder, and to a socket that is there"
@@ -193,11 +192,13 @@ impl App {
         let (mut listeners, mut admin) = (Vec::new(), Vec::new());
         for (index, settings) in self.config().listen.iter().enumerate() {
             let bound = Listener::bind(settings).await;
-            listeners.push(bound.map_err(|error| in_use(format!("listen[{index}]"), &settings.address, error))?);
+            let is_socket = matches!(settings.address, Address::Unix(_));
+            let in_use = |error| in_use(format!("listen[{index}]"), &settings.address, is_socket, error);
+            listeners.push(bound.map_err(in_use)?);
         }
         for (index, settings) in self.config().admin.iter().enumerate() {
             let bound = TcpListener::bind(settings.address).await;
-            admin.push(bound.map_err(|error| in_use(format!("admin[{index}]"), &settings.address, error))?);
+            admin.push(bound.map_err(|error| in_use(format!("admin[{index}]"), &settings.address, false, error))?);
         }
         Ok(Bound { app: self, listeners, admin })
     }

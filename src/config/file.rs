@@ -96,10 +96,7 @@ fn parse(text: &str) -> Result<Node, Fault> {
             .hint("`sealproxy init becm` prints a configuration to begin with"));
     }
     refuse_depth(text)?;
-    // An alias of an anchor that there is not is an alias first.
-    let names_none = |error: &serde_yaml::Error| error.to_string().starts_with("unknown anchor");
-    serde_yaml::from_str::<IgnoredAny>(text)
-        .map_err(|error| if names_none(&error) { reference(&error) } else { syntax(text, &error) })?;
+    serde_yaml::from_str::<IgnoredAny>(text).map_err(|error| syntax(text, &error))?;
     refuse_references(text)?;
     serde_yaml::from_str(text).map_err(|error| syntax(text, &error))
 }
@@ -145,6 +142,10 @@ const MAX_DEPTH: usize = 500;
 fn syntax(text: &str, error: &serde_yaml::Error) -> Fault {
     let line = error.location().and_then(|location| text.lines().nth(location.line().saturating_sub(1)));
     let fault = Fault::new(format!("this is not YAML that we read: {error}")).code("not-yaml");
+    // An alias of an anchor that there is not is an alias first.
+    if error.to_string().starts_with("unknown anchor") {
+        return reference(error);
+    }
     if error.to_string().contains("more than one document") {
         let fault = Fault::new("the file holds more than one YAML document").code("not-yaml");
         return fault.hint("take the line `---` between them away, or give each a file of its own");

@@ -238,8 +238,7 @@ impl Exchange {
 
     /// The caller is told so, which takes nothing of the bank's time.
     pub(super) fn failed(&mut self, problem: &Problem, status: StatusCode) {
-        self.reads_on = false;
-        self.done_with_the_bank();
+        (self.permit, self.reads_on) = (None, false);
         self.caller_gone |= is_unwanted() || problem.is_of_a_caller_who_left();
         if audience() == Audience::Told {
             let cause = problem.cause().unwrap_or_else(|| problem.to_string());

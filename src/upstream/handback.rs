@@ -26,7 +26,7 @@ enum Left {
     #[default]
     Nothing,
     Connection(Connection, Arc<Pool>),
-    /// What was under way on it is not wanted any more.
+    /// Nobody has it any more.
     GivenUp,
     /// Nobody takes it any more.
     TheDriverEnded,
@@ -49,9 +49,9 @@ impl Handback {
         handback.driver.wake();
     }
 
-    /// Ends a connection on which something was under way. hyper closes it by itself, but writes first what it holds of
-    /// the request: to a bank that takes nothing, for as long as that is so.
-    fn give_up(&self) {
+    /// For when a connection is dropped. hyper closes it by itself, but writes first what it holds of a request that
+    /// was under way: to a bank that takes nothing, for as long as that is so.
+    pub(super) fn give_up(&self) {
         let mut left = self.lock();
         if matches!(*left, Left::Nothing) {
             *left = Left::GivenUp;
@@ -83,7 +83,9 @@ impl Handback {
 
     /// Whether it was given up instead.
     fn put_back(&self) -> bool {
-        match mem::take(&mut *self.lock()) {
+        // The pool takes or drops it with nothing locked here.
+        let left = mem::take(&mut *self.lock());
+        match left {
             Left::Connection(connection, pool) if connection.sender.is_ready() => pool.put(connection),
             Left::Connection(connection, pool) => put_when_ready(connection, pool),
             Left::GivenUp => return true,
@@ -93,7 +95,7 @@ impl Handback {
     }
 
     fn lock(&self) -> MutexGuard<'_, Left> {
-        // It is one of three whole states after any panic.
+        // It is one of four whole states after any panic.
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -104,29 +106,8 @@ fn put_when_ready(mut connection: Connection, pool: Arc<Pool>) {
         let ready = timeout(TURNAROUND, poll_fn(|cx| connection.sender.poll_ready(cx))).await;
         if matches!(ready, Ok(Ok(()))) {
             pool.put(connection);
-        } else {
-            connection.handback.give_up();
         }
     });
-}
-
-/// Gives a connection up, unless it is given back before.
-pub(super) struct Abandon(Option<Arc<Handback>>);
-
-impl Abandon {
-    pub(super) fn unless_given_back(handback: &Arc<Handback>) -> Self {
-        Self(Some(Arc::clone(handback)))
-    }
-
-    pub(super) fn given_back(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Abandon {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|handback| handback.give_up());
-    }
 }
 
 struct Driver(Arc<Handback>);
@@ -205,7 +186,6 @@ pub(super) mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_given_up_ends() {
         let (mut connection, _bank, driver) = connection().await;
-        let abandon = Abandon::unless_given_back(&connection.handback);
         let mut request = http::Request::new(Payload::default());
         request.headers_mut().insert(
             http::header::HOST,
@@ -215,7 +195,6 @@ pub(super) mod tests {
         drop(connection);
         yield_now().await;
         assert!(!driver.is_finished(), "it ends by itself: this test shows nothing");
-        drop(abandon);
         assert!(timeout(2 * TURNAROUND, driver).await.is_ok());
     }
 

@@ -20,7 +20,7 @@ use tokio::time::{Sleep, timeout_at};
 
 use super::connector;
 use super::counted::Late;
-use super::handback::{Abandon, Handback};
+use super::handback::Handback;
 use super::pool::{Connection, Pool};
 use super::seats::Seat;
 use super::{AcquireError, AnswerError, Cause, Destination, Outcome, Payload, ReactorId, SendError, Upstream};
@@ -43,7 +43,6 @@ struct Held {
     read: u64,
     /// Whether the bank cannot be relied upon to end this answer where it ends.
     is_last: bool,
-    abandon: Abandon,
 }
 
 /// Counts an exchange as under way for as long as it lives.
@@ -73,7 +72,6 @@ impl Lease {
             reactor,
             written: connection.count.written(),
             read: connection.count.read(),
-            abandon: Abandon::unless_given_back(&connection.handback),
             connection,
             pool: Arc::clone(&upstream.pool),
             _under_way: under_way,
@@ -128,8 +126,7 @@ impl Drop for Lease {
 
 impl Held {
     fn give_back(self) {
-        let Self { connection, pool, reactor, is_last, abandon, .. } = self;
-        abandon.given_back();
+        let Self { connection, pool, reactor, is_last, .. } = self;
         if !is_last && !connection.sender.is_closed() && !connection.count.is_broken() {
             Handback::leave(connection, pool, reactor);
         }

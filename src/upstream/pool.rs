@@ -34,7 +34,7 @@ pub(super) struct Retired {
     pub(super) replaced: bool,
 }
 
-/// A connection between two leases.
+/// A connection between two leases. Dropped, it ends.
 pub(super) struct Connection {
     pub(super) sender: SendRequest<Payload>,
     pub(super) count: Arc<Count>,
@@ -52,6 +52,12 @@ impl Connection {
     /// One that has just been made.
     pub(super) fn new(Established { sender, count, handback, unjudged }: Established, home: ReactorId) -> Self {
         Self { sender, count, handback, unjudged, born: Instant::now(), home, served: 0, has_waited: false }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.handback.give_up();
     }
 }
 
@@ -303,7 +309,9 @@ mod tests {
     async fn what_is_idle_is_taken_by_its_own_reactor_first() {
         let (pool, away) = (Pool::new(LONG, LONG), ReactorId(1));
         for (home, served) in [(HOME, 1), (HOME, 2), (away, 3), (away, 4)] {
-            pool.put(Connection { home, served, ..connection().await });
+            let mut connection = connection().await;
+            (connection.home, connection.served) = (home, served);
+            pool.put(connection);
         }
         let taken = [HOME, away, HOME, HOME].map(|reactor| pool.take(reactor).map(|taken| taken.served).ok());
         assert_eq!(taken, [Some(2), Some(4), Some(1), Some(3)]);

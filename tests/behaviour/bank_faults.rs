@@ -3,14 +3,14 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use sealproxy::sandbox::authority::{Authority, KeyKind};
 use serde_json::Value;
 
 use crate::outside::free_port;
-use crate::support::{Act, FakeBank, Manner, Rig, config, folder, kit, meets, ok, tls, until};
+use crate::support::{Act, FakeBank, Manner, Rig, config, folder, gate, kit, meets, ok, tls, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 const PAYMENTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/payment-requests";
@@ -576,11 +576,9 @@ fn at_a_limit_load_is_shed_by_its_name_and_the_rest_is_kept() {
         ("    connections: 1\n", "timeouts: { connect: 500ms }\n", "upstream-busy", "all of the 1 `connections`"),
         ("", "limits: { in_flight: 1 }\n", "overloaded", "the 1 of `limits.in_flight`"),
     ] {
-        let (told, is_told) = mpsc::channel::<()>();
-        let is_told = Mutex::new(is_told);
+        let (told, until_told) = gate();
         let bank = FakeBank::doing(move |_| {
-            // Until the other one has been told, and the sender is dropped.
-            let _ = is_told.lock().expect("no panic").recv();
+            until_told();
             Act::Answer(ok("{}"))
         });
         let rig = Rig::start(&config(bank.address, more, top));

@@ -2,20 +2,32 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use sealproxy::app::Ended;
 use serde_json::Value;
 
 use crate::callers::one_answer;
-use crate::support::{Act, Answer, FakeBank, Rig, config, ok, send, until};
+use crate::support::{Act, Answer, FakeBank, Rig, config, gate, ok, send, until};
 
 const ACCOUNTS: &str = "/sandbox/becm/stet-psd2-api/v2.1/accounts";
 
 /// For what comes soon, on a machine that may be busy.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A whole one, by its id.
+fn payment(host: SocketAddr, id: &str) -> String {
+    format!(
+        "POST {ACCOUNTS} HTTP/1.1\r\nHost: {host}\r\nX-Request-Id: {id}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}"
+    )
+}
+
+/// Waits until the only caller's connection is seen to have ended.
+fn has_left(rig: &Rig) {
+    until("it has left", PATIENCE, || rig.metrics().contains("sealproxy_client_connections 0"));
+}
 
 fn readiness(rig: &Rig) -> u16 {
     rig.page("/readyz").status
@@ -238,19 +250,16 @@ fn a_drain_ends_at_its_deadline_and_tells_whoever_still_waits() {
 /// Its line says what its caller was told, and beside it what the bank said after all.
 #[test]
 fn an_answer_that_comes_after_the_stop_is_in_the_log_beside_what_the_caller_was_told() {
-    let (told, is_told) = mpsc::channel::<()>();
-    let is_told = Mutex::new(is_told);
+    let (told, until_told) = gate();
     let bank = FakeBank::doing(move |_| {
-        // Until its caller has been told, and the sender is dropped.
-        let _ = is_told.lock().expect("no panic").recv();
+        until_told();
         Act::Answer(ok("{}"))
     });
     let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 10s }\n"));
     let address = rig.address();
-    let head = format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n");
     let mut caller = TcpStream::connect(address).expect("connected");
     caller.set_read_timeout(Some(PATIENCE)).expect("a socket");
-    caller.write_all(format!("{head}{{}}").as_bytes()).expect("written");
+    caller.write_all(payment(address, "waits").as_bytes()).expect("written");
     until("it is with the bank", PATIENCE, || bank.received().len() == 1);
     let log = rig.log.clone();
     // The first ends the linger, and the second the drain.
@@ -270,30 +279,22 @@ fn an_answer_that_comes_after_the_stop_is_in_the_log_beside_what_the_caller_was_
 /// Nobody was told anything, and nothing was stopped: what the bank answered is what the log knows.
 #[test]
 fn an_answer_that_comes_after_the_stop_to_a_caller_who_had_left_is_the_bank_s() {
-    let (answer, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
+    let (answer, until_the_stop) = gate();
     let bank = FakeBank::doing(move |request| match request.header("x-request-id") {
         Some("left") => {
-            // Until the stop, or the test's end.
-            let _ = wait.lock().expect("no panic").recv_timeout(PATIENCE);
+            until_the_stop();
             Act::Answer(ok("{}"))
         }
         _ => Act::Wait(PATIENCE, ok("{}")),
     });
     let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 2s }\n"));
     let address = rig.address();
-    let head = |id: &str| {
-        format!(
-            "POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nX-Request-Id: {id}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}"
-        )
-    };
     let mut left = TcpStream::connect(address).expect("connected");
-    left.write_all(head("left").as_bytes()).expect("written");
+    left.write_all(payment(address, "left").as_bytes()).expect("written");
     until("it is with the bank", PATIENCE, || bank.received().len() == 1);
     drop(left);
-    until("it has left", PATIENCE, || rig.metrics().contains("sealproxy_client_connections 0"));
-    let stays = head("stays");
-    let stays = std::thread::spawn(move || send(address, stays.as_bytes()));
+    has_left(&rig);
+    let stays = std::thread::spawn(move || send(address, payment(address, "stays").as_bytes()));
     until("the other is with the bank", PATIENCE, || bank.received().len() == 2);
     let log = rig.log.clone();
     // The first ends the linger, and the second the drain.
@@ -316,14 +317,10 @@ fn an_answer_that_is_cut_by_the_stop_is_told_from_a_whole_one() {
     let rig = Rig::start(&config(bank.address, "", "timeouts: { drain: 1s }\n"));
     let address = rig.address();
     let mut left = TcpStream::connect(address).expect("connected");
-    left.write_all(
-        format!("POST {ACCOUNTS} HTTP/1.1\r\nHost: {address}\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\n{{}}")
-            .as_bytes(),
-    )
-    .expect("written");
+    left.write_all(payment(address, "left").as_bytes()).expect("written");
     assert!(left.read(&mut [0; 64]).expect("the answer has begun") > 0);
     drop(left);
-    until("it has left", PATIENCE, || rig.metrics().contains("sealproxy_client_connections 0"));
+    has_left(&rig);
     let log = rig.log.clone();
     rig.signal();
     rig.signal();
@@ -350,7 +347,7 @@ fn an_answer_that_is_read_for_a_caller_of_http_1_0_is_not_logged_as_told() {
         let log = rig.log.clone();
         if leaves {
             drop(caller);
-            until("it has left", PATIENCE, || rig.metrics().contains("sealproxy_client_connections 0"));
+            has_left(&rig);
             if method == "GET" {
                 // Given up before the stop.
                 log.wait(1);

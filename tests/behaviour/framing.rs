@@ -222,12 +222,30 @@ fn tells_of_the_stream(mut frames: &[u8]) -> bool {
     false
 }
 
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":path", ACCOUNTS), (":authority", "localhost")];
+const POST: [(&str, &str); 5] = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", PAYMENTS),
+    (":authority", "localhost"),
+    ("content-type", "a/b"),
+];
+/// Flags of a HEADERS frame (RFC 9113 section 6.2).
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// A connection of HTTP/2 as far as the head of its first request.
+fn begun(flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
+    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
+    let headers = frame(1, END_HEADERS | flags, 1, &block);
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), headers].concat()
+}
+
 /// Sends one HEADERS frame that ends the stream, and reads what becomes of it and what else comes for a moment.
 pub(crate) fn h2(rig: &Rig, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut stream = TcpStream::connect(rig.address()).expect("connected");
-    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
-    let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &block)].concat();
-    stream.write_all(&bytes).expect("written");
+    stream.write_all(&begun(END_STREAM, fields)).expect("written");
     heard(&stream, tells_of_the_stream)
 }
 
@@ -235,15 +253,7 @@ pub(crate) fn h2(rig: &Rig, fields: &[(&str, &str)]) -> Vec<u8> {
 #[test]
 fn http_2_requests_that_would_become_other_http_1_requests_never_leave() {
     let (bank, rig) = rig();
-    let get = [(":method", "GET"), (":scheme", "http"), (":path", ACCOUNTS), (":authority", "localhost")];
-    let post = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", PAYMENTS),
-        (":authority", "localhost"),
-        ("content-type", "a/b"),
-    ];
-    h2(&rig, &[&post[..], &[("content-length", "10")]].concat());
+    h2(&rig, &[&POST[..], &[("content-length", "10")]].concat());
     for (name, value) in [
         ("connection", "close"),
         ("transfer-encoding", "chunked"),
@@ -252,12 +262,12 @@ fn http_2_requests_that_would_become_other_http_1_requests_never_leave() {
         ("Upper", "case"),
         ("x", "a\r\nb: c"),
     ] {
-        h2(&rig, &[&get[..], &[(name, value)]].concat());
+        h2(&rig, &[&GET[..], &[(name, value)]].concat());
     }
     h2(&rig, &[(":method", "GET"), (":scheme", "http"), (":path", "/a b"), (":authority", "localhost")]);
-    h2(&rig, &[&get[..], &[("host", "other.example")]].concat());
+    h2(&rig, &[&GET[..], &[("host", "other.example")]].concat());
     well_framed(&bank, 0);
-    h2(&rig, &get);
+    h2(&rig, &GET);
     well_framed(&bank, 1);
 }
 
@@ -266,22 +276,12 @@ fn http_2_requests_that_would_become_other_http_1_requests_never_leave() {
 fn a_body_whose_stream_is_given_up_never_leaves() {
     let (bank, rig) = rig();
     // A connection to the bank stands: what is whole would go in the turn in which it comes.
-    h2(&rig, &[(":method", "GET"), (":scheme", "http"), (":path", ACCOUNTS), (":authority", "localhost")]);
+    h2(&rig, &GET);
     well_framed(&bank, 1);
-    let head: Vec<u8> = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", PAYMENTS),
-        (":authority", "localhost"),
-        ("content-type", "a/b"),
-    ]
-    .iter()
-    .flat_map(|(name, value)| field(name, value))
-    .collect();
     const NO_ERROR: [u8; 4] = [0; 4];
     const CANCEL: [u8; 4] = [0, 0, 0, 8];
     let (reset, data) = (|code| frame(3, 0, 1, code), frame(0, 0, 1, b"{\"half"));
-    let begun = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &head)].concat();
+    let begun = begun(0, &POST);
     let cases = [
         [begun.clone(), data.clone(), reset(&NO_ERROR)].concat(),
         [begun.clone(), reset(&NO_ERROR)].concat(),
@@ -295,7 +295,7 @@ fn a_body_whose_stream_is_given_up_never_leaves() {
     }
     // The same, and its end.
     let mut whole = TcpStream::connect(rig.address()).expect("connected");
-    whole.write_all(&[begun, data, frame(0, 1, 1, b"\"}")].concat()).expect("written");
+    whole.write_all(&[begun, data, frame(0, END_STREAM, 1, b"\"}")].concat()).expect("written");
     rig.log.wait(5);
     let received = bank.received();
     assert_eq!(received.iter().filter(|request| request.request_line().starts_with("POST")).count(), 1);
@@ -307,9 +307,8 @@ fn a_body_whose_stream_is_given_up_never_leaves() {
 fn cookies_in_several_fields_of_http_2_are_one_line() {
     let bank = FakeBank::good();
     let rig = Rig::start(&config(bank.address, "    pass: [cookie]\n", ""));
-    let get = [(":method", "GET"), (":scheme", "http"), (":path", ACCOUNTS), (":authority", "localhost")];
-    h2(&rig, &[&get[..], &[("cookie", "a=1"), ("cookie", "b=2; c"), ("cookie", "d=")]].concat());
+    h2(&rig, &[&GET[..], &[("cookie", "a=1"), ("cookie", "b=2; c"), ("cookie", "d=")]].concat());
     assert_eq!(bank.only().values("cookie"), ["a=1; b=2; c; d="]);
-    h2(&rig, &[&get[..], &[("cookie", "a=1")]].concat());
+    h2(&rig, &[&GET[..], &[("cookie", "a=1")]].concat());
     assert_eq!(bank.received().pop().expect("a second").values("cookie"), ["a=1"]);
 }

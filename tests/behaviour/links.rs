@@ -35,10 +35,16 @@ fn a_connection_that_was_closed_or_reset_while_idle_costs_no_payment() {
     }
 }
 
+/// A caller that asks.
+fn caller(rig: &Rig) -> TcpStream {
+    let mut caller = TcpStream::connect(rig.address()).expect("connected");
+    write!(caller, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+    caller
+}
+
 /// Asks, and leaves as soon as the bank is dialled.
 fn leave_while_it_is_dialled(rig: &Rig, bank: &FakeBank) {
-    let mut hasty = TcpStream::connect(rig.address()).expect("connected");
-    write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+    let _hasty = caller(rig);
     until("it is dialled", SOON, || bank.connections() == 1);
 }
 
@@ -67,8 +73,7 @@ fn a_connection_that_is_dialled_for_nobody_is_for_whoever_waits() {
         let bank = FakeBank::with(slow, |_| Act::Answer(ok("{}")));
         let rig = Rig::start(&file_config(bank.address, "    connections: 1\n", ""));
         std::thread::scope(|scope| {
-            let mut hasty = TcpStream::connect(rig.address()).expect("connected");
-            write!(hasty, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
+            let hasty = caller(&rig);
             until("it is dialled", SOON, || bank.connections() == 1);
             let waits = scope.spawn(|| pay(&rig).status);
             until("another waits", SOON, || rig.metrics().contains("sealproxy_in_flight 2"));
@@ -87,16 +92,11 @@ fn a_dial_that_nobody_waits_for_gives_way_where_the_bank_is_silent() {
     let bank = FakeBank::with(silent, |_| Act::Answer(ok("{}")));
     let top = "timeouts: { handshake: 15s }\n";
     let rig = Rig::start(&file_config(bank.address, "    connections: 2\n", top));
-    let ask = || {
-        let mut caller = TcpStream::connect(rig.address()).expect("connected");
-        write!(caller, "GET {ACCOUNTS} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.address()).expect("written");
-        caller
-    };
-    let both = [ask(), ask()];
+    let both = [caller(&rig), caller(&rig)];
     until("both are dialled", SOON, || bank.connections() == 2);
     drop(both);
     rig.log.wait(2);
-    let _next = [ask(), ask()];
+    let _next = [caller(&rig), caller(&rig)];
     until("two more are dialled", Duration::from_secs(4), || bank.connections() == 4);
 }
 

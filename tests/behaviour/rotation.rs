@@ -3,8 +3,8 @@
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use sealproxy::identity::certificate::Certificate;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::sealing::{leaf, verify_by};
 use crate::succession::judged;
-use crate::support::{Act, FakeBank, Manner, Received, Rig, config, folder, kit, meets, ok, send, tls, until};
+use crate::support::{Act, FakeBank, Manner, Received, Rig, config, folder, gate, kit, meets, ok, send, tls, until};
 
 /// Whoever comes before the connection is back waits for it, instead of making another.
 const ONE: &str = ", connections: 1";
@@ -1256,11 +1256,10 @@ fn every_hang_up_is_answered_in_the_log_and_routes_that_are_gone_leave_no_series
 /// What ends after its route has gone, or has gone and come back, is counted where its line says it belongs.
 #[test]
 fn a_request_under_way_is_counted_whatever_becomes_of_its_route() {
-    let (answer, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
+    let (answer, until_let) = gate();
     let world = World::answering(move |request| {
         if request.request_line().contains("token") {
-            let _ = wait.lock().expect("no panic").recv_timeout(Duration::from_secs(20));
+            until_let();
         }
         Act::Answer(ok("{}"))
     });

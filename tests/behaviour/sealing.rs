@@ -1,7 +1,7 @@
 //! What reaches the bank: exactly what was signed, and nothing that should have stayed inside.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +11,7 @@ use sealproxy::identity::certificate::{Certificate, PublicKey};
 use sealproxy::identity::pem;
 
 use crate::outside::free_port;
-use crate::support::{Act, FakeBank, Manner, Received, Rig, config, kit, ok};
+use crate::support::{Act, FakeBank, Manner, Received, Rig, config, kit, ok, until};
 
 const API: &str = "/sandbox/becm/stet-psd2-api/v2.1";
 
@@ -135,12 +135,14 @@ fn requests_that_come_at_a_time_have_each_its_own_seal() {
     if makes_several() {
         // A thread that is late for its seals, as a debug build easily is, makes them one by one for a second.
         let mut metrics = metrics;
-        let until = Instant::now() + Duration::from_secs(20);
-        while !several_were_made(&metrics) {
-            assert!(Instant::now() < until, "{metrics}");
-            send_at_a_time(&rig);
-            metrics = rig.metrics();
-        }
+        until("one call makes several", Duration::from_secs(20), || {
+            let are_made = several_were_made(&metrics);
+            if !are_made {
+                send_at_a_time(&rig);
+                metrics = rig.metrics();
+            }
+            are_made
+        });
         assert!(metrics.contains("sealproxy_seal_batch_faults_total 0"), "{metrics}");
     }
 }

@@ -182,6 +182,16 @@ fn whoever_sends_slowly_keeps_nobody_else_s_place() {
     drop(slow);
 }
 
+/// A caller of HTTP/2 that takes no more of each answer than this, unless it reads on.
+async fn with_window(address: SocketAddr, window: u32) -> http2::SendRequest<Full<Bytes>> {
+    let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let builder = builder.initial_stream_window_size(window);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
+    tokio::spawn(connection);
+    sender
+}
+
 /// One HTTP/2 connection whose caller has no room for a byte of any answer, and one with room for one.
 #[test]
 fn streams_without_a_window_keep_nobody_else_s_place() {
@@ -193,14 +203,10 @@ fn streams_without_a_window_keep_nobody_else_s_place() {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let chunked = format!("{ACCOUNTS}?chunked");
         let stuck = runtime.block_on(async {
-            let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            let builder = builder.initial_stream_window_size(window);
-            let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
-            tokio::spawn(connection);
+            let mut sender = with_window(address, window).await;
             let mut answers = Vec::new();
             for path in [ACCOUNTS, ACCOUNTS, &chunked, &chunked, "/nowhere", "/nowhere"] {
-                let request = http::Request::get(format!("http://{address}{path}")).body(Empty::<Bytes>::new());
+                let request = http::Request::get(format!("http://{address}{path}")).body(Full::default());
                 answers.push(sender.send_request(request.expect("a request")).await.expect("a head"));
             }
             answers
@@ -225,12 +231,8 @@ fn a_problem_that_nobody_takes_keeps_nobody_else_s_place() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let stuck = runtime.block_on(async {
-        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        let builder = builder.initial_stream_window_size(0);
-        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
-        tokio::spawn(connection);
-        let request = http::Request::get(format!("http://{address}{ACCOUNTS}")).body(Empty::<Bytes>::new());
+        let mut sender = with_window(address, 0).await;
+        let request = http::Request::get(format!("http://{address}{ACCOUNTS}")).body(Full::default());
         sender.send_request(request.expect("a request")).await.expect("a head")
     });
     assert_eq!(stuck.status(), 502);
@@ -284,11 +286,7 @@ fn an_answer_that_finds_no_room_has_its_head_first() {
     let address = rig.address();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (cut, bodies) = runtime.block_on(async {
-        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        let builder = builder.initial_stream_window_size(16_000);
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("a preface");
-        tokio::spawn(connection);
+        let sender = with_window(address, 16_000).await;
         let asked = (0..60).map(|number| {
             let uri = format!("http://{address}{ACCOUNTS}?piece={number}");
             let request = http::Request::post(uri).header("content-type", "a/b").body(Full::<Bytes>::from("{}"));

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -176,7 +176,7 @@ impl Rig {
         let lines = Lines::default();
         let log_lines = lines.clone();
         let (signal, mut signals) = unbounded_channel();
-        let (ready, started) = std::sync::mpsc::channel();
+        let (ready, started) = mpsc::channel();
         let serving = std::thread::spawn(move || {
             let (log, writer) = Log::start(log_lines, 100_000).expect("a thread");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -427,6 +427,17 @@ pub(crate) fn meets<T: std::fmt::Debug>(mut tried: impl FnMut() -> T, is_so: imp
     let missed: Vec<T> = (0..5).map(|_| tried()).take_while(|result| !is_so(result)).collect();
     assert!(missed.len() < 5, "{missed:?}");
     missed.iter().for_each(|missed| eprintln!("missed: {missed:?}"));
+}
+
+/// Where a bank waits until the test lets one pass, or drops its end.
+pub(crate) fn gate() -> (mpsc::Sender<()>, impl Fn() + Send + Sync + 'static) {
+    let (opens, waits) = mpsc::channel();
+    let waits = Mutex::new(waits);
+    let wait = move || {
+        // The end of the test opens it as well.
+        let _ = waits.lock().expect("no panic").recv();
+    };
+    (opens, wait)
 }
 
 pub(crate) fn ok(body: &str) -> Vec<u8> {
